@@ -1,0 +1,56 @@
+"""bpgpu: backpropagation for dense neural networks, the same gradients on every backend.
+
+Importing it touches NumPy only; a backend's libraries load when the backend is asked for.
+"""
+
+from bpgpu._version import __version__
+from bpgpu.activations import Activation
+from bpgpu.backends import BackendInfo, backends, get_backend
+from bpgpu.backends.base import Backend
+from bpgpu.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateSchedule, ProgressBar
+from bpgpu.costs import Cost
+from bpgpu.errors import (
+    BackendUnavailableError,
+    FormulaError,
+    GradientError,
+    ModelFileError,
+    NonFiniteError,
+)
+from bpgpu.gradcheck import GradientReport, check_gradients
+from bpgpu.network import MLP
+from bpgpu.optimizers import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Optimizer, RMSprop, StepDecay
+from bpgpu.plan import Plan
+from bpgpu.training import History
+
+__all__ = [
+    "MLP",
+    "SGD",
+    "Activation",
+    "Adam",
+    "AdamW",
+    "Backend",
+    "BackendInfo",
+    "BackendUnavailableError",
+    "Callback",
+    "Checkpoint",
+    "CosineDecay",
+    "Cost",
+    "EarlyStopping",
+    "ExponentialDecay",
+    "FormulaError",
+    "GradientError",
+    "GradientReport",
+    "History",
+    "LearningRateSchedule",
+    "ModelFileError",
+    "NonFiniteError",
+    "Optimizer",
+    "Plan",
+    "ProgressBar",
+    "RMSprop",
+    "StepDecay",
+    "__version__",
+    "backends",
+    "check_gradients",
+    "get_backend",
+]

@@ -1,0 +1,104 @@
+"""Activations: the rows of the formula table as objects, and the user's own."""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bpgpu.errors import FormulaError, unknown_name
+from bpgpu.kernels import formulas
+
+# Where the derivative of a user's activation is compared with finite differences; off the usual kinks at integers.
+_POINTS = np.concatenate([np.linspace(-6.0, 6.0, 241), [-30.0, -15.0, -9.0, 9.0, 15.0, 30.0]]) + 0.00123
+T = TypeVar("T")
+FLOAT64 = np.dtype(np.float64)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function, given by expressions that run on every backend.
+
+    Parameters
+    ----------
+    name : str
+    value : str
+        sigma(z), an expression in ``z``.
+    derivative : str
+        sigma'(z), an expression in ``a`` (the value), in ``z``, or in both. Written in ``a`` alone it saves the
+        memory that keeps z.
+
+    Raises
+    ------
+    FormulaError
+        If an expression holds anything but numbers, ``z`` (and ``a``), operators and the functions of
+        `bpgpu.kernels.formulas`, or if the derivative disagrees with finite differences of the value.
+
+    Examples
+    --------
+    >>> bpgpu.Activation("swish", value="z / (1 + exp(-z))", derivative="(1 + a * exp(-z)) / (1 + exp(-z))")
+    """
+
+    name: str
+    value: str
+    derivative: str
+
+    def __post_init__(self) -> None:
+        formulas.names_used(self.value, ("z",))
+        formulas.names_used(self.derivative, ("z", "a"))
+        value = formulas.numpy_function(self.value, FLOAT64)
+        derivative = formulas.numpy_function(self.derivative, FLOAT64)
+
+        def sigma(z: Any) -> Any:
+            return value(z, None, None)
+
+        wrong = formulas.first_wrong_derivative(sigma, lambda z: derivative(z, sigma(z), None), _POINTS)
+        if wrong is not None:
+            z, given, difference = wrong
+            raise FormulaError(
+                f"activation {self.name!r}: at z = {z:.6g} the derivative {self.derivative!r} gives {given:.9g}, but "
+                f"finite differences of the value {self.value!r} give {difference:.9g}"
+            )
+
+    @property
+    def rowwise(self) -> bool:
+        """True for softmax, where each output depends on every z of its row."""
+        return self == SOFTMAX
+
+    @property
+    def derivative_needs_z(self) -> bool:
+        """True if sigma' cannot be computed from the activation alone, so that z must be kept."""
+        return not self.rowwise and "z" in formulas.names_used(self.derivative)
+
+
+def unchecked(kind: type[T], **fields: str) -> T:
+    """Make an object of the table without the checks of its constructor: the tests do them, importing need not."""
+    row = object.__new__(kind)
+    for name, text in fields.items():
+        object.__setattr__(row, name, text)
+    return row
+
+
+# Softmax is the one row-wise activation, built into every backend; its formulas here are for the reader:
+# g = dC/da, sums over the row.
+SOFTMAX = unchecked(Activation, name="softmax", value="exp(z) / sum(exp(z))", derivative="a * (g - sum(g * a))")
+ACTIVATIONS = {
+    name: unchecked(Activation, name=name, value=value, derivative=derivative)
+    for name, (value, derivative) in formulas.ACTIVATIONS.items()
+} | {"softmax": SOFTMAX}
+IDENTITY = ACTIVATIONS["identity"]
+
+
+def get_activation(activation: str | Activation) -> Activation:
+    """Return the activation of this name, or the object itself.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if isinstance(activation, Activation):
+        return activation
+    name = formulas.ACTIVATION_ALIASES.get(activation, activation)
+    if name not in ACTIVATIONS:
+        raise unknown_name("activation", activation, [*ACTIVATIONS, *formulas.ACTIVATION_ALIASES])
+    return ACTIVATIONS[name]

@@ -1,0 +1,103 @@
+"""The choice of a backend.
+
+A backend's module is imported when the backend is asked for, never before: importing bpgpu touches NumPy only, and a
+GPU library that is broken breaks nobody who does not use it.
+"""
+
+import functools
+import importlib
+import importlib.util
+from dataclasses import dataclass
+
+from bpgpu.backends.base import Backend
+from bpgpu.errors import BackendUnavailableError, unknown_name
+
+# name: (module, class, command that installs what it needs), fastest first: "auto" takes the first that runs.
+REGISTRY = {
+    "cupy": ("bpgpu.backends.cupy_backend", "CupyBackend", 'pip install "bpgpu[cuda13]"'),
+    "numba-cuda": ("bpgpu.backends.numba_cuda_backend", "NumbaCudaBackend", 'pip install "bpgpu[cuda13]"'),
+    "numba": ("bpgpu.backends.numba_backend", "NumbaBackend", "pip install numba"),
+    "numpy": ("bpgpu.backends.numpy_backend", "NumpyBackend", "pip install numpy"),
+}
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One backend as this machine sees it.
+
+    Attributes
+    ----------
+    name : str
+    available : bool
+    reason : str
+        Why it can or cannot be used, and in the second case what to do.
+    device : str or None
+        What it would run on.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    device: str | None
+
+
+def backends() -> list[BackendInfo]:
+    """Return every backend with what stands in its way, fastest first."""
+    found = []
+    for name in REGISTRY:
+        try:
+            backend = _construct(name)
+        except BackendUnavailableError as error:
+            found.append(BackendInfo(name, False, str(error), None))
+        else:
+            found.append(BackendInfo(name, True, "ready", backend.device))
+    return found
+
+
+def get_backend(name: str | Backend = "auto") -> Backend:
+    """Return a backend.
+
+    Parameters
+    ----------
+    name : str or Backend
+        "numpy", "numba", "cupy" or "numba-cuda"; "auto" for the fastest that runs here; or a backend, which is
+        returned as it is.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If the named backend cannot run here; with the cause and the command that fixes it.
+    ValueError
+        If the name is unknown.
+    """
+    if isinstance(name, Backend):
+        return name
+    if name == "auto":
+        return _construct(next(info.name for info in backends() if info.available))
+    if name not in REGISTRY:
+        raise unknown_name("backend", name, ["auto", *REGISTRY])
+    return _construct(name)
+
+
+def why_auto() -> str:
+    """Return a sentence that says which backend "auto" takes, and why none of the faster ones."""
+    passed_over: list[str] = []
+    for info in backends():
+        if info.available:
+            return "; ".join([f"{info.name} is the fastest backend that runs here", *passed_over])
+        passed_over.append(info.reason)
+    raise AssertionError("the numpy backend is always available")
+
+
+@functools.cache
+def _construct(name: str) -> Backend:
+    module, attribute, fix = REGISTRY[name]
+    if importlib.util.find_spec(module) is None:
+        raise BackendUnavailableError(f"backend {name!r}: not part of this version of bpgpu; use 'numpy'")
+    try:
+        backend: Backend = getattr(importlib.import_module(module), attribute)()
+    except BackendUnavailableError:
+        raise
+    except Exception as error:
+        raise BackendUnavailableError(f"backend {name!r}: {type(error).__name__}: {error}; try: {fix}") from error
+    return backend

@@ -1,0 +1,446 @@
+"""The contract of a backend, and its reference: backpropagation over any module with NumPy's interface.
+
+Every method is written here once, for reading; a backend sets `xp` and overrides a method only for speed, with the
+same arguments and the same side effects. Rows are samples. ``out`` arguments are written, all others are only read,
+but for `update`, whose name says so.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bpgpu.activations import IDENTITY, Activation
+from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
+from bpgpu.errors import NonFiniteError
+from bpgpu.kernels import formulas, philox
+from bpgpu.optimizers import Optimizer
+from bpgpu.plan import Batch, Plan
+
+Array = Any  # the backend's own array type
+
+
+class Backend:
+    """Backpropagation on one device.
+
+    Attributes
+    ----------
+    name : str
+    device : str
+        What it runs on, for people.
+    xp : module
+        The array module.
+    """
+
+    name: str
+    device: str
+    xp: Any
+
+    def __repr__(self) -> str:
+        return f"<bpgpu backend {self.name} on {self.device}>"
+
+    # Memory
+
+    def asarray(self, array: Any, dtype: np.dtype[Any]) -> Array:
+        """Return the array on the backend's device, C-contiguous and of `dtype`; a copy only if it must be."""
+        return self.xp.ascontiguousarray(array, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """Return the array as a NumPy array; a copy only if it must be."""
+        return np.asarray(array)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return a new array with arbitrary content."""
+        return self.xp.empty(shape, dtype=dtype)
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+
+    # Forward
+
+    def forward(
+        self,
+        a_prev: Array,
+        W: Array,
+        b: Array | None,
+        activation: Activation,
+        *,
+        out: Array,
+        out_z: Array | None = None,
+    ) -> None:
+        """Compute ``z = a_prev W + b`` and ``a = sigma(z)`` for a batch.
+
+        Parameters
+        ----------
+        a_prev : array, shape (B, n_{l-1})
+        W : array, shape (n_{l-1}, n_l)
+        b : array, shape (n_l,), optional
+        activation : Activation
+        out : array, shape (B, n_l)
+            Receives a.
+        out_z : array, shape (B, n_l), optional
+            Receives z.
+        """
+        z = self.xp.matmul(a_prev, W, out=out if out_z is None else out_z)
+        if b is not None:
+            z += b
+        out[...] = self._softmax(z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
+
+    def dropout(self, x: Array, rate: float, *, seed: int, epoch: int, step: int, layer: int, out: Array) -> None:
+        """Compute ``x / (1 - rate)`` where the element is kept and 0 where it is dropped.
+
+        The same call drops the same elements, in activations on the way forward and in errors on the way back;
+        `bpgpu.kernels.philox.keep_mask` says which.
+
+        Parameters
+        ----------
+        x : array, shape (B, n_l)
+        rate : float
+            In [0, 1).
+        seed, epoch, step, layer : int
+        out : array, shape (B, n_l)
+            May be `x`.
+        """
+        keep = self.xp.asarray(philox.keep_mask(x.shape, rate, seed=seed, epoch=epoch, step=step, layer=layer))
+        self.xp.multiply(x, keep * x.dtype.type(1 / (1 - rate)), out=out)
+
+    # Error
+
+    def output_delta(
+        self,
+        z: Array,
+        y: Array,
+        scale: Array,
+        activation: Activation,
+        cost: Cost,
+        *,
+        out_a: Array,
+        out_delta: Array,
+        out_cost: Array,
+    ) -> None:
+        """Compute activation, cost and ``delta_L = dC/dz_L`` of the output layer.
+
+        Parameters
+        ----------
+        z : array, shape (B, n_L)
+        y : array, shape (B, n_L)
+            Targets.
+        scale : array, shape (B,)
+            Weight of each row in C: 1/B for all without sample weights.
+        activation : Activation
+        cost : Cost
+        out_a, out_delta : array, shape (B, n_L)
+        out_cost : array, shape (B,)
+            Receives the cost of each row, without its scale.
+        """
+        if activation.rowwise:
+            out_a[...], log_a = self._softmax(z)
+            if cost == CROSS_ENTROPY:
+                # -sum_k y_k log a_k from z, and sum_k y_k (a_i - [i = k]); sum_k y_k is 1 for probabilities.
+                # Where y is 0 its term is 0, also where log a is -inf.
+                values = self.xp.where(y == 0, z.dtype.type(0), -y * log_a)
+                out_delta[...] = y.sum(axis=1, keepdims=True) * out_a - y
+            else:
+                values = self._evaluate(cost.value, a=out_a, y=y)
+                g_a = self._evaluate(cost.gradient, a=out_a, y=y) * out_a
+                out_delta[...] = g_a - out_a * g_a.sum(axis=1, keepdims=True)
+        else:
+            value, delta = output_formulas(activation, cost)
+            out_a[...] = self._evaluate(activation.value, z=z)
+            values = self._evaluate(value, z=z, a=out_a, y=y)
+            out_delta[...] = self._evaluate(delta, z=z, a=out_a, y=y)
+        out_delta *= scale[:, None]
+        self.xp.sum(values, axis=1, out=out_cost)
+        if cost.reduction == "mean":
+            out_cost /= z.shape[1]
+            out_delta /= z.shape[1]
+
+    def hidden_delta(
+        self, delta: Array, W: Array, a: Array, activation: Activation, *, out: Array, z: Array | None = None
+    ) -> None:
+        """Compute ``delta_l = (delta_{l+1} W_{l+1}^T) ⊙ sigma_l'(z_l)``.
+
+        Parameters
+        ----------
+        delta : array, shape (B, n_{l+1})
+        W : array, shape (n_l, n_{l+1})
+        a : array, shape (B, n_l)
+            a_l, before dropout.
+        activation : Activation
+            sigma_l.
+        out : array, shape (B, n_l)
+        z : array, shape (B, n_l), optional
+            z_l, where ``activation.derivative_needs_z``.
+        """
+        self.xp.matmul(delta, W.T, out=out)
+        if activation.rowwise:
+            out *= a
+            out -= a * out.sum(axis=1, keepdims=True)
+        else:
+            out *= self._evaluate(activation.derivative, z=z, a=a)
+
+    # Gradient
+
+    def weight_gradient(
+        self,
+        a_prev: Array,
+        delta: Array,
+        *,
+        out_W: Array,
+        out_b: Array | None = None,
+        W: Array | None = None,
+        decay: float = 0.0,
+        mask: Array | None = None,
+    ) -> None:
+        """Compute ``dC/dW_l = a_{l-1}^T delta_l + decay W_l`` and ``dC/db_l``, the column sums of delta_l.
+
+        Parameters
+        ----------
+        a_prev : array, shape (B, n_{l-1})
+        delta : array, shape (B, n_l)
+        out_W : array, shape (n_{l-1}, n_l)
+        out_b : array, shape (n_l,), optional
+        W : array, shape (n_{l-1}, n_l), optional
+            What `decay` is of; without it there is no penalty.
+        decay : float
+            lambda / m of the penalty.
+        mask : array, shape (n_{l-1}, n_l), optional
+            Connectivity: the gradient is 0 where it is 0.
+        """
+        self.xp.matmul(a_prev.T, delta, out=out_W)
+        if decay and W is not None:
+            out_W += decay * W
+        if mask is not None:
+            out_W *= mask
+        if out_b is not None:
+            self.xp.sum(delta, axis=0, out=out_b)
+
+    # Update
+
+    def update(
+        self,
+        rule: Optimizer,
+        parameters: Array,
+        gradients: Array,
+        state: list[Array],
+        *,
+        t: int,
+        learning_rate: float,
+        n_weights: int,
+    ) -> None:
+        """Take one step of `rule`, in place on `parameters`, `state` and, if it clips, `gradients`.
+
+        Parameters
+        ----------
+        rule : Optimizer
+        parameters, gradients : array, shape (n_parameters,)
+        state : list of array, shape (n_parameters,)
+        t : int
+            The step, counted from 1.
+        learning_rate : float
+        n_weights : int
+            How many leading entries are weights.
+        """
+        if rule.clip_norm is not None:
+            norm = math.sqrt(float((gradients.astype(np.float64) ** 2).sum()))  # float32 would overflow at 1e19
+            if norm > rule.clip_norm:
+                gradients *= rule.clip_norm / norm
+        rule.apply(parameters, gradients, state, t=t, eta=learning_rate, n_weights=n_weights, xp=self.xp)
+
+    # Whole steps
+
+    def batch_forward(self, plan: Plan, batch: Batch, parameters: Array, *, epoch: int, step: int) -> float:
+        """Run one batch forward, to the cost and the delta of the output layer.
+
+        Parameters
+        ----------
+        plan : Plan
+        batch : Batch
+            With input, targets and scale loaded; its z, a, h, cost and delta[L] are written.
+        parameters : array, shape (n_parameters,)
+        epoch, step : int
+            Counted from 0; with the seed they choose the dropout.
+
+        Returns
+        -------
+        float
+            The weighted mean of the rows' costs; no penalty.
+        """
+        net = plan.architecture
+        L = len(net.activations)
+        weights, biases = net.views(parameters)
+        W, b, sigma = [None, *weights], [None, *biases], [IDENTITY, *net.activations]  # W[l] leads into layer l
+        z, a, h = batch.z, batch.a, batch.h
+        for l in range(1, L):
+            self.forward(h[l - 1], W[l], b[l], sigma[l], out=a[l], out_z=z[l])
+            if net.dropout:
+                self.dropout(a[l], net.dropout, seed=net.seed, epoch=epoch, step=step, layer=l, out=h[l])
+        self.forward(h[L - 1], W[L], b[L], IDENTITY, out=z[L])
+        self.output_delta(
+            z[L], batch.y, batch.scale, sigma[L], net.cost, out_a=a[L], out_delta=batch.delta[L], out_cost=batch.cost
+        )
+        return float(batch.scale @ batch.cost)
+
+    def batch_gradients(self, plan: Plan, batch: Batch, parameters: Array, *, epoch: int, step: int) -> float:
+        """Run one batch forward and back; leave its gradients in `plan`.
+
+        Takes and writes what `batch_forward` does, and all of ``batch.delta`` and ``plan.gradients``.
+
+        Returns
+        -------
+        float
+            C, penalty included.
+        """
+        C = self.batch_forward(plan, batch, parameters, epoch=epoch, step=step)
+        net = plan.architecture
+        L = len(net.activations)
+        W, sigma = [None, *net.views(parameters)[0]], [IDENTITY, *net.activations]
+        dW, db, mask = [None, *plan.dW], [None, *plan.db], [None, *plan.masks]
+        z, a, h, delta = batch.z, batch.a, batch.h, batch.delta
+        for l in range(L - 1, 0, -1):
+            self.hidden_delta(delta[l + 1], W[l + 1], a[l], sigma[l], out=delta[l], z=z[l])
+            if net.dropout:
+                self.dropout(delta[l], net.dropout, seed=net.seed, epoch=epoch, step=step, layer=l, out=delta[l])
+        decay = net.l2 / len(batch.y)
+        for l in range(1, L + 1):
+            self.weight_gradient(h[l - 1], delta[l], out_W=dW[l], out_b=db[l], W=W[l], decay=decay, mask=mask[l])
+        return C + self.penalty(parameters[: net.n_weights], decay)
+
+    def penalty(self, weights: Array, decay: float) -> float:
+        """Return ``decay / 2`` times the sum of squares of the weights."""
+        return decay / 2 * float(weights @ weights) if decay else 0.0
+
+    def load_batch(self, batch: Batch, X: Array, y: Array, weight: Array | None, rows: Array | slice) -> float:
+        """Copy the rows of a batch into its workspace; expand integer labels to one-hot rows.
+
+        Parameters
+        ----------
+        batch : Batch
+            Its input, targets and scale are written.
+        X : array, shape (n, n_0)
+        y : array, shape (n, n_L), or (n,) of integer labels
+        weight : array, shape (n,), optional
+            Sample weights; without them each is 1.
+        rows : array of int, shape (B,), or slice
+
+        Returns
+        -------
+        float
+            The weight of the batch.
+        """
+        batch.a[0][...] = X[rows]
+        if y.ndim == 2:
+            batch.y[...] = y[rows]
+        else:
+            batch.y[...] = y[rows][:, None] == self.xp.arange(batch.y.shape[1])
+        if weight is None:
+            batch.scale[...] = 1 / len(batch.scale)
+            return float(len(batch.scale))
+        batch.scale[...] = weight[rows]
+        total = float(batch.scale.sum())
+        if total > 0:  # a batch may draw rows of weight 0 only: then it has no cost but the penalty
+            batch.scale /= total
+        return total
+
+    def run_epoch(
+        self,
+        plan: Plan,
+        X: Array,
+        y: Array,
+        order: Array | None,
+        *,
+        parameters: Array,
+        sample_weight: Array | None,
+        learning_rates: list[float],
+        epoch: int,
+    ) -> float:
+        """Train one epoch in place on `parameters`.
+
+        Parameters
+        ----------
+        plan : Plan
+            Allocated, with a rule.
+        X : array, shape (n, n_0)
+        y : array, shape (n, n_L), or (n,) of integer labels
+        order : array of int, shape (n,), optional
+            The order in which the rows are taken; without it as they stand.
+        parameters : array, shape (n_parameters,)
+        sample_weight : array, shape (n,), optional
+        learning_rates : list of float
+            One for each step.
+        epoch : int
+            Counted from 0 over the life of the network.
+
+        Returns
+        -------
+        float
+            Mean of C over the batches, by their weights, each taken before its update.
+
+        Raises
+        ------
+        NonFiniteError
+            If a cost or gradient is not finite: the update of that step is not made; or if a weight is not, after
+            the last update.
+        """
+        assert plan.rule is not None
+        n, B, n_weights = len(X), plan.batch_size, plan.architecture.n_weights
+        total_cost = total_weight = 0.0
+        for step, start in enumerate(range(0, n, B)):
+            stop = min(start + B, n)
+            batch = plan.batch(stop - start)
+            rows = slice(start, stop) if order is None else order[start:stop]
+            weight = self.load_batch(batch, X, y, sample_weight, rows)
+            with np.errstate(all="ignore"):  # what is not finite is found and named below
+                C = self.batch_gradients(plan, batch, parameters, epoch=epoch, step=step)
+            if not (math.isfinite(C) and self._all_finite(plan.gradients)):
+                raise self._locate(plan, batch, epoch, step)
+            self.update(
+                plan.rule,
+                parameters,
+                plan.gradients,
+                plan.state,
+                t=plan.steps + 1,
+                learning_rate=learning_rates[step],
+                n_weights=n_weights,
+            )
+            plan.steps += 1
+            total_cost += weight * C
+            total_weight += weight
+        if not self._all_finite(parameters):
+            raise self._locate_weight(plan, parameters, epoch, step)
+        return total_cost / total_weight
+
+    # What the reference is made of
+
+    def _evaluate(self, formula: str, z: Array = None, a: Array = None, y: Array = None) -> Array:
+        """Evaluate a formula of the table; overflow in it, say of exp, may be harmless and is no warning."""
+        dtype = next(x.dtype for x in (z, a, y) if x is not None)
+        with np.errstate(all="ignore"):
+            return formulas.numpy_function(formula, dtype)(z, a, y)
+
+    def _softmax(self, z: Array) -> tuple[Array, Array]:
+        """Return softmax and its logarithm, row by row, through the log-sum-exp."""
+        log_a = z - z.max(axis=1, keepdims=True)
+        exp = self.xp.exp(log_a)
+        total = exp.sum(axis=1, keepdims=True)
+        log_a -= self.xp.log(total)
+        return exp / total, log_a
+
+    def _all_finite(self, array: Array) -> bool:
+        return bool(self.xp.isfinite(array).all())
+
+    def _locate(self, plan: Plan, batch: Batch, epoch: int, step: int) -> NonFiniteError:
+        """Find where a number that is not finite came up first: on the way forward, in the cost, on the way back."""
+        L = len(plan.architecture.activations)
+        for l in range(1, L + 1):
+            if not self._all_finite(batch.z[L] if l == L else batch.a[l]):
+                return NonFiniteError(epoch + 1, step + 1, l, "weighted input" if l == L else "activation")
+        for l in range(L, 0, -1):
+            if not self._all_finite(batch.delta[l]) or not self._all_finite(plan.dW[l - 1]):
+                return NonFiniteError(epoch + 1, step + 1, l, "gradient")
+        return NonFiniteError(epoch + 1, step + 1, L, "cost")
+
+    def _locate_weight(self, plan: Plan, parameters: Array, epoch: int, step: int) -> NonFiniteError:
+        layers = zip(*plan.architecture.views(parameters), strict=True)
+        finite = [all(self._all_finite(p) for p in layer if p is not None) for layer in layers]
+        return NonFiniteError(epoch + 1, step + 1, finite.index(False) + 1, "weight")

@@ -1,0 +1,196 @@
+"""Callbacks: what a user hangs on the training loop."""
+
+import math
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bpgpu import checks
+from bpgpu.errors import unknown_name
+from bpgpu.optimizers import not_negative, positive
+
+if TYPE_CHECKING:
+    from bpgpu.training import Training
+
+MONITORS = ("validation_loss", "loss")
+
+
+class Callback:
+    """Base class: override what you need. Each method gets the running `Training`."""
+
+    def check(self, training: "Training", *, has_validation: bool) -> None:
+        """Raise if the callback cannot do its work in this fit; nothing has changed yet."""
+
+    def on_train_begin(self, training: "Training") -> None:
+        """Before the first epoch."""
+
+    def on_epoch_begin(self, training: "Training") -> None:
+        """Before each epoch."""
+
+    def on_epoch_end(self, training: "Training") -> None:
+        """After each epoch; ``training.history`` has its numbers, ``training.stop(reason)`` ends training."""
+
+    def on_train_end(self, training: "Training") -> None:
+        """After training, also if it was interrupted or failed."""
+
+
+class _Monitor(Callback):
+    """Remembers the best value of a loss in the history."""
+
+    def __init__(self, monitor: str) -> None:
+        if monitor not in MONITORS:
+            raise unknown_name("monitor", monitor, MONITORS)
+        self.monitor = monitor
+        self.best = math.inf
+
+    def check(self, training: "Training", *, has_validation: bool) -> None:
+        if self.monitor == "validation_loss" and not has_validation:
+            raise ValueError(
+                f"{type(self).__name__} monitors 'validation_loss', but fit got no validation_data; pass them, or "
+                "monitor='loss'"
+            )
+
+    def on_train_begin(self, training: "Training") -> None:
+        self.best = math.inf
+
+    def improved(self, training: "Training", by: float = 0.0) -> bool:
+        value: float = getattr(training.history, self.monitor)[-1]
+        if not value < self.best - by:
+            return False
+        self.best = value
+        return True
+
+
+class EarlyStopping(_Monitor):
+    """Stop when a loss no longer falls, and restore the weights of its best epoch.
+
+    The best weights are restored whenever training ends by itself, also after the last epoch; after Ctrl-C the
+    weights of the last finished step are kept.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without improvement after which training stops, at least 1.
+    min_delta : float
+        By how much the loss must fall to count as improved.
+    monitor : {"validation_loss", "loss"}
+    restore_best : bool
+
+    Attributes
+    ----------
+    best : float
+        The best value of the monitored loss.
+    best_epoch : int
+        Its epoch, counted from 1 in this fit.
+    """
+
+    def __init__(
+        self,
+        patience: int = 10,
+        *,
+        min_delta: float = 0.0,
+        monitor: str = "validation_loss",
+        restore_best: bool = True,
+    ) -> None:
+        super().__init__(monitor)
+        self.patience = checks.integer("patience", patience, 1)
+        self.min_delta = not_negative("min_delta", min_delta)
+        self.restore_best = restore_best
+
+    def on_train_begin(self, training: "Training") -> None:
+        super().on_train_begin(training)
+        self.best_epoch = 0
+        self._best_parameters: Any = None
+
+    def on_epoch_end(self, training: "Training") -> None:
+        if self.improved(training, self.min_delta):
+            self.best_epoch = training.epoch
+            if self.restore_best:
+                self._best_parameters = training.net.parameters.copy()
+        elif training.epoch - self.best_epoch >= self.patience:
+            training.stop(
+                f"early stopping: {self.monitor} has not improved for {self.patience} epochs; best was "
+                f"{self.best:.6g} in epoch {self.best_epoch}"
+            )
+
+    def on_train_end(self, training: "Training") -> None:
+        ended_by_itself = training.history.stop_reason not in ("", "interrupted")
+        if self._best_parameters is not None and ended_by_itself:
+            training.net.parameters[...] = self._best_parameters
+        self._best_parameters = None
+
+
+class Checkpoint(_Monitor):
+    """Save the network after every epoch, or after each that is the best so far.
+
+    Parameters
+    ----------
+    path : path-like
+        ``{epoch}`` in it stands for the epoch, counted from 1 over the life of the network.
+    monitor : {"validation_loss", "loss"}, optional
+        Save only when this loss has improved.
+    """
+
+    def __init__(self, path: str | PathLike[str], *, monitor: str | None = None) -> None:
+        super().__init__(monitor or "loss")
+        self.path = Path(path)
+        self.every_epoch = monitor is None
+
+    def on_epoch_end(self, training: "Training") -> None:
+        if self.improved(training) or self.every_epoch:
+            net = training.net
+            net.save(str(self.path).replace("{epoch}", str(net.epoch)))
+
+
+class LearningRateSchedule(Callback):
+    """Set the learning rate of each epoch. For one that changes with the step see `bpgpu.CosineDecay` and others.
+
+    Parameters
+    ----------
+    schedule : function
+        Takes the epochs finished in this fit and the history, returns the learning rate of the next epoch.
+    """
+
+    def __init__(self, schedule: Callable[[int, Any], float]) -> None:
+        self.schedule = schedule
+
+    def on_epoch_begin(self, training: "Training") -> None:
+        rate = self.schedule(training.epoch, training.history)
+        training.learning_rate = positive("learning_rate", rate, f" from its schedule at epoch {training.epoch}")
+
+
+class ProgressBar(Callback):
+    """Show epochs, losses and samples per second on standard error while training; needs the package rich."""
+
+    def check(self, training: "Training", *, has_validation: bool) -> None:
+        try:
+            import rich.progress  # noqa: F401  # asked for here, before anything has changed
+        except ImportError as error:
+            raise ImportError('progress needs the package rich: pip install "bpgpu[cli]"') from error
+
+    def on_train_begin(self, training: "Training") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("epoch"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("", total=training.epochs, numbers="")
+        self._progress.start()
+
+    def on_epoch_end(self, training: "Training") -> None:
+        history = training.history
+        numbers = f"loss {history.loss[-1]:.4g}"
+        if history.validation_loss:
+            numbers += f"  validation {history.validation_loss[-1]:.4g}"
+        numbers += f"  {training.samples / max(history.seconds[-1], 1e-9):,.0f} samples/s"
+        self._progress.update(self._task, completed=training.epoch, numbers=numbers)
+
+    def on_train_end(self, training: "Training") -> None:
+        self._progress.stop()

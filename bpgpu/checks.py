@@ -1,0 +1,206 @@
+"""Checks of what a user passes in. Each raises one sentence: the argument, what was expected, what came, the fix."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from bpgpu.costs import Cost
+
+Matrix = np.ndarray[Any, Any]
+
+
+def numeric(name: str, value: Any) -> Matrix:
+    """Return `value` as an array of bool, integers or floats.
+
+    Raises
+    ------
+    TypeError
+        If it is text, objects or complex numbers.
+    ValueError
+        If its rows differ in length.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a rectangular array of numbers: {error}") from None
+    if array.dtype.kind not in "buif":
+        raise TypeError(
+            f"{name} must hold numbers, got dtype {array.dtype}; encode text as numbers and make sparse arrays dense"
+        )
+    return array
+
+
+def finite(name: str, array: Matrix, dtype: np.dtype[Any]) -> Matrix:
+    """Return `array` in `dtype`, C-contiguous.
+
+    Raises
+    ------
+    ValueError
+        If it holds NaN or infinity, or a number too large for `dtype`.
+    """
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(array, dtype=dtype)
+    good = np.isfinite(converted)
+    if not good.all():
+        where = np.unravel_index(int(np.argmin(good)), good.shape)
+        raise ValueError(
+            f"{name} must be finite in {dtype}, got {array[where]} at index {tuple(map(int, where))}; "
+            "remove or replace such entries"
+        )
+    return converted
+
+
+def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any]) -> Matrix:
+    """Return the input as an array of shape (n, columns), n at least 1, finite, of `dtype`.
+
+    Raises
+    ------
+    ValueError, TypeError
+    """
+    array = numeric(name, X)
+    if array.ndim != 2:
+        fix = f"; for one sample pass {name}[None, :]" if array.ndim == 1 else "; flatten each sample to a row"
+        raise ValueError(f"{name} must have shape (samples, {columns}), got {array.ndim} dimensions{fix}")
+    if array.shape[0] == 0:
+        raise ValueError(f"{name} must have at least one row, got shape {array.shape}")
+    if array.shape[1] != columns:
+        raise ValueError(f"{name} must have {columns} columns, the size of the input layer, got shape {array.shape}")
+    return finite(name, array, dtype)
+
+
+def targets(name: str, y: Any, n: int, outputs: int, cost: Cost, dtype: np.dtype[Any]) -> Matrix:
+    """Return the targets as floats of shape (n, outputs), or as integer labels of shape (n,).
+
+    One-dimensional targets are the one column of a single output, or the labels 0 ... K-1 of K outputs.
+
+    Raises
+    ------
+    ValueError, TypeError
+    """
+    array = numeric(name, y)
+    expected = f"({n}, {outputs})" + (f" or ({n},)" if outputs == 1 else f", or ({n},) of labels 0 ... {outputs - 1}")
+    if array.ndim not in (1, 2) or len(array) != n or (array.ndim == 2 and array.shape[1] != outputs):
+        raise ValueError(f"{name} must have shape {expected}, for {n} samples and {outputs} outputs; got {array.shape}")
+    if array.ndim == 1 and outputs > 1:
+        return _labels(name, array, outputs)
+    values = finite(name, array.reshape(n, outputs), dtype)
+    if cost.wants_probabilities and not ((values >= 0) & (values <= 1)).all():
+        outside = values[(values < 0) | (values > 1)][0]
+        raise ValueError(f"{name} must lie in [0, 1] for the cost {cost.name!r}, got {outside}")
+    return values
+
+
+def _labels(name: str, array: Matrix, outputs: int) -> Matrix:
+    what = f"{name} of one dimension must hold the labels 0 ... {outputs - 1}, one for each of {outputs} outputs"
+    integral = np.isfinite(array) & (array == np.trunc(array)) if array.dtype.kind == "f" else np.ones(len(array), bool)
+    good = integral & (array >= 0) & (array < outputs)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"{what}, got {array[row]} in row {row}; for {outputs} targets a sample pass shape (samples, {outputs})"
+        )
+    return array.astype(np.intp)
+
+
+def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any]) -> Matrix | None:
+    """Return the sample weights as an array of shape (n,), or None for None.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If one is negative or not finite, all are zero, or the shape is not (n,).
+    """
+    if weights is None:
+        return None
+    array = numeric(name, weights)
+    if array.shape != (n,):
+        raise ValueError(f"{name} must have shape ({n},), one number for each sample, got {array.shape}")
+    array = finite(name, array, dtype)
+    if (array < 0).any():
+        row = int(np.argmax(array < 0))
+        raise ValueError(f"{name} must be 0 or more, got {array[row]} in row {row}")
+    if not array.any():
+        raise ValueError(f"{name} must not all be 0: there would be nothing to learn from")
+    return array
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an int of at least `minimum`.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def layer_sizes(sizes: Any) -> tuple[int, ...]:
+    """Return the sizes of the layers, input first: two or more integers of at least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray):
+        raise TypeError(f"sizes must be a sequence of integers, input layer first, got {sizes!r}")
+    if len(sizes) < 2:
+        raise ValueError(f"sizes must name two layers at least, the input and the output, got {list(sizes)}")
+    return tuple(integer(f"sizes[{l}]", size, 1) for l, size in enumerate(sizes))
+
+
+def connectivity(masks: Any, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> list[Matrix | None]:
+    """Return the connectivity masks, one of 0 and 1 or None for each layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    shapes = list(pairwise(sizes))
+    if masks is None:
+        return [None] * len(shapes)
+    if not isinstance(masks, Sequence) or len(masks) != len(shapes):
+        raise ValueError(
+            f"connectivity must be a list with one mask or None for each of {len(shapes)} layers, got {_short(masks)}"
+        )
+    checked: list[Matrix | None] = []
+    for l, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
+        if mask is None:
+            checked.append(None)
+            continue
+        array = numeric(f"connectivity[{l}]", mask)
+        if array.shape != shape:
+            raise ValueError(f"connectivity[{l}] must have shape {shape}, that of the weights, got {array.shape}")
+        if not ((array == 0) | (array == 1)).all():
+            raise ValueError(f"connectivity[{l}] must hold only 0 and 1, got {array[(array != 0) & (array != 1)][0]}")
+        checked.append(np.ascontiguousarray(array, dtype=dtype))
+    return checked
+
+
+def floating_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return float32 or float64 as a NumPy dtype.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    try:
+        resolved: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        resolved = np.dtype(np.void)
+    if dtype is None or resolved not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    return resolved
+
+
+def _short(value: Any) -> str:
+    return f"{type(value).__name__} of length {len(value)}" if hasattr(value, "__len__") else repr(value)

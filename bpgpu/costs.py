@@ -1,0 +1,117 @@
+"""Costs: the rows of the formula table as objects, the user's own, and what a cost becomes behind an activation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bpgpu.activations import ACTIVATIONS, FLOAT64, Activation, unchecked
+from bpgpu.errors import FormulaError, unknown_name
+from bpgpu.kernels import formulas
+
+_POINTS = np.concatenate([np.linspace(0.02, 0.98, 49), np.linspace(-4.0, 4.0, 65)]) + 0.00123
+_TARGETS = (-1.0, 0.0, 0.25, 1.0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one sample as a function of its outputs ``a`` and targets ``y``.
+
+    Parameters
+    ----------
+    name : str
+    value : str
+        Cost of one output, an expression in ``a`` and ``y``.
+    gradient : str
+        Its derivative with respect to ``a``, an expression in ``a`` and ``y``.
+    reduction : {"sum", "mean"}
+        How the outputs of a sample are taken together.
+
+    Raises
+    ------
+    FormulaError
+        If an expression holds anything but numbers, ``a``, ``y``, operators and the functions of
+        `bpgpu.kernels.formulas`, or if the gradient disagrees with finite differences of the value.
+    ValueError
+        If `reduction` is neither "sum" nor "mean".
+
+    Examples
+    --------
+    >>> bpgpu.Cost("log_cosh", value="abs(a - y) + log1p(exp(-2 * abs(a - y)))", gradient="tanh(a - y)")
+    """
+
+    name: str
+    value: str
+    gradient: str
+    reduction: Literal["sum", "mean"] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("sum", "mean"):
+            raise unknown_name("reduction", self.reduction, ["sum", "mean"])
+        formulas.names_used(self.value, ("a", "y"))
+        formulas.names_used(self.gradient, ("a", "y"))
+        value = formulas.numpy_function(self.value, FLOAT64)
+        gradient = formulas.numpy_function(self.gradient, FLOAT64)
+        for y in _TARGETS:
+            wrong = formulas.first_wrong_derivative(
+                lambda a, y=y: value(None, a, np.float64(y)),
+                lambda a, y=y: gradient(None, a, np.float64(y)),
+                _POINTS,
+            )
+            if wrong is not None:
+                a, given, difference = wrong
+                raise FormulaError(
+                    f"cost {self.name!r}: at a = {a:.6g}, y = {y:.6g} the gradient {self.gradient!r} gives "
+                    f"{given:.9g}, but finite differences of the value {self.value!r} give {difference:.9g}"
+                )
+
+    @property
+    def wants_probabilities(self) -> bool:
+        """True for the cross-entropies, whose targets are probabilities."""
+        return self in (COSTS["binary_cross_entropy"], CROSS_ENTROPY)
+
+
+COSTS = {
+    name: unchecked(Cost, name=name, value=value, gradient=gradient, reduction=reduction)
+    for name, (value, gradient, reduction) in formulas.COSTS.items()
+}
+CROSS_ENTROPY = COSTS["cross_entropy"]
+
+
+def get_cost(cost: str | Cost) -> Cost:
+    """Return the cost of this name, or the object itself.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if isinstance(cost, Cost):
+        return cost
+    if cost not in COSTS:
+        raise unknown_name("cost", cost, COSTS)
+    return COSTS[cost]
+
+
+def output_formulas(activation: Activation, cost: Cost) -> tuple[str, str]:
+    """Return what an elementwise output layer computes: expressions in z, a and y for the cost and for dC/dz.
+
+    Of one output of one sample, before weights and reduction. For the pairs of `formulas.PAIRS` they are written from
+    z, so that they stay exact where a is rounded to 0 or 1; any other pair is the chain rule itself.
+    """
+    names = (activation.name, cost.name)
+    if names in formulas.PAIRS and activation == ACTIVATIONS.get(names[0]) and cost == COSTS.get(names[1]):
+        value, delta = formulas.PAIRS[names]
+        return value, delta
+    if activation.derivative == "1":
+        return cost.value, cost.gradient
+    return cost.value, f"({cost.gradient}) * ({activation.derivative})"
+
+
+def leaves_domain(activation: Activation, cost: Cost) -> bool:
+    """Return whether the activation gives values outside [0, 1], where the cross-entropies are defined."""
+    if activation.rowwise or not cost.wants_probabilities:
+        return False
+    z = np.linspace(-10.0, 10.0, 41)
+    a = formulas.numpy_function(activation.value, FLOAT64)(z, None, None)
+    return bool(np.min(a) < 0 or np.max(a) > 1)

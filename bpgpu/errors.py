@@ -1,0 +1,50 @@
+"""The exceptions of bpgpu, each also an instance of the built-in exception a Python user would catch.
+
+Bad arguments raise plain ``ValueError`` and ``TypeError``.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+from bpgpu.kernels.formulas import FormulaError
+
+__all__ = ["BackendUnavailableError", "FormulaError", "GradientError", "ModelFileError", "NonFiniteError"]
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name and cannot run here. The message has the cause and the fix."""
+
+
+class GradientError(AssertionError):
+    """A gradient disagrees with finite differences of the cost."""
+
+
+class NonFiniteError(ArithmeticError):
+    """Training met an infinite or undefined number.
+
+    Attributes
+    ----------
+    epoch, step, layer : int
+        Where: epoch and step counted from 1, layer from 1 (the output layer is the last).
+    quantity : str
+        What was not finite: "activation", "weighted input", "cost", "gradient" or "weight".
+    """
+
+    def __init__(self, epoch: int, step: int, layer: int, quantity: str) -> None:
+        self.epoch, self.step, self.layer, self.quantity = epoch, step, layer, quantity
+        super().__init__(
+            f"the {quantity} of layer {layer} is not finite in epoch {epoch}, step {step}; the weights are those of "
+            "the last finite epoch; use a smaller learning_rate, or clip_norm in the optimizer"
+        )
+
+
+class ModelFileError(ValueError):
+    """A file is not a model that bpgpu saved, or it is damaged."""
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
+    """Return the error for a name that is not in a table, with the nearest one that is."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {name!r}{hint}")

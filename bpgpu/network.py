@@ -1,0 +1,457 @@
+"""The network: its parameters, forward pass, cost and gradients. It knows no device."""
+
+import dataclasses
+import secrets
+import warnings
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from bpgpu import checks
+from bpgpu.activations import Activation, get_activation
+from bpgpu.backends import get_backend
+from bpgpu.backends.base import Backend
+from bpgpu.costs import Cost, get_cost, leaves_domain, output_formulas
+from bpgpu.initialisers import given_weights, initial_weights
+from bpgpu.kernels.formulas import names_used
+from bpgpu.optimizers import Optimizer, fraction, not_negative
+from bpgpu.plan import Architecture, Plan
+
+if TYPE_CHECKING:
+    from bpgpu.callbacks import Callback
+    from bpgpu.training import History
+
+Array = Any
+CHUNK = 4096  # rows that `predict` and `loss` take at a time, which bounds their memory
+
+
+class MLP:
+    """A dense neural network: ``z_l = a_{l-1} W_l + b_l``, ``a_l = sigma_l(z_l)``, rows are samples.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        n_0 ... n_L: neurons of each layer, input first.
+    activations : str, Activation, or sequence of them
+        sigma_1 ... sigma_L; a single one is used for all layers. Names: identity (linear), sigmoid (logistic), tanh,
+        relu, leaky_relu, elu, softplus, gelu, silu (swish), softmax.
+    cost : str or Cost
+        half_squared_error, squared_error, mean_squared_error, binary_cross_entropy, cross_entropy.
+    bias : bool
+        Whether the layers have biases.
+    l2 : float
+        lambda of the penalty ``(lambda / 2m) sum W^2`` over all weights, m being the samples of the batch.
+    dropout : float
+        Probability in [0, 1) that training drops an activation of a hidden layer; those kept are scaled by
+        ``1 / (1 - dropout)``.
+    connectivity : list of (array of 0 and 1, shape (n_{l-1}, n_l), or None), optional
+        Where a mask is 0 there is no connection: the weight is 0 and stays 0.
+    dtype : {"float32", "float64"}
+    seed : int or None
+        Of the initial weights, the shuffling and the dropout, in [0, 2**64); None draws one, kept in
+        ``architecture.seed``.
+    backend : str or Backend
+        See `bpgpu.get_backend`.
+    init : str or list
+        Initial weights: "glorot", "he", "lecun" (each also with _uniform or _normal), "zeros"; "auto" for He's with
+        relu and its relatives and Glorot's elsewhere; or given, as one pair (W, b) a layer (W alone without biases).
+        Initial biases are 0 unless given.
+
+    Attributes
+    ----------
+    architecture : Architecture
+    backend : Backend
+    parameters : array, shape (n_parameters,)
+        All weights, then all biases, in one buffer.
+    epoch : int
+        Epochs trained so far.
+    metadata : dict
+        Anything JSON can hold; kept in the saved file.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is not as described.
+    BackendUnavailableError
+        If the named backend cannot run here.
+
+    Examples
+    --------
+    >>> net = bpgpu.MLP([784, 512, 10], activations=["relu", "softmax"], cost="cross_entropy")
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activations: str | Activation | Sequence[str | Activation],
+        cost: str | Cost,
+        *,
+        bias: bool = True,
+        l2: float = 0.0,
+        dropout: float = 0.0,
+        connectivity: Sequence[Array | None] | None = None,
+        dtype: Any = "float32",
+        seed: int | None = 0,
+        backend: str | Backend = "auto",
+        init: str | Sequence[Any] = "auto",
+    ) -> None:
+        layer_sizes = checks.layer_sizes(sizes)
+        self.architecture = Architecture(
+            sizes=layer_sizes,
+            activations=_layer_activations(activations, len(layer_sizes) - 1),
+            cost=get_cost(cost),
+            bias=bool(bias),
+            l2=not_negative("l2", l2),
+            dropout=fraction("dropout", dropout),
+            dtype=checks.floating_dtype(dtype),
+            seed=secrets.randbits(64) if seed is None else checks.integer("seed", seed, 0),
+        )
+        net = self.architecture
+        if net.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, got {net.seed}")
+        output = net.activations[-1]
+        if not output.rowwise:
+            for formula in output_formulas(output, net.cost):
+                names_used(formula)  # together they may be longer than a formula may be
+        if leaves_domain(output, net.cost):
+            warnings.warn(
+                f"cost {net.cost.name!r} is defined for outputs in [0, 1], but {output.name!r} also gives others, "
+                "where its gradient is 0; use sigmoid or softmax for the output layer",
+                stacklevel=2,
+            )
+        self.backend = get_backend(backend)
+        masks = checks.connectivity(connectivity, net.sizes, net.dtype)
+        biases: Sequence[Array | None]
+        if isinstance(init, str):
+            weights = initial_weights(init, net.seed, net.sizes, net.activations)
+            biases = [np.zeros(n) if net.bias else None for n in net.sizes[1:]]
+        else:
+            weights, biases = given_weights(init, net.sizes, net.bias, net.dtype)
+        weights = [W if mask is None else W * mask for W, mask in zip(weights, masks, strict=True)]
+        flat = np.concatenate([array.ravel() for array in [*weights, *biases] if array is not None])
+        self.masks = [None if mask is None else self.backend.asarray(mask, net.dtype) for mask in masks]
+        self.parameters = self.backend.asarray(flat, net.dtype)
+        self.epoch = 0
+        self.metadata: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        net = self.architecture
+        names = [activation.name for activation in net.activations]
+        return (
+            f"MLP({list(net.sizes)}, activations={names}, cost={net.cost.name!r}, dtype={net.dtype.name!r}, "
+            f"backend={self.backend.name!r}, parameters={net.n_parameters})"
+        )
+
+    @property
+    def weights(self) -> list[Array]:
+        """W_1 ... W_L, each of shape (n_{l-1}, n_l): views, so writing to them changes the network."""
+        return self.architecture.views(self.parameters)[0]
+
+    @property
+    def biases(self) -> list[Array]:
+        """b_1 ... b_L, each of shape (n_l,), as views; None for each layer of a network without biases."""
+        return self.architecture.views(self.parameters)[1]
+
+    def forward(self, X: Array) -> list[Array]:
+        """Return the activations of every layer, without dropout.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_0)
+
+        Returns
+        -------
+        list of array, shape (n, n_l)
+            a_0 ... a_L; a_0 is X in the network's dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X is not a finite matrix with n_0 columns and at least one row.
+        """
+        return self._forward(self._input(X))
+
+    def predict(self, X: Array) -> Array:
+        """Return the output of the network, without dropout.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_0)
+
+        Returns
+        -------
+        array, shape (n, n_L)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X is not a finite matrix with n_0 columns and at least one row.
+        """
+        X = self._input(X)
+        out = self.backend.empty((len(X), self.architecture.sizes[-1]), self.architecture.dtype)
+        for rows in _chunks(len(X)):
+            out[rows] = self._forward(X[rows])[-1]
+        return out
+
+    def loss(self, X: Array, y: Array, sample_weight: Array | None = None) -> float:
+        """Return C: the weighted mean of the samples' costs plus the penalty, without dropout.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_0)
+        y : array, shape (n, n_L), or (n,)
+            Targets; of one dimension, the labels 0 ... n_L - 1, or the targets of a single output.
+        sample_weight : array, shape (n,), optional
+            0 or more, not all 0.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an array is not as described or not finite.
+        """
+        return self._loss(*self._data(X, y, sample_weight))
+
+    def backprop(
+        self, X: Array, y: Array, sample_weight: Array | None = None, *, step: int = 0
+    ) -> tuple[float, list[tuple[Array, Array | None]]]:
+        """Return C and its gradients, with dropout as in training.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `loss`: one batch.
+        step : int
+            With the seed and `epoch` it chooses what dropout drops; count it up in a loop of your own.
+
+        Returns
+        -------
+        C : float
+        gradients : list of (array, shape (n_{l-1}, n_l); array, shape (n_l,), or None)
+            (dC/dW_l, dC/db_l) for l = 1 ... L.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an array is not as described or not finite.
+        """
+        X, y, weight = self._data(X, y, sample_weight)
+        plan = Plan(self.architecture, len(X), self.backend, masks=self.masks).allocate()
+        batch = plan.batch(len(X))
+        self.backend.load_batch(batch, X, y, weight, slice(None))
+        C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=self.epoch, step=step)
+        return C, list(zip(plan.dW, plan.db, strict=True))
+
+    def fit(
+        self,
+        X: Array,
+        y: Array,
+        *,
+        optimizer: str | Optimizer = "adam",
+        epochs: int = 10,
+        batch_size: int = 128,
+        validation_data: tuple[Any, ...] | None = None,
+        sample_weight: Array | None = None,
+        shuffle: bool = True,
+        callbacks: "Sequence[Callback]" = (),
+        progress: bool = False,
+    ) -> "History":
+        """Train the network.
+
+        Ctrl-C ends training and keeps the weights of the last finished step; the history says so.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_0)
+        y : array, shape (n, n_L), or (n,)
+            As in `loss`.
+        optimizer : str or Optimizer
+            "sgd", "rmsprop", "adam", "adamw", or an object with its numbers, such as ``bpgpu.Adam(1e-3)``. Its state
+            starts anew in every call.
+        epochs : int
+            At least 1.
+        batch_size : int
+            At least 1; more than n means n.
+        validation_data : tuple (X, y) or (X, y, sample_weight), optional
+            Its cost is computed after each epoch.
+        sample_weight : array, shape (n,), optional
+        shuffle : bool
+            Whether each epoch takes the samples in a new order, from ``numpy.random.default_rng([seed, 1, epoch])``.
+        callbacks : sequence of Callback
+        progress : bool
+            Show a progress bar (needs the package rich).
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument is not as described; the network is unchanged.
+        NonFiniteError
+            If a cost or gradient is not finite; the weights are those of the last finite epoch.
+        """
+        from bpgpu.training import fit
+
+        data = self._data(X, y, sample_weight)
+        validation = None
+        if validation_data is not None:
+            if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
+                raise ValueError(
+                    f"validation_data must be (X, y) or (X, y, sample_weight), got {type(validation_data).__name__}"
+                )
+            validation = self._data(*validation_data, prefix="validation ")
+        return fit(
+            self,
+            *data,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation=validation,
+            shuffle=shuffle,
+            callbacks=callbacks,
+            progress=progress,
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the network to a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older file of that name is then untouched.
+        """
+        from bpgpu.saving import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, backend: str | Backend = "auto") -> Self:
+        """Read a network that `save` wrote. Nothing in the file is executed.
+
+        Parameters
+        ----------
+        path : path-like
+        backend : str or Backend
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged or something else.
+        OSError
+            If it cannot be read.
+        """
+        from bpgpu.saving import load
+
+        net: Self = load(cls, path, backend)
+        return net
+
+    @classmethod
+    def from_theta(
+        cls,
+        thetas: Sequence[Array],
+        *,
+        activations: str | Activation | Sequence[str | Activation] = "sigmoid",
+        cost: str | Cost = "binary_cross_entropy",
+        **options: Any,
+    ) -> Self:
+        """Build a network from matrices whose column 0 is the bias: ``Theta_l = [b_l | W_l^T]`` (note 001).
+
+        Parameters
+        ----------
+        thetas : sequence of array, shape (n_l, n_{l-1} + 1)
+        activations, cost, **options
+            As in `MLP`; the defaults are the note's.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a matrix does not take the outputs of the one before, or is not a finite matrix.
+        """
+        if len(thetas) == 0:
+            raise ValueError("thetas must hold one matrix for each layer, got none")
+        if not options.get("bias", True):
+            raise ValueError("bias must be True: column 0 of each Theta is the bias")
+        arrays = [checks.numeric(f"thetas[{l}]", theta) for l, theta in enumerate(thetas)]
+        for l, theta in enumerate(arrays):
+            if theta.ndim != 2 or theta.shape[1] < 2 or theta.shape[0] < 1:
+                raise ValueError(f"thetas[{l}] must be a matrix (n_l, n_(l-1) + 1), got shape {theta.shape}")
+            if l and theta.shape[1] != arrays[l - 1].shape[0] + 1:
+                raise ValueError(
+                    f"thetas[{l}] must have {arrays[l - 1].shape[0] + 1} columns, one for the bias and one for each "
+                    f"row of thetas[{l - 1}], got shape {theta.shape}"
+                )
+        sizes = [arrays[0].shape[1] - 1, *(theta.shape[0] for theta in arrays)]
+        init = [(theta[:, 1:].T, theta[:, 0]) for theta in arrays]
+        return cls(sizes, activations, cost, init=init, **options)
+
+    def to_theta(self) -> list[np.ndarray[Any, Any]]:
+        """Return ``Theta_l = [b_l | W_l^T]`` for every layer, as new NumPy arrays of shape (n_l, n_{l-1} + 1).
+
+        The bias column of a network without biases is 0.
+        """
+        thetas = []
+        for W, b in zip(self.weights, self.biases, strict=True):
+            column = np.zeros(W.shape[1], self.architecture.dtype) if b is None else self.backend.to_numpy(b)
+            thetas.append(np.column_stack([column, self.backend.to_numpy(W).T]))
+        return thetas
+
+    def _forward(self, X: Array) -> list[Array]:
+        a = [X]
+        for W, b, sigma in zip(self.weights, self.biases, self.architecture.activations, strict=True):
+            out = self.backend.empty((len(X), W.shape[1]), self.architecture.dtype)
+            self.backend.forward(a[-1], W, b, sigma, out=out)
+            a.append(out)
+        return a
+
+    def _loss(self, X: Array, y: Array, weight: Array | None) -> float:
+        inference = dataclasses.replace(self.architecture, dropout=0.0)
+        plan = Plan(inference, min(len(X), CHUNK), self.backend).allocate()
+        total_cost = total_weight = 0.0
+        for rows in _chunks(len(X)):
+            batch = plan.batch(rows.stop - rows.start)
+            batch_weight = self.backend.load_batch(batch, X, y, weight, rows)
+            total_cost += batch_weight * self.backend.batch_forward(plan, batch, self.parameters, epoch=0, step=0)
+            total_weight += batch_weight
+        weights = self.parameters[: inference.n_weights]
+        return total_cost / total_weight + self.backend.penalty(weights, inference.l2 / len(X))
+
+    def _input(self, X: Array, name: str = "X") -> Array:
+        net = self.architecture
+        return self.backend.asarray(checks.samples(name, X, net.sizes[0], net.dtype), net.dtype)
+
+    def _data(
+        self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = ""
+    ) -> tuple[Array, Array, Array | None]:
+        """Check data and bring them to the backend."""
+        net = self.architecture
+        device_X = self._input(X, f"{prefix}X")
+        checked_y = checks.targets(f"{prefix}y", y, len(device_X), net.sizes[-1], net.cost, net.dtype)
+        weight = checks.sample_weights(f"{prefix}sample_weight", sample_weight, len(device_X), net.dtype)
+        device_weight = None if weight is None else self.backend.asarray(weight, net.dtype)
+        return device_X, self.backend.asarray(checked_y, checked_y.dtype), device_weight
+
+
+def _layer_activations(
+    activations: str | Activation | Sequence[str | Activation], layers: int
+) -> tuple[Activation, ...]:
+    if isinstance(activations, str | Activation):
+        return (get_activation(activations),) * layers
+    if len(activations) != layers:
+        raise ValueError(f"activations must name one for each of {layers} layers, got {len(activations)}")
+    return tuple(get_activation(activation) for activation in activations)
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    for start in range(0, n, CHUNK):
+        yield slice(start, min(start + CHUNK, n))

@@ -1,0 +1,304 @@
+"""Update rules of gradient descent over flat buffers, and learning-rate schedules.
+
+A rule knows nothing of networks: it sees the parameters, the gradients and its own state as flat arrays of one
+length, of which the first `n_weights` entries are weights and the rest biases. Rules hold numbers only; the state
+lives in the plan of a training run, so one rule object serves any number of networks.
+
+Each `apply` changes the parameters in one last operation: an interrupt finds them before the step or after it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from bpgpu.errors import unknown_name
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What all rules share.
+
+    Parameters
+    ----------
+    learning_rate : float or function
+        eta, above 0; or a schedule: a function of the step, counted from 0 over the whole fit.
+    clip_norm : float, optional
+        If the Euclidean norm of all gradients together exceeds it, they are scaled down to it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a number is out of range, with its name.
+    """
+
+    learning_rate: float | Schedule = 1e-2
+    _: KW_ONLY
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.learning_rate):
+            positive("learning_rate", self.learning_rate)
+        if self.clip_norm is not None:
+            positive("clip_norm", self.clip_norm)
+
+    @property
+    def n_state(self) -> int:
+        """Number of flat buffers of state."""
+        return 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        if not callable(self.learning_rate):
+            return self.learning_rate
+        return positive("learning_rate", self.learning_rate(step), f" from its schedule at step {step}")
+
+    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
+        """Take one step, in place on `p` and `state`.
+
+        Parameters
+        ----------
+        p, g : flat array
+            Parameters and gradients.
+        state : list of flat array
+            `n_state` of them, zero before the first step.
+        t : int
+            The step, counted from 1.
+        eta : float
+            Learning rate of this step.
+        n_weights : int
+            How many leading entries are weights.
+        xp : module
+            The array module, NumPy or one with its interface.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no apply()")
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent: ``p <- p + v``, with ``v <- mu v - eta g``.
+
+    Parameters
+    ----------
+    learning_rate, clip_norm
+        See `Optimizer`.
+    momentum : float
+        mu, in [0, 1).
+    nesterov : bool
+        Nesterov's look-ahead, ``p <- p + mu v - eta g`` with the new v (Sutskever et al. 2013).
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("momentum", self.momentum)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0, got 0; pass momentum=0.9")
+
+    @property
+    def n_state(self) -> int:
+        return 1 if self.momentum else 0
+
+    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
+        change = -eta * g
+        if self.momentum:
+            (v,) = state
+            v *= self.momentum
+            v += change
+            change = change + self.momentum * v if self.nesterov else v
+        p += change
+
+
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """RMSprop: ``v <- rho v + (1 - rho) g^2``, ``p <- p - eta g / (sqrt(v) + epsilon)`` (Hinton 2012, lecture 6e).
+
+    Parameters
+    ----------
+    learning_rate, clip_norm
+        See `Optimizer`.
+    rho : float
+        Decay of the mean square, in [0, 1).
+    epsilon : float
+        Above 0.
+    """
+
+    learning_rate: float | Schedule = 1e-3
+    rho: float = 0.9
+    epsilon: float = 1e-8
+
+    @property
+    def n_state(self) -> int:
+        return 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("rho", self.rho)
+        positive("epsilon", self.epsilon)
+
+    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
+        (v,) = state
+        v *= self.rho
+        v += (1 - self.rho) * g * g
+        p -= eta * g / (xp.sqrt(v) + self.epsilon)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015, algorithm 1).
+
+    ``m <- beta1 m + (1 - beta1) g``, ``v <- beta2 v + (1 - beta2) g^2``,
+    ``p <- p - eta m_hat / (sqrt(v_hat) + epsilon)`` with ``m_hat = m / (1 - beta1^t)``, ``v_hat = v / (1 - beta2^t)``.
+
+    Parameters
+    ----------
+    learning_rate, clip_norm
+        See `Optimizer`.
+    beta1, beta2 : float
+        Decay of the two moments, in [0, 1).
+    epsilon : float
+        Above 0.
+    """
+
+    learning_rate: float | Schedule = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    @property
+    def n_state(self) -> int:
+        return 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("beta1", self.beta1)
+        fraction("beta2", self.beta2)
+        positive("epsilon", self.epsilon)
+
+    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
+        p -= eta * self._direction(g, state, t, xp)
+
+    def _direction(self, g: Any, state: list[Any], t: int, xp: Any) -> Any:
+        m, v = state
+        m *= self.beta1
+        m += (1 - self.beta1) * g
+        v *= self.beta2
+        v += (1 - self.beta2) * g * g
+        m_hat = m / (1 - self.beta1**t)
+        return m_hat / (xp.sqrt(v / (1 - self.beta2**t)) + self.epsilon)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): also ``W <- W - eta weight_decay W``.
+
+    Biases do not decay, as they are not penalised anywhere in bpgpu.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, epsilon, clip_norm
+        See `Adam`.
+    weight_decay : float
+        0 or more.
+    """
+
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative("weight_decay", self.weight_decay)
+
+    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
+        direction = self._direction(g, state, t, xp)
+        direction[:n_weights] += self.weight_decay * p[:n_weights]
+        p -= eta * direction
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
+
+
+def get_optimizer(optimizer: str | Optimizer) -> Optimizer:
+    """Return the rule of this name with its default numbers, or the object itself.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if optimizer not in OPTIMIZERS:
+        raise unknown_name("optimizer", optimizer, OPTIMIZERS)
+    return OPTIMIZERS[optimizer]()
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """``initial * factor ** (step // every)``: a learning rate that falls in stairs."""
+
+    initial: float
+    factor: float
+    every: int
+
+    def __call__(self, step: int) -> float:
+        return float(self.initial * self.factor ** (step // self.every))
+
+
+@dataclass(frozen=True)
+class ExponentialDecay:
+    """``initial * factor ** (step / every)``: a learning rate that falls by `factor` every `every` steps."""
+
+    initial: float
+    factor: float
+    every: int
+
+    def __call__(self, step: int) -> float:
+        return float(self.initial * self.factor ** (step / self.every))
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """Linear warm-up to `initial` in `warmup` steps, then half a cosine down to `final` at step `steps`.
+
+    Loshchilov and Hutter 2017, without restarts.
+    """
+
+    initial: float
+    steps: int
+    final: float = 1e-6
+    warmup: int = 0
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.initial * (step + 1) / self.warmup
+        part = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.final + (self.initial - self.final) * (1 + math.cos(math.pi * part)) / 2
+
+
+def positive(name: str, value: float, where: str = "") -> float:
+    """Return `value`, or raise if it is not a finite number above 0."""
+    return _in_range(name, value, lambda x: x > 0 and math.isfinite(x), "a finite number above 0", where)
+
+
+def not_negative(name: str, value: float) -> float:
+    """Return `value`, or raise if it is not a finite number, 0 or more."""
+    return _in_range(name, value, lambda x: x >= 0 and math.isfinite(x), "a finite number, 0 or more")
+
+
+def fraction(name: str, value: float) -> float:
+    """Return `value`, or raise if it is not a number in [0, 1)."""
+    return _in_range(name, value, lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+
+def _in_range(name: str, value: float, good: Callable[[float], bool], expected: str, where: str = "") -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {expected}, got {value!r}{where}") from None
+    if not good(number):
+        raise ValueError(f"{name} must be {expected}, got {value!r}{where}")
+    return number

@@ -1,0 +1,173 @@
+"""Memory: the flat buffer of all parameters, and the plan that owns every workspace of a training run."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bpgpu.activations import Activation
+from bpgpu.costs import Cost
+from bpgpu.optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from bpgpu.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network is, apart from its numbers; no array, no device.
+
+    ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L.
+    """
+
+    sizes: tuple[int, ...]
+    activations: tuple[Activation, ...]
+    cost: Cost
+    bias: bool
+    l2: float
+    dropout: float
+    dtype: np.dtype[Any]
+    seed: int
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights, masked ones included."""
+        return sum(m * n for m, n in pairwise(self.sizes))
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of the flat buffer: weights, then biases."""
+        return self.n_weights + (sum(self.sizes[1:]) if self.bias else 0)
+
+    def views(self, flat: Any) -> tuple[list[Any], list[Any]]:
+        """Cut a flat buffer into views.
+
+        The weights of all layers come first, then the biases of all layers, so that what concerns weights alone (the
+        penalty, weight decay) is one contiguous piece.
+
+        Parameters
+        ----------
+        flat : array, shape (n_parameters,)
+
+        Returns
+        -------
+        (list of array, shape (n_{l-1}, n_l)), (list of array, shape (n_l,), or None without biases)
+        """
+        weights, biases, start = [], [], 0
+        for m, n in pairwise(self.sizes):
+            weights.append(flat[start : start + m * n].reshape(m, n))
+            start += m * n
+        for n in self.sizes[1:]:
+            biases.append(flat[start : start + n] if self.bias else None)
+            start += n
+        return weights, biases
+
+
+@dataclass
+class Batch:
+    """The workspace of one batch of B rows, or a view of its first rows; lists are indexed by layer, 0 ... L.
+
+    ``a[0]`` is the input; ``h[l]`` is a_l after dropout (a_l itself without dropout); ``z[l]`` is None where it need
+    not be kept.
+    """
+
+    y: Any  # (B, n_L)
+    scale: Any  # (B,): weight of each row over the weight of the batch
+    cost: Any  # (B,): cost of each row
+    z: list[Any]
+    a: list[Any]
+    h: list[Any]
+    delta: list[Any]
+
+    def rows(self, count: int) -> "Batch":
+        """Return a view of the first `count` rows."""
+
+        def cut(arrays: list[Any]) -> list[Any]:
+            return [None if array is None else array[:count] for array in arrays]
+
+        return Batch(
+            self.y[:count], self.scale[:count], self.cost[:count], *map(cut, (self.z, self.a, self.h, self.delta))
+        )
+
+
+class Plan:
+    """Every workspace that training an architecture in batches needs on a backend, allocated once.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    batch_size : int
+        B, the rows of a full batch.
+    backend : Backend
+    rule : Optimizer, optional
+        Adds its state.
+    masks : list of (array or None), optional
+        Connectivity of each layer, on the backend.
+
+    Attributes
+    ----------
+    steps : int
+        Updates made so far.
+    gradients : array, shape (n_parameters,)
+        With `dW` and `db`, its views by layer.
+    state : list of array, shape (n_parameters,)
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        batch_size: int,
+        backend: "Backend",
+        rule: Optimizer | None = None,
+        masks: list[Any] | None = None,
+    ) -> None:
+        self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
+        self.masks = masks or [None] * len(architecture.activations)
+        self.steps = 0
+
+    def _shapes(self) -> dict[str, list[tuple[int, ...] | None]]:
+        net, B = self.architecture, self.batch_size
+        L = len(net.activations)
+        layers: list[tuple[int, ...]] = [(B, n) for n in net.sizes]
+        keeps_z = [False, *(sigma.derivative_needs_z for sigma in net.activations[:-1]), True]
+        return {
+            "y": [layers[L]],
+            "scale": [(B,)],
+            "cost": [(B,)],
+            "z": [shape if kept else None for shape, kept in zip(layers, keeps_z, strict=True)],
+            "a": [*layers],
+            "h": [layer if net.dropout and 0 < l < L else None for l, layer in enumerate(layers)],
+            "delta": [None, *layers[1:]],
+            "gradients": [(net.n_parameters,)],
+            "state": [(net.n_parameters,)] * (self.rule.n_state if self.rule else 0),
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all workspaces, gradients and optimizer state; known before anything is allocated."""
+        shapes = (shape for group in self._shapes().values() for shape in group if shape)
+        return sum(int(np.prod(shape)) for shape in shapes) * self.architecture.dtype.itemsize
+
+    def allocate(self) -> "Plan":
+        """Allocate everything and return the plan itself."""
+        backend, dtype = self.backend, self.architecture.dtype
+        buffers: dict[str, list[Any]] = {
+            name: [None if shape is None else backend.empty(shape, dtype) for shape in group]
+            for name, group in self._shapes().items()
+        }
+        a = buffers["a"]
+        h = [dropped if dropped is not None else plain for dropped, plain in zip(buffers["h"], a, strict=True)]
+        self._full = Batch(
+            buffers["y"][0], buffers["scale"][0], buffers["cost"][0], buffers["z"], a, h, buffers["delta"]
+        )
+        self.gradients = buffers["gradients"][0]
+        self.dW, self.db = self.architecture.views(self.gradients)
+        self.state = buffers["state"]
+        for array in self.state:
+            array[...] = 0
+        return self
+
+    def batch(self, rows: int) -> Batch:
+        """Return the workspace for `rows` rows, at most `batch_size`."""
+        return self._full if rows == self.batch_size else self._full.rows(rows)

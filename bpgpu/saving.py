@@ -1,0 +1,130 @@
+"""Model files: safetensors, with the architecture as JSON in the metadata. Reading one executes nothing.
+
+Tensors: ``W.1`` ... ``W.L`` of shape (n_{l-1}, n_l), ``b.1`` ... ``b.L`` of shape (n_l,), ``mask.l`` where a layer
+has a connectivity mask.
+"""
+
+import json
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bpgpu._version import __version__
+from bpgpu.activations import ACTIVATIONS, Activation
+from bpgpu.costs import COSTS, Cost
+from bpgpu.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from bpgpu.backends.base import Backend
+    from bpgpu.network import MLP
+
+FORMAT = 1
+KEY = "bpgpu"
+
+
+def save(net: "MLP", path: str | PathLike[str]) -> None:
+    """Write `net` to `path`: to a file beside it first, flushed to disk, then renamed over it."""
+    import safetensors.numpy
+
+    to_numpy = net.backend.to_numpy
+    tensors = {f"W.{l}": to_numpy(W) for l, W in enumerate(net.weights, start=1)}
+    tensors |= {f"b.{l}": to_numpy(b) for l, b in enumerate(net.biases, start=1) if b is not None}
+    tensors |= {f"mask.{l}": to_numpy(mask) for l, mask in enumerate(net.masks, start=1) if mask is not None}
+    header = json.dumps(_describe(net), ensure_ascii=False)
+    _write_atomically(Path(path), safetensors.numpy.save(tensors, metadata={KEY: header}))
+
+
+def load(kind: "type[MLP]", path: str | PathLike[str], backend: "str | Backend") -> Any:
+    """Read a network of class `kind` from `path`."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    path.open("rb").close()  # a missing or unreadable file is an OSError that names it
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get(KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from error
+    if header is None:
+        raise ModelFileError(f"{path} is a safetensors file, but not one that bpgpu saved")
+    try:
+        description = json.loads(header)
+        if description["format"] > FORMAT:
+            raise ModelFileError(
+                f"{path} was written by bpgpu {description['bpgpu']}, in a newer format; update bpgpu to read it"
+            )
+        layers = range(1, len(description["sizes"]))
+        bias = description["bias"]
+        net = kind(
+            description["sizes"],
+            [_from_row(Activation, ACTIVATIONS, row) for row in description["activations"]],
+            _from_row(Cost, COSTS, description["cost"]),
+            bias=bias,
+            l2=description["l2"],
+            dropout=description["dropout"],
+            connectivity=[tensors.get(f"mask.{l}") for l in layers],
+            dtype=description["dtype"],
+            seed=description["seed"],
+            backend=backend,
+            init=[(tensors[f"W.{l}"], tensors[f"b.{l}"]) if bias else tensors[f"W.{l}"] for l in layers],
+        )
+        net.epoch = int(description["epoch"])
+        net.metadata = dict(description["metadata"])
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path} does not describe a network: {type(error).__name__}: {error}") from error
+    return net
+
+
+def _describe(net: "MLP") -> dict[str, Any]:
+    architecture = net.architecture
+    return {
+        "format": FORMAT,
+        "bpgpu": __version__,
+        "sizes": architecture.sizes,
+        "activations": [_to_row(activation, ACTIVATIONS) for activation in architecture.activations],
+        "cost": _to_row(architecture.cost, COSTS),
+        "bias": architecture.bias,
+        "l2": architecture.l2,
+        "dropout": architecture.dropout,
+        "dtype": architecture.dtype.name,
+        "seed": architecture.seed,
+        "epoch": net.epoch,
+        "metadata": net.metadata,
+    }
+
+
+def _to_row(formula: Activation | Cost, table: dict[str, Any]) -> str | dict[str, str]:
+    """Return the name of a formula of the table, and the expressions of any other."""
+    return formula.name if table.get(formula.name) == formula else dict(vars(formula))
+
+
+def _from_row(kind: Any, table: dict[str, Any], row: str | dict[str, str]) -> Any:
+    return table[row] if isinstance(row, str) else kind(**row)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(_file_mode(path))
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _file_mode(path: Path) -> int:
+    """Return the permissions that writing to `path` directly would leave; a temporary file is private."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask

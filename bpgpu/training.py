@@ -1,0 +1,155 @@
+"""The training loop: epochs, shuffling, validation, callbacks, and how training ends. It knows no device."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bpgpu import checks
+from bpgpu.callbacks import Callback, ProgressBar
+from bpgpu.errors import NonFiniteError
+from bpgpu.optimizers import Optimizer, get_optimizer
+from bpgpu.plan import Plan
+
+if TYPE_CHECKING:
+    from bpgpu.network import MLP
+
+Array = Any
+
+
+@dataclass
+class History:
+    """What happened in a call of `fit`; the lists have one entry for each finished epoch.
+
+    Attributes
+    ----------
+    loss : list of float
+        Mean of C over the batches of the epoch, each taken before its update, with dropout.
+    validation_loss : list of float
+        C of the validation data after the epoch; empty without them.
+    learning_rate : list of float
+        Of the first step of the epoch.
+    seconds : list of float
+        Of training; validation and callbacks are not counted.
+    stop_reason : str
+        Why training ended.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    stop_reason: str = ""
+
+
+@dataclass
+class Training:
+    """A running `fit`, as callbacks see it.
+
+    Attributes
+    ----------
+    net : MLP
+    optimizer : Optimizer
+    history : History
+    epochs : int
+        How many are planned.
+    samples : int
+        In an epoch.
+    learning_rate : float or None
+        If a callback sets it, the coming epochs use it in place of the optimizer's.
+    """
+
+    net: "MLP"
+    optimizer: Optimizer
+    history: History
+    epochs: int
+    samples: int
+    learning_rate: float | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished in this fit."""
+        return len(self.history.loss)
+
+    def stop(self, reason: str) -> None:
+        """End training after this epoch."""
+        self.history.stop_reason = reason
+
+
+def fit(
+    net: "MLP",
+    X: Array,
+    y: Array,
+    weight: Array | None,
+    *,
+    optimizer: str | Optimizer,
+    epochs: int,
+    batch_size: int,
+    validation: tuple[Array, Array, Array | None] | None,
+    shuffle: bool,
+    callbacks: Sequence[Callback],
+    progress: bool,
+) -> History:
+    """Train `net` on checked data; see `MLP.fit`."""
+    rule = get_optimizer(optimizer)
+    epochs = checks.integer("epochs", epochs, 1)
+    batch_size = min(checks.integer("batch_size", batch_size, 1), len(X))
+    history = History()
+    training = Training(net, rule, history, epochs, len(X))
+    listeners = [*callbacks, *([ProgressBar()] if progress else [])]
+    for listener in listeners:
+        listener.check(training, has_validation=validation is not None)
+    plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks).allocate()
+    finite = net.backend.empty(net.parameters.shape, net.architecture.dtype)
+    for listener in listeners:
+        listener.on_train_begin(training)
+    try:
+        while training.epoch < epochs and not history.stop_reason:
+            for listener in listeners:
+                listener.on_epoch_begin(training)
+            finite[...] = net.parameters
+            _run_epoch(training, plan, X, y, weight, shuffle)
+            if validation is not None:
+                history.validation_loss.append(net._loss(*validation))
+            for listener in listeners:
+                listener.on_epoch_end(training)
+        history.stop_reason = history.stop_reason or f"finished {epochs} epochs"
+    except KeyboardInterrupt:
+        history.stop_reason = "interrupted"
+    except NonFiniteError:
+        net.parameters[...] = finite
+        raise
+    finally:
+        for listener in listeners:
+            listener.on_train_end(training)
+    return history
+
+
+def _run_epoch(training: Training, plan: Plan, X: Array, y: Array, weight: Array | None, shuffle: bool) -> None:
+    net, history = training.net, training.history
+    n, steps = len(X), -(-len(X) // plan.batch_size)
+    if training.learning_rate is None:
+        learning_rates = [training.optimizer.rate(plan.steps + step) for step in range(steps)]
+    else:
+        learning_rates = [training.learning_rate] * steps
+    order = None
+    if shuffle:
+        permutation = np.random.default_rng([net.architecture.seed, 1, net.epoch]).permutation(n)
+        order = net.backend.asarray(permutation, permutation.dtype)
+    start = time.perf_counter()
+    loss = net.backend.run_epoch(
+        plan,
+        X,
+        y,
+        order,
+        parameters=net.parameters,
+        sample_weight=weight,
+        learning_rates=learning_rates,
+        epoch=net.epoch,
+    )
+    history.seconds.append(time.perf_counter() - start)
+    history.learning_rate.append(learning_rates[0])
+    history.loss.append(loss)
+    net.epoch += 1

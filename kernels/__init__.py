@@ -1,0 +1,1 @@
+"""The arithmetic of bpgpu: formulas and kernels, with no networks and no devices. It imports nothing from `bpgpu`."""

@@ -1,0 +1,292 @@
+"""Activations and costs as data, and the compiler that turns an expression into code for every backend.
+
+A formula is written once, as an expression in ``z`` (weighted input), ``a`` (activation) and ``y`` (target).
+`numpy_function`, `numba_source` and `cuda_source` emit it for NumPy, Numba and CUDA C++. Nothing of an expression
+is ever evaluated as Python: the compiler walks its syntax tree, emits what is on the whitelist below and refuses
+everything else. Literals are emitted as ``T(...)``, T being the working type, so that float64 cannot creep into
+float32 arithmetic.
+
+All formulas of the tables are finite in float32 and float64 for every finite z up to 1e4 in size, and they
+propagate NaN.
+"""
+
+import ast
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+class FormulaError(ValueError):
+    """A formula that the compiler refuses, or whose derivative is wrong."""
+
+
+# name: (value, derivative). The derivative is written in a where it can be, so that z need not be kept.
+ACTIVATIONS: dict[str, tuple[str, str]] = {
+    "identity": ("z", "1"),
+    # exp of a negative number only: 1 / (1 + exp(-z)) would overflow at z = -89 in float32.
+    "sigmoid": ("where(z < 0, exp(-abs(z)), 1) / (1 + exp(-abs(z)))", "a * (1 - a)"),
+    "tanh": ("tanh(z)", "1 - a * a"),
+    # "z < 0", not "z > 0", lets a NaN through instead of hiding it.
+    "relu": ("where(z < 0, 0, z)", "where(a > 0, 1, 0)"),
+    "leaky_relu": ("where(z < 0, 0.01 * z, z)", "where(a > 0, 1, 0.01)"),
+    "elu": ("where(z < 0, expm1(min(z, 0)), z)", "where(a < 0, a + 1, 1)"),
+    "softplus": ("max(z, 0) + log1p(exp(-abs(z)))", "-expm1(-a)"),
+    # 0.7071... is 1/sqrt(2), 0.3989... is 1/sqrt(2 pi): Hendrycks and Gimpel 2016, exact form.
+    "gelu": (
+        "0.5 * z * erfc(-0.7071067811865476 * z)",
+        "0.5 * erfc(-0.7071067811865476 * z) + 0.3989422804014327 * z * exp(-0.5 * z * z)",
+    ),
+    "silu": ("z * sigmoid(z)", "sigmoid(z) * (1 + z * (1 - sigmoid(z)))"),
+}
+
+# Other names in use for rows of the tables.
+ACTIVATION_ALIASES = {"linear": "identity", "logistic": "sigmoid", "swish": "silu"}
+
+# name: (value, gradient, reduction over the outputs of a sample); the gradient is d value / d a of one output.
+# Outside the domain of a logarithm its argument is held at 1e-30, so value and gradient stay finite.
+COSTS: dict[str, tuple[str, str, str]] = {
+    "half_squared_error": ("0.5 * (y - a) ** 2", "a - y", "sum"),
+    "squared_error": ("(y - a) ** 2", "2 * (a - y)", "sum"),
+    "mean_squared_error": ("(y - a) ** 2", "2 * (a - y)", "mean"),
+    "binary_cross_entropy": (
+        "-(y * log(max(a, 1e-30)) + (1 - y) * log(max(1 - a, 1e-30)))",
+        "where(1 - a > 1e-30, (1 - y) / max(1 - a, 1e-30), 0) - where(a > 1e-30, y / max(a, 1e-30), 0)",
+        "sum",
+    ),
+    "cross_entropy": ("-y * log(max(a, 1e-30))", "where(a > 1e-30, -y / max(a, 1e-30), 0)", "sum"),
+}
+
+# (output activation, cost): (value, delta = dC/dz), where the pair is better written from z than as
+# gradient * derivative. With the sigmoid the quotient of the two would be 0/0 once a is rounded to 0 or 1.
+PAIRS: dict[tuple[str, str], tuple[str, str]] = {
+    ("sigmoid", "binary_cross_entropy"): ("softplus(z) - z * y", "a - y"),
+    ("sigmoid", "cross_entropy"): ("y * softplus(-z)", "y * (a - 1)"),
+}
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function that formulas may call: its number of arguments and a template for each target."""
+
+    arity: int
+    numpy: str
+    numba: str
+    cuda: str
+
+
+def _same_name(name: str) -> _Function:
+    return _Function(1, f"np.{name}({{0}})", f"math.{name}({{0}})", f"{name}({{0}})")
+
+
+def _extremum(numpy_name: str, comparison: str) -> _Function:
+    # NumPy's maximum and minimum propagate NaN from either side; so do these.
+    keeps_first = f"{{0}} {comparison} {{1}}"
+    return _Function(
+        2,
+        f"np.{numpy_name}({{0}}, {{1}})",
+        f"({{0}} if {keeps_first} or {{0}} != {{0}} else {{1}})",
+        f"({keeps_first} || {{0}} != {{0}} ? {{0}} : {{1}})",
+    )
+
+
+FUNCTIONS: dict[str, _Function] = {
+    **{name: _same_name(name) for name in ("exp", "expm1", "log", "log1p", "sqrt", "tanh", "sin", "cos")},
+    "abs": _Function(1, "np.abs({0})", "math.fabs({0})", "fabs({0})"),
+    "erf": _Function(1, "special.erf({0})", "math.erf({0})", "erf({0})"),
+    "erfc": _Function(1, "special.erfc({0})", "math.erfc({0})", "erfc({0})"),
+    "pow": _Function(2, "np.power({0}, {1})", "math.pow({0}, {1})", "pow({0}, {1})"),
+    "max": _extremum("maximum", ">="),
+    "min": _extremum("minimum", "<="),
+    "where": _Function(3, "np.where({0}, {1}, {2})", "({1} if {0} else {2})", "({0} ? {1} : {2})"),
+}
+# Rows of the table that a formula may call by name; they are expanded in place.
+MACROS = ("sigmoid", "softplus")
+
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
+# Bounds for formulas that come with a model file from a stranger: templates and macros repeat their arguments, so
+# without the third a short formula could fill the memory.
+_MAX_LENGTH, _MAX_DEPTH, _MAX_SOURCE = 5000, 30, 50_000
+_MAX_LITERAL = float(np.finfo(np.float32).max)
+
+
+class _Emitter:
+    """Walks the syntax tree of one expression and writes it for one target; refuses what is not on the whitelist."""
+
+    def __init__(self, expression: str, names: tuple[str, ...], target: str) -> None:
+        self.expression, self.names, self.target = expression, names, target
+        self.used: set[str] = set()
+
+    def refuse(self, what: str) -> FormulaError:
+        return FormulaError(
+            f"formula {self.expression!r}: {what}; a formula is made of the names {', '.join(self.names)}, "
+            f"numbers, + - * / **, comparisons inside where(), and {', '.join([*FUNCTIONS, *MACROS])}"
+        )
+
+    def emit(self, node: ast.expr, bound: dict[str, str], depth: int = 0) -> str:
+        if depth > _MAX_DEPTH:
+            raise self.refuse(f"nested more than {_MAX_DEPTH} levels deep")
+
+        def inner(child: ast.expr) -> str:
+            source = self.emit(child, bound, depth + 1)
+            if len(source) > _MAX_SOURCE:
+                raise self.refuse(f"it expands to more than {_MAX_SOURCE} characters")
+            return source
+
+        match node:
+            case ast.Name(id=name) if name in bound:
+                self.used.add(name)
+                return bound[name]
+            case ast.Name(id=name):
+                raise self.refuse(f"the name {name!r} is not known here")
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+                return self.literal(value)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return f"(-{inner(operand)})"
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return inner(operand)
+            case ast.BinOp(op=ast.Pow(), left=base, right=ast.Constant(value=int(power))) if 2 <= power <= 4:
+                # A product, as every target computes it to the same bits, and NumPy's power is slow.
+                return f"({' * '.join([inner(base)] * power)})"
+            case ast.BinOp(op=ast.Pow(), left=base, right=exponent):
+                return self.call("pow", [inner(base), inner(exponent)])
+            case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
+                return f"({inner(left)} {_OPERATORS[type(op)]} {inner(right)})"
+            case ast.Call(func=ast.Name(id="where"), args=[condition, chosen, other], keywords=[]):
+                return self.call("where", [self.condition(condition, bound, depth + 1), inner(chosen), inner(other)])
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
+                if len(arguments) != FUNCTIONS[name].arity:
+                    raise self.refuse(f"{name}() takes {FUNCTIONS[name].arity} arguments, got {len(arguments)}")
+                return self.call(name, [inner(argument) for argument in arguments])
+            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in MACROS:
+                return self.emit(_parse(ACTIVATIONS[name][0]), {"z": inner(argument)}, depth + 1)
+            case ast.Compare():
+                raise self.refuse("a comparison may only be the first argument of where()")
+        raise self.refuse(f"{ast.unparse(node)!r} is not allowed")
+
+    def condition(self, node: ast.expr, bound: dict[str, str], depth: int) -> str:
+        match node:
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
+                return f"({self.emit(left, bound, depth)} {_COMPARISONS[type(op)]} {self.emit(right, bound, depth)})"
+        raise self.refuse(f"the first argument of where() must be one comparison, got {ast.unparse(node)!r}")
+
+    def literal(self, value: float) -> str:
+        if not abs(value) <= _MAX_LITERAL:
+            raise self.refuse(f"the number {value} does not fit into float32")
+        return f"T({float(value)!r})"
+
+    def call(self, name: str, arguments: list[str]) -> str:
+        template: str = getattr(FUNCTIONS[name], self.target)
+        return template.format(*arguments)
+
+
+def _parse(expression: str) -> ast.expr:
+    if not isinstance(expression, str):
+        raise FormulaError(f"a formula must be a string, got {type(expression).__name__}")
+    if len(expression) > _MAX_LENGTH:
+        raise FormulaError(f"a formula may have {_MAX_LENGTH} characters at most, got {len(expression)}")
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise FormulaError(f"formula {expression!r} is not an expression: {error}") from None
+
+
+def _emit(expression: str, names: tuple[str, ...], target: str) -> tuple[str, frozenset[str]]:
+    emitter = _Emitter(expression, names, target)
+    source = emitter.emit(_parse(expression), {name: name for name in names})
+    return source, frozenset(emitter.used & set(names))
+
+
+def names_used(expression: str, names: tuple[str, ...] = ("z", "a", "y")) -> frozenset[str]:
+    """Return which of `names` the expression reads; raise `FormulaError` if the compiler refuses it."""
+    return _emit(expression, names, "numpy")[1]
+
+
+@functools.cache
+def numpy_function(
+    expression: str, dtype: np.dtype[Any], names: tuple[str, ...] = ("z", "a", "y")
+) -> Callable[..., Any]:
+    """Compile an expression to a function of NumPy arrays.
+
+    Parameters
+    ----------
+    expression : str
+        The formula.
+    dtype : numpy.dtype
+        float32 or float64: the type of the arrays and of the literals.
+    names : tuple of str
+        The names it may use, in the order of the function's arguments.
+
+    Returns
+    -------
+    function
+        Takes one array per name (None for a name that the expression does not read) and returns an array of their
+        common shape, or a scalar of `dtype` if it reads none.
+
+    Raises
+    ------
+    FormulaError
+        If the expression holds anything but whitelisted names, numbers, operators and functions.
+    """
+    source, _ = _emit(expression, names, "numpy")
+    namespace: dict[str, Any] = {"__builtins__": {}, "np": np, "T": dtype.type}
+    if "special." in source:  # SciPy is loaded only for the formulas that need it
+        namespace["special"] = importlib.import_module("scipy.special")
+    function: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {source}", namespace)
+    return function
+
+
+def numba_source(expression: str, function: str, names: tuple[str, ...] = ("z", "a", "y")) -> str:
+    """Return the source of a scalar Python function that Numba compiles; it needs `math` and `T` as globals."""
+    return f"def {function}({', '.join(names)}):\n    return {_emit(expression, names, 'numba')[0]}\n"
+
+
+def cuda_source(expression: str, function: str, names: tuple[str, ...] = ("z", "a", "y")) -> str:
+    """Return the source of a CUDA C++ device function template over the working type T."""
+    arguments = ", ".join(f"T {name}" for name in names)
+    source = _emit(expression, names, "cuda")[0]
+    return f"template <typename T> __device__ __forceinline__ T {function}({arguments}) {{ return {source}; }}\n"
+
+
+def first_wrong_derivative(
+    value: Callable[[Any], Any], derivative: Callable[[Any], Any], points: Any
+) -> tuple[float, float, float] | None:
+    """Compare a derivative with central differences of its value, in float64.
+
+    Kinks (points where the one-sided differences keep disagreeing) and points where the value is not finite are
+    passed over; if that leaves less than a quarter of the points, the first of them counts as wrong.
+
+    Parameters
+    ----------
+    value, derivative : function
+        Of one float64 array.
+    points : array of float64
+
+    Returns
+    -------
+    (point, derivative, difference) or None
+        The worst point, or None if all agree to 1e-6 relative.
+    """
+    step = 1e-4
+    with np.errstate(all="ignore"):
+        near = {k: np.asarray(value(points + k * step), dtype=np.float64) for k in (-2, -1, 0, 1, 2)}
+        given = np.broadcast_to(np.asarray(derivative(points), dtype=np.float64), points.shape)
+        difference = (8 * (near[1] - near[-1]) - (near[2] - near[-2])) / (12 * step)
+        coarse = (near[2] - near[-2]) / (4 * step)
+        bend = np.abs(near[1] - 2 * near[0] + near[-1]) / step  # jump of the one-sided slopes; O(step) if smooth
+        scale = 1 + np.abs(difference)
+        smooth = np.isfinite(difference) & (np.abs(difference - coarse) < 1e-2 * scale) & (bend < 1e-2 * scale)
+        error = np.where(smooth, np.abs(given - difference) / scale, -1.0)
+    error[smooth & ~np.isfinite(given)] = math.inf
+    if 4 * np.count_nonzero(smooth) < smooth.size:
+        worst = int(np.argmin(smooth))
+    else:
+        worst = int(np.argmax(error))
+        if error[worst] < 1e-6:
+            return None
+    return float(points[worst]), float(given[worst]), float(difference[worst])
