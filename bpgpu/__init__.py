@@ -5,7 +5,7 @@ Importing it touches NumPy only; a backend's libraries load when the backend is 
 
 from bpgpu._version import __version__
 from bpgpu.activations import Activation
-from bpgpu.backends import BackendInfo, backends, get_backend
+from bpgpu.backends import BackendInfo, backends, get_backend  # from here on bpgpu.backends is the function
 from bpgpu.backends.base import Backend
 from bpgpu.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateSchedule, ProgressBar
 from bpgpu.costs import Cost

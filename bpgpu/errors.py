@@ -12,7 +12,18 @@ __all__ = ["BackendUnavailableError", "FormulaError", "GradientError", "ModelFil
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run here. The message has the cause and the fix."""
+    """A backend was asked for by name and cannot run here.
+
+    Attributes
+    ----------
+    backend : str
+    reason : str
+        The cause, and what to do.
+    """
+
+    def __init__(self, backend: str, reason: str) -> None:
+        self.backend, self.reason = backend, reason
+        super().__init__(f"backend {backend!r} cannot run here: {reason}")
 
 
 class GradientError(AssertionError):

@@ -2,18 +2,23 @@
 
 import copy
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import get_backend
+from bpgpu.costs import COSTS
 from bpgpu.errors import GradientError
 from bpgpu.plan import Plan
 
 if TYPE_CHECKING:
+    from bpgpu.backends.base import Backend
     from bpgpu.network import MLP
 
 # Networks with more parameters are checked along random directions instead of parameter by parameter.
@@ -122,6 +127,58 @@ def check_gradients(
             "use inputs and weights for which fewer weighted inputs are exactly 0"
         )
     return GradientReport(len(slopes) - kinks, kinks, exhaustive, max_error, tolerance)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network of `check_table`: `activation` and `cost` of its output, and its shape."""
+
+    activation: str
+    cost: str
+    outputs: int
+    depth: int
+
+
+def check_table(backend: "Backend", dtype: str) -> Iterator[tuple[Case, GradientReport | GradientError]]:
+    """Check every activation × cost × (1, 3) outputs × depths 1 to 3, with all that training can add.
+
+    Weights, penalty and a connectivity mask are on, dropout where there is a hidden layer. Hidden layers take the
+    activation too, so it is checked in both places.
+    """
+    for activation, cost, outputs, depth in itertools.product(ACTIVATIONS, COSTS, (1, 3), (1, 2, 3)):
+        case = Case(activation, cost, outputs, depth)
+        try:
+            yield case, check_case(case, backend, dtype)
+        except GradientError as error:
+            yield case, error
+
+
+def check_case(case: Case, backend: "Backend", dtype: str) -> GradientReport:
+    """Check one network of the table on seven random samples."""
+    from bpgpu.network import MLP
+
+    sizes = [4, *[5] * (case.depth - 1), case.outputs]
+    rng = np.random.default_rng([4, case.outputs, case.depth])
+    X, sample_weight = rng.standard_normal((7, 4)), rng.uniform(0.5, 2.0, 7)
+    y = rng.dirichlet(np.ones(3), 7) if case.outputs == 3 else rng.uniform(0.1, 0.9, (7, 1))
+    mask = np.ones((sizes[0], sizes[1]))
+    mask[1, 0] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pairs that leave the domain of the cost are checked too
+        net = MLP(
+            sizes,
+            case.activation,
+            case.cost,
+            l2=0.1,
+            dropout=0.25,
+            connectivity=[mask, *[None] * (case.depth - 1)],
+            dtype=dtype,
+            seed=case.depth,
+            backend=backend,
+        )
+    for b in net.biases:
+        b += backend.asarray(rng.uniform(0.1, 0.5, len(b)), net.architecture.dtype)
+    return check_gradients(net, X, y, sample_weight)
 
 
 def _float64_cost(

@@ -64,6 +64,25 @@ class Architecture:
         return weights, biases
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """Which elements of a layer's activations one step drops: a function of these numbers and the element alone.
+
+    Attributes
+    ----------
+    rate : float
+        Probability that an element is dropped, in [0, 1).
+    seed, epoch, step, layer : int
+        See `bpgpu.kernels.philox.keep_mask`.
+    """
+
+    rate: float
+    seed: int
+    epoch: int
+    step: int
+    layer: int
+
+
 @dataclass
 class Batch:
     """The workspace of one batch of B rows, or a view of its first rows; lists are indexed by layer, 0 ... L.

@@ -203,8 +203,8 @@ def _emit(expression: str, names: tuple[str, ...], target: str) -> tuple[str, fr
 
 
 def names_used(expression: str, names: tuple[str, ...] = ("z", "a", "y")) -> frozenset[str]:
-    """Return which of `names` the expression reads; raise `FormulaError` if the compiler refuses it."""
-    return _emit(expression, names, "numpy")[1]
+    """Return which of `names` the expression reads; raise `FormulaError` if the compiler refuses it for any target."""
+    return _emit(expression, names, "numba")[1]  # the longest of the three, so the others take it too
 
 
 @functools.cache

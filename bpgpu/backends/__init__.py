@@ -7,6 +7,7 @@ GPU library that is broken breaks nobody who does not use it.
 import functools
 import importlib
 import importlib.util
+import itertools
 from dataclasses import dataclass
 
 from bpgpu.backends.base import Backend
@@ -48,7 +49,7 @@ def backends() -> list[BackendInfo]:
         try:
             backend = _construct(name)
         except BackendUnavailableError as error:
-            found.append(BackendInfo(name, False, str(error), None))
+            found.append(BackendInfo(name, False, error.reason, None))
         else:
             found.append(BackendInfo(name, True, "ready", backend.device))
     return found
@@ -80,24 +81,22 @@ def get_backend(name: str | Backend = "auto") -> Backend:
 
 
 def why_auto() -> str:
-    """Return a sentence that says which backend "auto" takes, and why none of the faster ones."""
-    passed_over: list[str] = []
-    for info in backends():
-        if info.available:
-            return "; ".join([f"{info.name} is the fastest backend that runs here", *passed_over])
-        passed_over.append(info.reason)
-    raise AssertionError("the numpy backend is always available")
+    """Return why "auto" takes the backend it takes, with what stands in the way of each faster one."""
+    faster = itertools.takewhile(lambda info: not info.available, backends())
+    by_reason = itertools.groupby(faster, key=lambda info: info.reason)
+    obstacles = [f"{', '.join(info.name for info in group)}: {reason}" for reason, group in by_reason]
+    return "the fastest that runs here" + (f" ({'; '.join(obstacles)})" if obstacles else "")
 
 
 @functools.cache
 def _construct(name: str) -> Backend:
     module, attribute, fix = REGISTRY[name]
     if importlib.util.find_spec(module) is None:
-        raise BackendUnavailableError(f"backend {name!r}: not part of this version of bpgpu; use 'numpy'")
+        raise BackendUnavailableError(name, "it is not part of this version of bpgpu; use 'numpy'")
     try:
         backend: Backend = getattr(importlib.import_module(module), attribute)()
     except BackendUnavailableError:
         raise
     except Exception as error:
-        raise BackendUnavailableError(f"backend {name!r}: {type(error).__name__}: {error}; try: {fix}") from error
+        raise BackendUnavailableError(name, f"{type(error).__name__}: {error}; try: {fix}") from error
     return backend

@@ -15,7 +15,7 @@ from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
-from bpgpu.plan import Batch, Plan
+from bpgpu.plan import Batch, Dropout, Plan
 
 Array = Any  # the backend's own array type
 
@@ -86,23 +86,21 @@ class Backend:
             z += b
         out[...] = self._softmax(z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
 
-    def dropout(self, x: Array, rate: float, *, seed: int, epoch: int, step: int, layer: int, out: Array) -> None:
+    def dropout(self, x: Array, dropout: Dropout, *, out: Array) -> None:
         """Compute ``x / (1 - rate)`` where the element is kept and 0 where it is dropped.
 
-        The same call drops the same elements, in activations on the way forward and in errors on the way back;
+        The same `dropout` drops the same elements, in activations on the way forward and in errors on the way back;
         `bpgpu.kernels.philox.keep_mask` says which.
 
         Parameters
         ----------
         x : array, shape (B, n_l)
-        rate : float
-            In [0, 1).
-        seed, epoch, step, layer : int
+        dropout : Dropout
         out : array, shape (B, n_l)
             May be `x`.
         """
-        keep = self.xp.asarray(philox.keep_mask(x.shape, rate, seed=seed, epoch=epoch, step=step, layer=layer))
-        self.xp.multiply(x, keep * x.dtype.type(1 / (1 - rate)), out=out)
+        keep = self.xp.asarray(philox.keep_mask(x.shape, **vars(dropout)))
+        self.xp.multiply(x, keep * x.dtype.type(1 / (1 - dropout.rate)), out=out)
 
     # Error
 
@@ -156,9 +154,17 @@ class Backend:
             out_delta /= z.shape[1]
 
     def hidden_delta(
-        self, delta: Array, W: Array, a: Array, activation: Activation, *, out: Array, z: Array | None = None
+        self,
+        delta: Array,
+        W: Array,
+        a: Array,
+        activation: Activation,
+        *,
+        out: Array,
+        z: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
-        """Compute ``delta_l = (delta_{l+1} W_{l+1}^T) ⊙ sigma_l'(z_l)``.
+        """Compute ``delta_l = (delta_{l+1} W_{l+1}^T) ⊙ sigma_l'(z_l)``, dropout in between.
 
         Parameters
         ----------
@@ -171,8 +177,12 @@ class Backend:
         out : array, shape (B, n_l)
         z : array, shape (B, n_l), optional
             z_l, where ``activation.derivative_needs_z``.
+        dropout : Dropout, optional
+            What was dropped from a_l.
         """
         self.xp.matmul(delta, W.T, out=out)
+        if dropout is not None:
+            self.dropout(out, dropout, out=out)
         if activation.rowwise:
             out *= a
             out -= a * out.sum(axis=1, keepdims=True)
@@ -274,7 +284,7 @@ class Backend:
         for l in range(1, L):
             self.forward(h[l - 1], W[l], b[l], sigma[l], out=a[l], out_z=z[l])
             if net.dropout:
-                self.dropout(a[l], net.dropout, seed=net.seed, epoch=epoch, step=step, layer=l, out=h[l])
+                self.dropout(a[l], Dropout(net.dropout, net.seed, epoch, step, l), out=h[l])
         self.forward(h[L - 1], W[L], b[L], IDENTITY, out=z[L])
         self.output_delta(
             z[L], batch.y, batch.scale, sigma[L], net.cost, out_a=a[L], out_delta=batch.delta[L], out_cost=batch.cost
@@ -298,9 +308,8 @@ class Backend:
         dW, db, mask = [None, *plan.dW], [None, *plan.db], [None, *plan.masks]
         z, a, h, delta = batch.z, batch.a, batch.h, batch.delta
         for l in range(L - 1, 0, -1):
-            self.hidden_delta(delta[l + 1], W[l + 1], a[l], sigma[l], out=delta[l], z=z[l])
-            if net.dropout:
-                self.dropout(delta[l], net.dropout, seed=net.seed, epoch=epoch, step=step, layer=l, out=delta[l])
+            dropout = Dropout(net.dropout, net.seed, epoch, step, l) if net.dropout else None
+            self.hidden_delta(delta[l + 1], W[l + 1], a[l], sigma[l], out=delta[l], z=z[l], dropout=dropout)
         decay = net.l2 / len(batch.y)
         for l in range(1, L + 1):
             self.weight_gradient(h[l - 1], delta[l], out_W=dW[l], out_b=db[l], W=W[l], decay=decay, mask=mask[l])

@@ -1,0 +1,351 @@
+"""The command line: train, predict, info, gradcheck."""
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import bpgpu
+from bpgpu import checks, tables
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.backends import why_auto
+from bpgpu.costs import COSTS
+from bpgpu.errors import unknown_name
+from bpgpu.gradcheck import check_table
+from bpgpu.optimizers import OPTIMIZERS
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train dense neural networks by backpropagation, on the CPU or a GPU.",
+)
+
+# (hidden layers, dropout) where the options are not given.
+DEFAULT_NETWORK = ("128,64", 0.0)
+DIGITS_NETWORK = ("512", 0.5)
+# Mean over deviation of a column above which the raw rows and the folded weights lose three digits or more.
+MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
+FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError)
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
+]
+BackendOption = Annotated[str, typer.Option(help="auto, numpy, numba, cupy or numba-cuda.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return its exit code: 0, 2 after an error of one line, 130 after Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"bpgpu: note: {message}", file=sys.stderr)
+        try:
+            return app(arguments, prog_name="bpgpu", standalone_mode=False) or 0
+        except KeyboardInterrupt:
+            print("bpgpu: interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            if hasattr(error, "format_message"):  # the argument parser's own errors
+                message = f"{error.format_message()} See: bpgpu --help"
+            elif isinstance(error, FAILURES):
+                message = str(error)
+            else:
+                raise
+            print(f"bpgpu: {' '.join(message.split())}", file=sys.stderr)
+            return 2
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="'digits', or a .csv, .parquet, .npz or .npy file.")],
+    target: Annotated[str | None, typer.Option(help="Column to predict; the last one if not given.")] = None,
+    task: Annotated[str, typer.Option(help="auto, classification or regression.")] = "auto",
+    hidden: Annotated[
+        str | None, typer.Option(help="Sizes of the hidden layers [128,64; for digits 512]; '' for none.")
+    ] = None,
+    activation: Annotated[str, typer.Option(help="Of the hidden layers: " + ", ".join(ACTIVATIONS))] = "relu",
+    optimizer: Annotated[str, typer.Option(help=", ".join(OPTIMIZERS))] = "adam",
+    learning_rate: Annotated[float | None, typer.Option(help="The optimizer's own if not given.")] = None,
+    epochs: Annotated[int, typer.Option()] = 50,
+    batch_size: Annotated[int, typer.Option()] = 32,
+    l2: Annotated[float, typer.Option(help="lambda of the penalty (lambda / 2m) sum W^2.")] = 0.0,
+    dropout: Annotated[
+        float | None, typer.Option(help="Of the hidden layers [0; for digits 0.5 unless --hidden is given].")
+    ] = None,
+    validation: Annotated[str, typer.Option(help="Part held out, in (0, 1), or a file with held-out rows.")] = "0.2",
+    backend: BackendOption = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of the split, the weights, the shuffling and the dropout.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="File for the model, .safetensors.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a picture of the losses, .png.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train a network on a table and measure it on held-out rows.
+
+    Columns are standardised, which is folded into the saved model: it takes raw rows. Two classes get one sigmoid
+    output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
+    """
+    console = Console(stderr=as_json, highlight=False)
+    for path in (out, plot):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {path.parent}")
+    if task not in ("auto", "classification", "regression"):
+        raise unknown_name("--task", task, ["auto", "classification", "regression"])
+    table = tables.read_table(data)
+    goal = tables.Target.find(table, target, task, data)
+    columns = [str(column) for column in table.columns if column != goal.name]
+    X, y = tables.features(table, columns, data), goal.encode(table, data)
+    X_train, y_train, X_test, y_test, held_out = _hold_out(X, y, columns, goal, validation, seed)
+
+    preset_hidden, preset_dropout = DIGITS_NETWORK if data == "digits" and hidden is None else DEFAULT_NETWORK
+    sizes = [len(columns), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
+    output, cost = ("identity", "mean_squared_error")
+    if goal.classes:
+        output, cost = ("softmax", "cross_entropy") if goal.outputs > 1 else ("sigmoid", "binary_cross_entropy")
+    net = bpgpu.MLP(
+        sizes,
+        [*[activation] * (len(sizes) - 2), output],
+        cost,
+        l2=l2,
+        dropout=preset_dropout if dropout is None else dropout,
+        dtype=dtype,
+        seed=seed,
+        backend=backend,
+    )
+    rule = _rule(optimizer, learning_rate)
+    batch_size = min(checks.integer("--batch-size", batch_size, 1), len(X_train))
+    inputs = tables.Standardisation.learn(X_train)
+    outputs = None if goal.classes else tables.Standardisation.learn(y_train[:, None])
+
+    def scaled(X: Any, y: Any) -> tuple[Any, Any]:
+        return inputs.apply(X), y if outputs is None else outputs.apply(y[:, None])
+
+    if inputs.remoteness > MAX_REMOTENESS[dtype]:
+        warnings.warn(
+            f"a column's mean is {inputs.remoteness:.0f} times its deviation, too far for the precision of {dtype}; "
+            "subtract a constant from such columns" + (", or use --dtype float64" if dtype == "float32" else ""),
+            stacklevel=1,
+        )
+    plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
+    reason = why_auto() if backend == "auto" else "as asked"
+    console.print(f"data     {len(X_train)} rows to train on, {len(X_test)} held out, {len(columns)} columns")
+    console.print(f"target   {goal.name}: {goal.task}" + (f", {len(goal.classes)} classes" if goal.classes else ""))
+    console.print(
+        f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}"
+    )
+    console.print(f"backend  {net.backend.name} on {net.backend.device}, {dtype}: {reason}", soft_wrap=True)
+    console.print(
+        f"memory   {_mib(net.parameters.nbytes)} parameters, {_mib(plan.nbytes)} gradients, state and workspace, "
+        f"{_mib((len(X_train) + len(X_test)) * len(columns) * net.architecture.dtype.itemsize)} data"
+    )
+    history = net.fit(
+        *scaled(X_train, y_train),
+        optimizer=rule,
+        epochs=epochs,
+        batch_size=batch_size,
+        validation_data=scaled(X_test, y_test),
+        progress=True,
+    )
+    inputs.fold_into_input(net)
+    if outputs is not None:
+        outputs.fold_into_output(net)
+    score = goal.score(net.predict(X_test), y_test)  # of the folded network on raw rows: what `predict` will give
+    net.metadata = {"columns": columns, "target": goal.name, "task": goal.task, "classes": goal.classes, **held_out}
+    seconds = sum(history.seconds)
+    done = len(history.loss)
+    speed = done * len(X_train) / seconds if seconds else 0.0
+    if out is not None:
+        net.save(out)
+    if plot is not None:
+        _plot(history, plot)
+    interrupted = history.stop_reason == "interrupted"
+    console.print(
+        f"trained  {done} epochs in {seconds:.1f} s, {speed:,.0f} samples/s" + (" (interrupted)" if interrupted else "")
+    )
+    console.print(f"[bold]{_measured(goal, score)}[/bold] on the {len(X_test)} held-out rows")
+    console.print(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
+    if as_json:
+        result = {
+            "backend": net.backend.name,
+            "device": net.backend.device,
+            "dtype": dtype,
+            "parameters": net.architecture.n_parameters,
+            "epochs": done,
+            "train_loss": history.loss[-1] if done else None,
+            "validation_loss": history.validation_loss[-1] if history.validation_loss else None,
+            "metric": goal.metric,
+            "test_metric": score,
+            "seconds": seconds,
+            "samples_per_second": speed,
+            "model": str(out) if out else None,
+        }
+        print(json.dumps(result))
+    return 130 if interrupted else 0
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' wrote.")],
+    data: Annotated[str, typer.Argument(help="Raw rows, with the columns of training; 'digits' or a file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file for the predictions; standard output if not given.")
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Add one column for each class.")] = False,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only the rows that training held out of this very table.")
+    ] = False,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Predict rows with a saved model; if they have the target column, measure the predictions too."""
+    import pandas as pd
+
+    net = bpgpu.MLP.load(model, backend=backend)
+    about = net.metadata
+    if "columns" not in about:
+        raise ValueError(f"{model} was not written by 'bpgpu train': it does not name its columns; use it from Python")
+    table = tables.read_table(data)
+    goal = tables.Target(about["target"], about["task"], about["classes"])
+    if probabilities and not goal.classes:
+        raise ValueError(f"--probabilities needs a classifier, but {model} is a regression")
+    if held_out:
+        if about.get("rows") != len(table):
+            raise ValueError(
+                f"--held-out needs the table of training, of {about.get('rows')} rows; {data} has {len(table)}"
+            )
+        table = table.iloc[tables.split(len(table), about["fraction"], about["split_seed"])[1]]
+    outputs = net.predict(tables.features(table, about["columns"], data))
+    predictions = pd.DataFrame({goal.name: goal.decode(outputs)}, index=table.index)
+    if probabilities:
+        both = outputs if goal.outputs > 1 else np.hstack([1 - outputs, outputs])
+        predictions[[f"p({label})" for label in goal.classes]] = both
+    score = goal.score(outputs, goal.encode(table, data)) if goal.name in table else None
+    if out is not None or not as_json:
+        predictions.to_csv(sys.stdout if out is None else out, index_label="row")
+    if goal.name in table:
+        print(f"{_measured(goal, score)} on {len(table)} rows", file=sys.stderr)
+    if as_json:
+        result = {"rows": len(table), "metric": goal.metric, "test_metric": score, "out": str(out) if out else None}
+        print(json.dumps(result))
+
+
+@app.command()
+def info(as_json: JsonOption = False) -> None:
+    """Show versions, the processor's BLAS, and every backend with what stands in its way."""
+    from importlib.metadata import version
+
+    from threadpoolctl import threadpool_info
+
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    blas = ", ".join(f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads" for pool in pools)
+    versions = {name: version(name) for name in ("numpy", "scipy", "numba")}
+    facts: dict[str, Any] = {"bpgpu": bpgpu.__version__, "python": platform.python_version(), **versions}
+    facts |= {"system": platform.platform(), "processors": os.cpu_count(), "blas": blas or "none found"}
+    found = bpgpu.backends()
+    if as_json:
+        print(json.dumps(facts | {"backends": [vars(entry) for entry in found], "auto": why_auto()}))
+        return
+    console = Console(highlight=False)
+    for name, value in facts.items():
+        console.print(f"{name:<11}{value}")
+    rows = Table("backend", "usable", "device", "reason")
+    for entry in found:
+        rows.add_row(entry.name, "yes" if entry.available else "no", entry.device or "", entry.reason)
+    console.print(rows)
+    console.print(f"auto: {why_auto()}", soft_wrap=True)
+
+
+@app.command()
+def gradcheck(
+    backend: BackendOption = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float64",
+    as_json: JsonOption = False,
+) -> int:
+    """Compare backpropagation with central differences, for every activation and cost; exit code 1 if one fails."""
+    chosen = bpgpu.get_backend(backend)
+    checks.floating_dtype(dtype)
+    console = Console(stderr=as_json, highlight=False)
+    start = time.perf_counter()
+    worst: dict[tuple[str, str], float] = {}
+    checked, failures = 0, []
+    for case, report in check_table(chosen, dtype):
+        pair = (case.activation, case.cost)
+        if isinstance(report, bpgpu.GradientError):
+            failures.append(f"{case}: {report}")
+            worst[pair] = float("inf")
+        else:
+            checked += report.checked
+            worst[pair] = max(worst.get(pair, 0.0), report.max_error)
+    rows = Table("activation", title=f"largest relative error, {chosen.name}, {dtype}")
+    for cost in COSTS:
+        rows.add_column(cost.replace("_", " "))
+    for activation in ACTIVATIONS:
+        rows.add_row(activation, *(f"{worst[activation, cost]:.1e}" for cost in COSTS))
+    console.print(rows)
+    for failure in failures:
+        console.print(f"FAILED {failure}", soft_wrap=True)
+    console.print(f"{checked} derivatives in {time.perf_counter() - start:.1f} s, {len(failures)} networks failed")
+    if as_json:
+        result = {"backend": chosen.name, "dtype": dtype, "checked": checked, "failed": len(failures)}
+        print(json.dumps(result | {"max_error": max(worst.values())}))
+    return 1 if failures else 0
+
+
+def _hold_out(
+    X: Any, y: Any, columns: list[str], goal: tables.Target, validation: str, seed: int
+) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    """Return training rows, held-out rows, and what the model file says of the split."""
+    fraction = None
+    with contextlib.suppress(ValueError):
+        fraction = float(validation)
+    if fraction is not None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"--validation must be a fraction in (0, 1) or a file, got {validation}")
+        train, test = tables.split(len(X), fraction, seed)
+        return X[train], y[train], X[test], y[test], {"rows": len(X), "fraction": fraction, "split_seed": seed}
+    table = tables.read_table(validation)
+    if goal.name not in table:
+        raise ValueError(f"{validation}: must have the target column {goal.name!r}")
+    return X, y, tables.features(table, columns, validation), goal.encode(table, validation), {}
+
+
+def _hidden_sizes(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise ValueError(f"--hidden must be sizes with commas, like 128,64, got {text!r}") from None
+
+
+def _rule(name: str, learning_rate: float | None) -> bpgpu.Optimizer:
+    if name not in OPTIMIZERS:
+        raise unknown_name("--optimizer", name, OPTIMIZERS)
+    return OPTIMIZERS[name]() if learning_rate is None else OPTIMIZERS[name](learning_rate)
+
+
+def _measured(goal: tables.Target, score: float | None) -> str:
+    return f"{goal.metric} " + ("not defined: the targets do not vary" if score is None else f"{score:.4f}")
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
+
+
+def _plot(history: bpgpu.History, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="epoch", ylabel="cost", yscale="log")
+    for losses, label in ((history.loss, "training"), (history.validation_loss, "held out")):
+        axes.plot(range(1, len(losses) + 1), losses, label=label)
+    axes.legend()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,356 @@
+"""The formula table and its compiler: values, all three outputs, and what must be refused."""
+
+import ctypes
+import math
+import shutil
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from scipy import special
+
+import bpgpu
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.costs import COSTS, output_formulas
+from bpgpu.kernels import formulas
+
+DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
+Z = np.array([-1e4, -200.0, -88.8, -20.0, -3.3, -1.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 3.3, 20.0, 88.8, 200.0, 1e4])
+
+# What each activation is, from its definition in other words than the table's.
+DEFINITIONS = {
+    "identity": lambda z: z,
+    "sigmoid": special.expit,
+    "tanh": lambda z: 1 - 2 * special.expit(-2 * z),
+    "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.maximum(z, z / 100),
+    "elu": lambda z: np.where(z > 0, z, np.exp(np.minimum(z, 0)) - 1),
+    "softplus": lambda z: np.logaddexp(0, z),
+    "gelu": lambda z: z * special.ndtr(z),
+    "silu": lambda z: z * special.expit(z),
+}
+# Every expression of the tables, with arguments for it: name -> (expression, takes probabilities).
+EXPRESSIONS = {
+    **{f"{name} value": value for name, (value, _) in formulas.ACTIVATIONS.items()},
+    **{f"{name} derivative": derivative for name, (_, derivative) in formulas.ACTIVATIONS.items()},
+    **{f"{name} value": value for name, (value, _, _) in formulas.COSTS.items()},
+    **{f"{name} gradient": gradient for name, (_, gradient, _) in formulas.COSTS.items()},
+    **{f"{a}+{c} value": value for (a, c), (value, _) in formulas.PAIRS.items()},
+    **{f"{a}+{c} delta": delta for (a, c), (_, delta) in formulas.PAIRS.items()},
+    "every function": "min(erf(z), sin(a)) + max(cos(y), sqrt(abs(z))) + pow(2, -a) + log1p(abs(y)) ** 3",
+}
+
+
+def arguments(dtype):
+    """z over its range, a in (0, 1), y in [0, 1], as one grid."""
+    z = Z[np.abs(Z) < 60].astype(dtype)
+    a = np.linspace(0.01, 0.99, len(z), dtype=dtype)[::-1].copy()
+    y = np.linspace(0.0, 1.0, len(z), dtype=dtype)
+    return z, a, y
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_activation_is_its_definition_and_finite_at_1e4(name, dtype):
+    activation = ACTIVATIONS[name]
+    a = formulas.numpy_function(activation.value, dtype)(Z.astype(dtype), None, None)
+    assert a.dtype == dtype
+    tiny = 1e-30 if dtype == np.float32 else 1e-300
+    np.testing.assert_allclose(
+        a, DEFINITIONS[name](Z.astype(dtype).astype(np.float64)), rtol=2e-5 if tiny == 1e-30 else 1e-12, atol=tiny
+    )
+    slope = formulas.numpy_function(activation.derivative, dtype)(Z.astype(dtype), a, None)
+    assert slope.dtype == dtype
+    assert np.isfinite(slope).all()
+
+
+def test_definitions_cover_the_table():
+    assert set(DEFINITIONS) == set(formulas.ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", formulas.ACTIVATIONS)
+def test_nan_is_not_hidden(name):
+    value = formulas.numpy_function(formulas.ACTIVATIONS[name][0], DTYPES[1])
+    assert np.isnan(value(np.array([np.nan]), None, None)).all()
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("activation", formulas.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_output_formulas_are_finite_at_1e4(activation, cost, dtype):
+    z = np.repeat(Z, 3).astype(dtype)
+    y = np.tile([0.0, 0.3, 1.0], len(Z)).astype(dtype)
+    a = formulas.numpy_function(ACTIVATIONS[activation].value, dtype)(z, None, None)
+    for formula in output_formulas(ACTIVATIONS[activation], COSTS[cost]):
+        with np.errstate(all="ignore"):
+            result = formulas.numpy_function(formula, dtype)(z, a, y)
+        assert np.isfinite(result).all()
+
+
+def test_pairs_are_exact_where_the_chain_rule_would_lose_everything():
+    z, y = np.array([[1e4, -1e4, 1e4, -1e4]]), np.array([[1.0, 0.0, 0.0, 1.0]])
+    for cost, expected, delta in (
+        ("binary_cross_entropy", [0, 0, 1e4, 1e4], [0, 0, 1, -1]),
+        ("cross_entropy", [0, 0, 0, 1e4], [0, 0, 0, -1]),
+    ):
+        value, derivative = output_formulas(ACTIVATIONS["sigmoid"], COSTS[cost])
+        a = special.expit(z)
+        np.testing.assert_array_equal(formulas.numpy_function(value, DTYPES[1])(z, a, y)[0], expected)
+        np.testing.assert_array_equal(formulas.numpy_function(derivative, DTYPES[1])(z, a, y)[0], delta)
+
+
+def test_a_user_formula_with_the_name_of_a_row_is_not_taken_for_it():
+    mine = bpgpu.Activation("sigmoid", value="tanh(z)", derivative="1 - a * a")
+    value, _ = output_formulas(mine, COSTS["binary_cross_entropy"])
+    assert value == formulas.COSTS["binary_cross_entropy"][0]
+
+
+# The three outputs as text
+
+
+def test_the_three_outputs_as_text():
+    expression = "where(z < 0, 0.01 * z, max(a, y)) - exp(-z) ** 2"
+    assert formulas.numba_source(expression, "f") == (
+        "def f(z, a, y):\n"
+        "    return (((T(0.01) * z) if (z < T(0.0)) else (a if a >= y or a != a else y))"
+        " - (math.exp((-z)) * math.exp((-z))))\n"
+    )
+    assert formulas.cuda_source(expression, "f", ("z", "a", "y")) == (
+        "template <typename T> __device__ __forceinline__ T f(T z, T a, T y) { return "
+        "(((z < T(0.0)) ? (T(0.01) * z) : (a >= y || a != a ? a : y)) - (exp((-z)) * exp((-z)))); }\n"
+    )
+    source, used = formulas._emit(expression, ("z", "a", "y"), "numpy")
+    assert source == ("(np.where((z < T(0.0)), (T(0.01) * z), np.maximum(a, y)) - (np.exp((-z)) * np.exp((-z))))")
+    assert used == {"z", "a", "y"}
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_no_literal_escapes_the_working_type(name):
+    for target in ("numba", "cuda", "numpy"):
+        source = formulas._emit(EXPRESSIONS[name], ("z", "a", "y"), target)[0]
+        bare = source
+        while "T(" in bare:
+            start = bare.index("T(")
+            bare = bare[:start] + bare[bare.index(")", start) + 1 :]
+        assert not any(character.isdigit() for character in bare.replace("log1p", "").replace("expm1", ""))
+
+
+def test_macros_expand_to_the_row_of_the_table():
+    expanded = formulas.numba_source("sigmoid(2 * z)", "f", ("z",))
+    written = formulas.numba_source(formulas.ACTIVATIONS["sigmoid"][0].replace("z", "(2 * z)"), "f", ("z",))
+    assert expanded == written
+
+
+# The outputs by value
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_numba_agrees_with_numpy(name, dtype):
+    namespace = {"math": math, "T": dtype.type}
+    exec(formulas.numba_source(EXPRESSIONS[name], "f"), namespace)
+    scalar = numba.njit(namespace["f"])
+    values = [scalar(*row) for row in zip(*arguments(dtype), strict=True)]
+    expected = formulas.numpy_function(EXPRESSIONS[name], dtype)(*arguments(dtype))
+    np.testing.assert_allclose(
+        values, np.broadcast_to(expected, len(values)), rtol=50 * np.finfo(dtype).eps, atol=1e-30
+    )
+    (signature,) = scalar.nopython_signatures
+    assert str(signature.return_type) == str(dtype)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform == "win32", reason="needs g++ to run the C++ output")
+def test_cuda_source_agrees_with_numpy_when_compiled_as_cpp(tmp_path):
+    lines = ["#include <math.h>", "#define __device__", "#define __forceinline__ inline"]
+    for k, expression in enumerate(EXPRESSIONS.values()):
+        lines.append(formulas.cuda_source(expression, f"f{k}"))
+        for T in ("float", "double"):
+            lines.append(
+                f'extern "C" void {T}_{k}(const {T}* z, const {T}* a, const {T}* y, {T}* out, int n)'
+                f" {{ for (int i = 0; i < n; ++i) out[i] = f{k}<{T}>(z[i], a[i], y[i]); }}"
+            )
+    source, library = tmp_path / "formulas.cpp", tmp_path / "formulas.so"
+    source.write_text("\n".join(lines))
+    subprocess.run(
+        ["g++", "-O1", "-shared", "-fPIC", "-Wdouble-promotion", "-Werror", "-o", library, source], check=True
+    )
+    compiled = ctypes.CDLL(str(library))
+    for k, (name, expression) in enumerate(EXPRESSIONS.items()):
+        for dtype, T in zip(DTYPES, ("float", "double"), strict=True):
+            z, a, y = arguments(dtype)
+            out = np.empty_like(z)
+            getattr(compiled, f"{T}_{k}")(*(ctypes.c_void_p(x.ctypes.data) for x in (z, a, y, out)), len(z))
+            expected = np.broadcast_to(formulas.numpy_function(expression, dtype)(z, a, y), z.shape)
+            np.testing.assert_allclose(out, expected, rtol=50 * np.finfo(dtype).eps, atol=1e-30, err_msg=name)
+
+
+# What is refused
+
+HOSTILE = [
+    "__import__('os').system('true')",
+    "z.__class__",
+    "z[0]",
+    "[z for z in (1, 2)]",
+    "(lambda: z)()",
+    "exec(z)",
+    "eval(z)",
+    "print(z)",
+    "open(z)",
+    "T(z)",
+    "np.exp(z)",
+    "special",
+    "exp",
+    "exp(z, z)",
+    "exp(x=z)",
+    "exp(*z)",
+    "exp()",
+    "x",
+    "'z'",
+    "b'z'",
+    "f'{z}'",
+    "True",
+    "None",
+    "...",
+    "1j",
+    "1e999",
+    "1e39",
+    "z < 0",
+    "where(z, 1, 2)",
+    "where(0 < z < 1, 1, 2)",
+    "where(z < 0 and z < 1, 1, 2)",
+    "where(z is 0, 1, 2)",
+    "1 if z < 0 else 2",
+    "z and a",
+    "not z",
+    "~z",
+    "z // 2",
+    "z % 2",
+    "z @ a",
+    "z | a",
+    "z << 2",
+    "(z := 1)",
+    "z, a",
+    "{z}",
+    "{z: a}",
+    "await z",
+    "(yield)",
+    "z; a",
+    "z = 1",
+    "import os",
+    "",
+    " ",
+    "z\0",
+    "(" * 300 + "z" + ")" * 300,
+    "-" * 400 + "z",
+    "z" + " + z" * 100,
+    "z" * 6000,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*is.*literal:SyntaxWarning")
+@pytest.mark.parametrize("expression", HOSTILE, ids=lambda text: repr(text[:30]))
+@pytest.mark.parametrize("compiler", ["numpy", "numba", "cuda"])
+def test_hostile_expressions_are_refused(expression, compiler):
+    with pytest.raises(bpgpu.FormulaError):
+        match compiler:
+            case "numpy":
+                formulas.numpy_function(expression, DTYPES[1])
+            case "numba":
+                formulas.numba_source(expression, "f")
+            case "cuda":
+                formulas.cuda_source(expression, "f")
+
+
+@pytest.mark.parametrize("nested", ["sigmoid({})", "max({}, z)", "{} ** 4"])
+def test_formulas_cannot_blow_up(nested):
+    expression = "z"
+    while len(expression) < 4000 and expression.count("(") < 25:
+        expression = nested.format(f"({expression})")
+    with pytest.raises(bpgpu.FormulaError, match="expands to more than 50000 characters"):
+        formulas.numba_source(expression, "f")
+
+
+@pytest.mark.parametrize("value", [3, None, b"z", ["z"]])
+def test_a_formula_is_a_string(value):
+    with pytest.raises(bpgpu.FormulaError, match="must be a string"):
+        bpgpu.Activation("mine", value=value, derivative="1")
+
+
+def test_the_error_names_the_culprit_and_the_whitelist():
+    with pytest.raises(
+        bpgpu.FormulaError, match=r"'z\.real' is not allowed; a formula is made of the names z, numbers"
+    ):
+        bpgpu.Activation("mine", value="z.real", derivative="1")
+
+
+# Formulas of the user's own
+
+
+@pytest.mark.parametrize(
+    ("value", "derivative"),
+    [
+        ("z / (1 + exp(-z))", "(1 + a * exp(-z)) / (1 + exp(-z))"),
+        ("z * tanh(softplus(z))", "tanh(softplus(z)) + z * sigmoid(z) * (1 - tanh(softplus(z)) ** 2)"),
+        ("max(0, z)", "where(a > 0, 1, 0)"),
+        ("max(min(z, 1), -1)", "where(abs(z) < 1, 1, 0)"),
+        ("sin(z)", "cos(z)"),
+    ],
+)
+def test_good_activations_are_taken(value, derivative):
+    assert bpgpu.Activation("mine", value=value, derivative=derivative).derivative_needs_z == ("z" in derivative)
+
+
+@pytest.mark.parametrize(
+    ("value", "derivative", "where"),
+    [
+        ("tanh(z)", "1 + a * a", "z = "),
+        ("sigmoid(z)", "a * (1 - a) + 0.00001", "z = "),
+        ("max(z, 0)", "where(a > 0, 1, 0.001)", "z = -"),
+        ("where(z < 3, z, 3 * z - 6)", "1", r"z = (3\.|4\.|5\.|6\.|9\.|15|30)"),
+        ("log(z)", "1 / z", "z = -30"),
+        ("z * z", "where(z > 29, 0, 2 * z)", "z = 30"),
+    ],
+)
+def test_wrong_derivatives_are_refused_with_the_place(value, derivative, where):
+    if value == "log(z)":  # half of its points are usable, and there it is right
+        bpgpu.Activation("mine", value=value, derivative=derivative)
+        return
+    with pytest.raises(bpgpu.FormulaError, match=f"activation 'mine': at {where}.*finite differences of the value"):
+        bpgpu.Activation("mine", value=value, derivative=derivative)
+
+
+def test_good_costs_are_taken():
+    bpgpu.Cost("log_cosh", value="abs(a - y) + log1p(exp(-2 * abs(a - y)))", gradient="tanh(a - y)")
+    bpgpu.Cost(
+        "huber",
+        value="where(abs(a - y) < 1, 0.5 * (a - y) ** 2, abs(a - y) - 0.5)",
+        gradient="max(min(a - y, 1), -1)",
+        reduction="mean",
+    )
+
+
+@pytest.mark.parametrize("gradient", ["y - a", "(a - y) * 1.001", "where(y > 0.9, 0, a - y)", "where(a > 3, 0, a - y)"])
+def test_wrong_gradients_are_refused_with_the_place(gradient):
+    with pytest.raises(bpgpu.FormulaError, match=r"cost 'mine': at a = .*, y = .* the gradient"):
+        bpgpu.Cost("mine", value="0.5 * (a - y) ** 2", gradient=gradient)
+
+
+def test_a_cost_may_not_read_z_nor_an_activation_y():
+    with pytest.raises(bpgpu.FormulaError, match="'z' is not known"):
+        bpgpu.Cost("mine", value="z - y", gradient="1")
+    with pytest.raises(bpgpu.FormulaError, match="'y' is not known"):
+        bpgpu.Activation("mine", value="z + y", derivative="1")
+
+
+@pytest.mark.parametrize("row", [*formulas.ACTIVATIONS.items()], ids=lambda row: row[0])
+def test_rows_of_the_activation_table_pass_the_check_of_users_formulas(row):
+    name, (value, derivative) = row
+    assert bpgpu.Activation(name, value, derivative) == ACTIVATIONS[name]
+
+
+@pytest.mark.parametrize("row", [*formulas.COSTS.items()], ids=lambda row: row[0])
+def test_rows_of_the_cost_table_pass_the_check_of_users_formulas(row):
+    name, (value, gradient, reduction) = row
+    assert bpgpu.Cost(name, value, gradient, reduction) == COSTS[name]
