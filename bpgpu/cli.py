@@ -1,12 +1,14 @@
 """The command line: train, predict, info, gradcheck."""
 
 import contextlib
+import functools
 import json
 import os
 import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +56,9 @@ def run(arguments: list[str]) -> int:
             return 130
         except Exception as error:
             if hasattr(error, "format_message"):  # the argument parser's own errors
-                message = f"{error.format_message()} See: bpgpu --help"
+                message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
+            elif isinstance(error, OSError) and error.filename is not None:
+                message = f"{error.filename}: {error.strerror}"
             elif isinstance(error, FAILURES):
                 message = str(error)
             else:
@@ -93,7 +97,7 @@ def train(
     Columns are standardised, which is folded into the saved model: it takes raw rows. Two classes get one sigmoid
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
-    console = Console(stderr=as_json, highlight=False)
+    say = _printer(stderr=as_json)
     for path in (out, plot):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {path.parent}")
@@ -136,13 +140,11 @@ def train(
         )
     plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
     reason = why_auto() if backend == "auto" else "as asked"
-    console.print(f"data     {len(X_train)} rows to train on, {len(X_test)} held out, {len(columns)} columns")
-    console.print(f"target   {goal.name}: {goal.task}" + (f", {len(goal.classes)} classes" if goal.classes else ""))
-    console.print(
-        f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}"
-    )
-    console.print(f"backend  {net.backend.name} on {net.backend.device}, {dtype}: {reason}", soft_wrap=True)
-    console.print(
+    say(f"data     {len(X_train)} rows to train on, {len(X_test)} held out, {len(columns)} columns")
+    say(f"target   {goal.name}: {goal.task}" + (f", {len(goal.classes)} classes" if goal.classes else ""))
+    say(f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}")
+    say(f"backend  {net.backend.name} on {net.backend.device}, {dtype}: {reason}")
+    say(
         f"memory   {_mib(net.parameters.nbytes)} parameters, {_mib(plan.nbytes)} gradients, state and workspace, "
         f"{_mib((len(X_train) + len(X_test)) * len(columns) * net.architecture.dtype.itemsize)} data"
     )
@@ -167,11 +169,11 @@ def train(
     if plot is not None:
         _plot(history, plot)
     interrupted = history.stop_reason == "interrupted"
-    console.print(
+    say(
         f"trained  {done} epochs in {seconds:.1f} s, {speed:,.0f} samples/s" + (" (interrupted)" if interrupted else "")
     )
-    console.print(f"[bold]{_measured(goal, score)}[/bold] on the {len(X_test)} held-out rows")
-    console.print(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
+    say(f"[bold]{_measured(goal, score)}[/bold] on the {len(X_test)} held-out rows")
+    say(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
     if as_json:
         result = {
             "backend": net.backend.name,
@@ -253,14 +255,14 @@ def info(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(facts | {"backends": [vars(entry) for entry in found], "auto": why_auto()}))
         return
-    console = Console(highlight=False)
+    say = _printer()
     for name, value in facts.items():
-        console.print(f"{name:<11}{value}")
+        say(f"{name:<11}{value}")
     rows = Table("backend", "usable", "device", "reason")
     for entry in found:
         rows.add_row(entry.name, "yes" if entry.available else "no", entry.device or "", entry.reason)
-    console.print(rows)
-    console.print(f"auto: {why_auto()}", soft_wrap=True)
+    say(rows)
+    say(f"auto: {why_auto()}")
 
 
 @app.command()
@@ -272,7 +274,7 @@ def gradcheck(
     """Compare backpropagation with central differences, for every activation and cost; exit code 1 if one fails."""
     chosen = bpgpu.get_backend(backend)
     checks.floating_dtype(dtype)
-    console = Console(stderr=as_json, highlight=False)
+    say = _printer(stderr=as_json)
     start = time.perf_counter()
     worst: dict[tuple[str, str], float] = {}
     checked, failures = 0, []
@@ -289,14 +291,20 @@ def gradcheck(
         rows.add_column(cost.replace("_", " "))
     for activation in ACTIVATIONS:
         rows.add_row(activation, *(f"{worst[activation, cost]:.1e}" for cost in COSTS))
-    console.print(rows)
+    say(rows)
     for failure in failures:
-        console.print(f"FAILED {failure}", soft_wrap=True)
-    console.print(f"{checked} derivatives in {time.perf_counter() - start:.1f} s, {len(failures)} networks failed")
+        say(f"FAILED {failure}")
+    say(f"{checked} derivatives in {time.perf_counter() - start:.1f} s, {len(failures)} networks failed")
     if as_json:
         result = {"backend": chosen.name, "dtype": dtype, "checked": checked, "failed": len(failures)}
         print(json.dumps(result | {"max_error": max(worst.values())}))
     return 1 if failures else 0
+
+
+def _printer(stderr: bool = False) -> Callable[..., None]:
+    """Return a function that prints for people; lines are not broken, so that they can be searched."""
+    console = Console(stderr=stderr, highlight=False)
+    return functools.partial(console.print, soft_wrap=True)
 
 
 def _hold_out(

@@ -23,7 +23,7 @@ class BackendUnavailableError(RuntimeError):
 
     def __init__(self, backend: str, reason: str) -> None:
         self.backend, self.reason = backend, reason
-        super().__init__(f"backend {backend!r} cannot run here: {reason}")
+        super().__init__(f"backend {backend!r} cannot run here: {reason}; backend='auto' takes one that can")
 
 
 class GradientError(AssertionError):

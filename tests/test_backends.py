@@ -238,13 +238,17 @@ def test_a_backend_may_refuse_in_its_own_words(registry, monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", lambda module: SimpleNamespace(Refusing=refusing))
     registry["cupy"] = ("bpgpu.backends.base", "Refusing", "")
-    with pytest.raises(bpgpu.BackendUnavailableError, match=r"cannot run here: no NVIDIA driver; install one$"):
+    with pytest.raises(
+        bpgpu.BackendUnavailableError, match=r"cannot run here: no NVIDIA driver; install one; backend='auto'"
+    ):
         bpgpu.get_backend("cupy")
 
 
 def test_a_backend_that_this_version_lacks_says_so(registry):
     registry["cupy"] = ("bpgpu.backends.no_such_module", "X", "")
-    with pytest.raises(bpgpu.BackendUnavailableError, match="not part of this version of bpgpu; use 'numpy'"):
+    with pytest.raises(
+        bpgpu.BackendUnavailableError, match="not part of this version of bpgpu; backend='auto' takes one"
+    ):
         bpgpu.get_backend("cupy")
 
 

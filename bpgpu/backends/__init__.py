@@ -92,7 +92,7 @@ def why_auto() -> str:
 def _construct(name: str) -> Backend:
     module, attribute, fix = REGISTRY[name]
     if importlib.util.find_spec(module) is None:
-        raise BackendUnavailableError(name, "it is not part of this version of bpgpu; use 'numpy'")
+        raise BackendUnavailableError(name, "not part of this version of bpgpu")
     try:
         backend: Backend = getattr(importlib.import_module(module), attribute)()
     except BackendUnavailableError:

@@ -1,0 +1,27 @@
+"""Fixtures that several test files share."""
+
+import numpy as np
+import pytest
+
+import bpgpu
+
+
+@pytest.fixture
+def data():
+    """Return a function: n samples of three inputs and two targets in [0, 1], float64."""
+
+    def make(n=20, seed=1):
+        rng = np.random.default_rng(seed)
+        return rng.normal(size=(n, 3)), rng.uniform(size=(n, 2))
+
+    return make
+
+
+@pytest.fixture
+def make_net():
+    """Return a function: a small float64 network for those data on the reference backend, with options changed."""
+
+    def make(sizes=(3, 5, 2), activations=("tanh", "identity"), cost="half_squared_error", **options):
+        return bpgpu.MLP(sizes, activations, cost, **{"dtype": "float64", "backend": "numpy", "seed": 7} | options)
+
+    return make

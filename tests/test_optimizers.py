@@ -1,0 +1,250 @@
+"""Update rules against scalar loops written from the publications, gradient clipping, schedules, their errors."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import bpgpu
+
+# Each parameter p descends its own parabola: g(p) = curvature * (p - lowest). The first N_WEIGHTS are weights.
+START = [0.5, -1.0, 2.0, 0.0, -0.25]
+CURVATURE = [1.0, 3.0, 0.1, 2.0, 0.7]
+LOWEST = [0.0, 0.5, -2.0, 1.0, 1e-3]
+N_WEIGHTS, STEPS = 3, 6
+
+
+def descend(rule, *, dtype=np.float64, steps=STEPS):
+    """Take steps with bpgpu on all parameters at once."""
+    backend = bpgpu.get_backend("numpy")
+    p, state = np.array(START, dtype), [np.zeros(len(START), dtype) for _ in range(rule.n_state)]
+    for t in range(1, steps + 1):
+        g = (np.array(CURVATURE) * (p - np.array(LOWEST))).astype(dtype)
+        backend.update(rule, p, g, state, t=t, learning_rate=rule.rate(t - 1), n_weights=N_WEIGHTS)
+    return p
+
+
+def sgd(p, grad, decays, eta):
+    for _ in range(STEPS):
+        p = p - eta * grad(p)
+    return p
+
+
+def momentum(p, grad, decays, eta, mu):
+    """Polyak 1964, as in Sutskever et al. 2013, equations 1 and 2."""
+    v = 0.0
+    for _ in range(STEPS):
+        v = mu * v - eta * grad(p)
+        p = p + v
+    return p
+
+
+def nesterov(p, grad, decays, eta, mu):
+    """Sutskever et al. 2013, equations 3 and 4; bpgpu keeps the look-ahead point p + mu v as its parameters."""
+    v = 0.0
+    for _ in range(STEPS):
+        v = mu * v - eta * grad(p + mu * v)
+        p = p + v
+    return p + mu * v
+
+
+def rmsprop(p, grad, decays, eta, rho, epsilon):
+    mean_square = 0.0
+    for _ in range(STEPS):
+        g = grad(p)
+        mean_square = rho * mean_square + (1 - rho) * g**2
+        p = p - eta * g / (math.sqrt(mean_square) + epsilon)
+    return p
+
+
+def adam(p, grad, decays, eta, beta1, beta2, epsilon, weight_decay=0.0):
+    """Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2, line 12."""
+    m = v = 0.0
+    for t in range(1, STEPS + 1):
+        g = grad(p)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        step = (m / (1 - beta1**t)) / (math.sqrt(v / (1 - beta2**t)) + epsilon)
+        p = p - eta * step - (eta * weight_decay * p if decays else 0.0)
+    return p
+
+
+RULES = [
+    (bpgpu.SGD(0.1), sgd, (0.1,)),
+    (bpgpu.SGD(0.1, momentum=0.8), momentum, (0.1, 0.8)),
+    (bpgpu.SGD(0.1, momentum=0.8, nesterov=True), nesterov, (0.1, 0.8)),
+    (bpgpu.RMSprop(0.03), rmsprop, (0.03, 0.9, 1e-8)),
+    (bpgpu.RMSprop(0.03, rho=0.5, epsilon=0.1), rmsprop, (0.03, 0.5, 0.1)),
+    (bpgpu.Adam(), adam, (1e-3, 0.9, 0.999, 1e-8)),
+    (bpgpu.Adam(0.05, beta1=0.7, beta2=0.9, epsilon=0.2), adam, (0.05, 0.7, 0.9, 0.2)),
+    (bpgpu.AdamW(), adam, (1e-3, 0.9, 0.999, 1e-8, 1e-2)),
+    (bpgpu.AdamW(0.05, weight_decay=0.6), adam, (0.05, 0.9, 0.999, 1e-8, 0.6)),
+    (bpgpu.AdamW(0.05, weight_decay=0.0), adam, (0.05, 0.9, 0.999, 1e-8)),
+]
+
+
+@pytest.mark.parametrize(("rule", "published", "numbers"), RULES, ids=[str(row[0]) for row in RULES])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 3e-6)])
+def test_rule(rule, published, numbers, dtype, tolerance):
+    expected = [
+        published(p, lambda x, c=c, low=low: c * (x - low), i < N_WEIGHTS, *numbers)
+        for i, (p, c, low) in enumerate(zip(START, CURVATURE, LOWEST, strict=True))
+    ]
+    p = descend(rule, dtype=dtype)
+    assert p.dtype == dtype
+    np.testing.assert_allclose(p, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_adamw_decays_weights_and_no_biases():
+    g = np.zeros(5)
+    rule, p = bpgpu.AdamW(0.1, weight_decay=0.5), np.array(START)
+    bpgpu.get_backend("numpy").update(rule, p, g, [g.copy(), g.copy()], t=1, learning_rate=0.1, n_weights=N_WEIGHTS)
+    np.testing.assert_allclose(p[:N_WEIGHTS], 0.95 * np.array(START[:N_WEIGHTS]), rtol=1e-15)
+    assert p[N_WEIGHTS:].tolist() == START[N_WEIGHTS:]
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "gradient", "clipped"),
+    [
+        (1.0, [3.0, 4.0], [0.6, 0.8]),
+        (5.0, [3.0, 4.0], [3.0, 4.0]),
+        (10.0, [3.0, 4.0], [3.0, 4.0]),
+        (1.0, [0.0, 0.0], [0.0, 0.0]),
+        (1.0, [3e30, -4e30], [0.6, -0.8]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clip_norm(clip_norm, gradient, clipped, dtype):
+    p = np.zeros(2, dtype)
+    rule = bpgpu.SGD(1.0, clip_norm=clip_norm)
+    bpgpu.get_backend("numpy").update(rule, p, np.array(gradient, dtype), [], t=1, learning_rate=1.0, n_weights=1)
+    np.testing.assert_allclose(p, -np.array(clipped), rtol=3e-7)
+
+
+def test_clip_norm_where_the_square_overflows_float64():
+    p = np.zeros(2)
+    rule = bpgpu.SGD(1.0, clip_norm=1.0)
+    bpgpu.get_backend("numpy").update(rule, p, np.array([3e200, 4e200]), [], t=1, learning_rate=1.0, n_weights=1)
+    np.testing.assert_allclose(p, [-0.6, -0.8], rtol=1e-15)
+
+
+@pytest.mark.parametrize("rule", [bpgpu.RMSprop(0.1), bpgpu.Adam(0.1), bpgpu.AdamW(0.1)], ids=str)
+def test_gradient_whose_square_overflows_is_not_ignored(rule):
+    # With v infinite the step would be 0, and the parameter would stand still for ever without a word.
+    p, state = np.ones(2, np.float32), [np.zeros(2, np.float32) for _ in range(rule.n_state)]
+    g = np.array([1e25, 1.0], np.float32)
+    bpgpu.get_backend("numpy").update(rule, p, g, state, t=1, learning_rate=0.1, n_weights=2)
+    assert p[0] == pytest.approx(p[1], rel=1e-3) or not np.isfinite(p[0])
+
+
+def test_clip_norm_takes_all_layers_together(make_net, data):
+    X, y = data()
+    net = make_net(l2=0.1)
+    gradients = np.concatenate([g.ravel() for pair in net.backprop(X, y)[1] for g in pair])
+    norm = math.sqrt(sum(float(g) ** 2 for g in gradients))
+    before = net.parameters.copy()
+    net.fit(X, y, optimizer=bpgpu.SGD(1.0, clip_norm=norm / 4), epochs=1, batch_size=20)
+    assert np.linalg.norm(net.parameters - before) == pytest.approx(norm / 4, rel=1e-12)
+
+
+SCHEDULES = [
+    (bpgpu.StepDecay(0.8, 0.5, every=3), {0: 0.8, 2: 0.8, 3: 0.4, 5: 0.4, 6: 0.2, 9: 0.1}),
+    (bpgpu.ExponentialDecay(0.9, 0.25, every=4), {0: 0.9, 2: 0.45, 4: 0.225, 6: 0.1125, 8: 0.05625}),
+    (bpgpu.CosineDecay(1.0, steps=8, final=0.2), {0: 1.0, 4: 0.6, 8: 0.2, 100: 0.2, 2: 0.6 + 0.4 / math.sqrt(2)}),
+    (
+        bpgpu.CosineDecay(1.0, steps=12, final=0.5, warmup=4),
+        {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0, 8: 0.75, 12: 0.5, 13: 0.5},
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedule", "values"), SCHEDULES, ids=str)
+def test_schedule_values(schedule, values):
+    for step, rate in values.items():
+        assert schedule(step) == pytest.approx(rate, rel=1e-12)
+        assert bpgpu.SGD(schedule).rate(step) == schedule(step)
+
+
+def test_constant_rate():
+    assert [bpgpu.SGD(0.3).rate(step) for step in (0, 1, 10**9)] == [0.3] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("sgd", bpgpu.SGD()), ("rmsprop", bpgpu.RMSprop()), ("adam", bpgpu.Adam()), ("adamw", bpgpu.AdamW())],
+)
+def test_name_means_default_numbers(make_net, data, name, rule):
+    X, y = data()
+    nets = make_net(), make_net()
+    for net, optimizer in zip(nets, (name, rule), strict=True):
+        net.fit(X, y, optimizer=optimizer, epochs=2, batch_size=7)
+    assert np.array_equal(nets[0].parameters, nets[1].parameters)
+
+
+def test_own_rule(make_net, data):
+    class SignDescent(bpgpu.Optimizer):
+        def apply(self, p, g, state, *, t, eta, n_weights, xp):
+            p -= eta * xp.sign(g)
+
+    X, y = data()
+    net = make_net()
+    before, gradients = net.parameters.copy(), net.backprop(X, y)[1]
+    flat = np.concatenate([*(dW.ravel() for dW, _ in gradients), *(db for _, db in gradients)])
+    net.fit(X, y, optimizer=SignDescent(0.25), epochs=1, batch_size=20)
+    np.testing.assert_allclose(net.parameters, before - 0.25 * np.sign(flat), rtol=1e-14)
+
+
+ABOVE_0 = "a finite number above 0"
+FRACTION = r"a number in \[0, 1\)"
+BAD = [
+    *((bpgpu.SGD, {"learning_rate": x}, ValueError, ABOVE_0) for x in (0, -1, 0.0, math.nan, math.inf)),
+    *((bpgpu.Adam, {"learning_rate": x}, TypeError, ABOVE_0) for x in (None, "fast", [0.1, 0.2], 1j, "0.1")),
+    *((bpgpu.RMSprop, {"clip_norm": x}, ValueError, ABOVE_0) for x in (0, -1, math.nan, math.inf)),
+    *((bpgpu.AdamW, {"clip_norm": x}, TypeError, ABOVE_0) for x in ("x", "1.5")),
+    *((bpgpu.SGD, {"momentum": x}, ValueError, FRACTION) for x in (-0.1, 1, math.nan)),
+    *((bpgpu.SGD, {"momentum": x}, TypeError, FRACTION) for x in (None, "0.9")),
+    *((bpgpu.RMSprop, {"rho": x}, ValueError, FRACTION) for x in (-0.1, 1)),
+    *((bpgpu.RMSprop, {"epsilon": x}, ValueError, ABOVE_0) for x in (0, -1)),
+    *((bpgpu.Adam, {name: x}, ValueError, FRACTION) for name in ("beta1", "beta2") for x in (-0.1, 1)),
+    *((bpgpu.AdamW, {"epsilon": x}, ValueError, ABOVE_0) for x in (0, math.nan)),
+    *((bpgpu.AdamW, {"weight_decay": x}, ValueError, "a finite number, 0 or more") for x in (-1, math.inf)),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "error", "expected"), BAD, ids=[f"{kind.__name__}-{arguments}" for kind, arguments, *_ in BAD]
+)
+def test_bad_numbers(kind, arguments, error, expected):
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(error, match=f"^{name} must be {expected}, got ") as caught:
+        kind(**arguments)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name", "wrong"),
+    [
+        (bpgpu.StepDecay(1.0, 0.5, every=2), name, x)
+        for name in ("initial", "factor", "every")
+        for x in (0, -1, math.nan)
+    ]
+    + [(bpgpu.ExponentialDecay(1.0, 0.5, every=2), name, -1) for name in ("initial", "factor", "every")]
+    + [(bpgpu.CosineDecay(1.0, steps=9), name, -1) for name in ("initial", "steps", "final", "warmup")],
+)
+def test_bad_schedule_numbers(schedule, name, wrong):
+    with pytest.raises(
+        ValueError if isinstance(wrong, int) else (TypeError, ValueError), match=f"^{name} must be .*got"
+    ):
+        dataclasses.replace(schedule, **{name: wrong})
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
+        bpgpu.SGD(0.1, nesterov=True)
+
+
+def test_rule_without_apply():
+    with pytest.raises(NotImplementedError, match="Optimizer has no apply"):
+        bpgpu.Optimizer().apply(None, None, [], t=1, eta=0.1, n_weights=1, xp=SimpleNamespace())
