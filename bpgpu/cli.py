@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,24 +46,22 @@ BackendOption = Annotated[str, typer.Option(help="auto, numpy, numba, cupy or nu
 
 def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code: 0, 2 after an error of one line, 130 after Ctrl-C."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"bpgpu: note: {message}", file=sys.stderr)
-        try:
-            return app(arguments, prog_name="bpgpu", standalone_mode=False) or 0
-        except KeyboardInterrupt:
-            print("bpgpu: interrupted", file=sys.stderr)
-            return 130
-        except Exception as error:
-            if hasattr(error, "format_message"):  # the argument parser's own errors
-                message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
-            elif isinstance(error, OSError) and error.filename is not None:
-                message = f"{error.filename}: {error.strerror}"
-            elif isinstance(error, FAILURES):
-                message = str(error)
-            else:
-                raise
-            print(f"bpgpu: {' '.join(message.split())}", file=sys.stderr)
-            return 2
+    try:
+        return app(arguments, prog_name="bpgpu", standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        print("bpgpu: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the argument parser's own errors
+            message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
+        elif isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, FAILURES):
+            message = str(error)
+        else:
+            raise
+        print(f"bpgpu: {' '.join(message.split())}", file=sys.stderr)
+        return 2
 
 
 @app.command()
@@ -103,6 +100,9 @@ def train(
             raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {path.parent}")
     if task not in ("auto", "classification", "regression"):
         raise unknown_name("--task", task, ["auto", "classification", "regression"])
+    checks.integer("--epochs", epochs, 1)
+    checks.integer("--batch-size", batch_size, 1)
+    checks.integer("--seed", seed, 0)
     table = tables.read_table(data)
     goal = tables.Target.find(table, target, task, data)
     columns = [str(column) for column in table.columns if column != goal.name]
@@ -125,19 +125,13 @@ def train(
         backend=backend,
     )
     rule = _rule(optimizer, learning_rate)
-    batch_size = min(checks.integer("--batch-size", batch_size, 1), len(X_train))
+    batch_size = min(batch_size, len(X_train))
     inputs = tables.Standardisation.learn(X_train)
     outputs = None if goal.classes else tables.Standardisation.learn(y_train[:, None])
 
     def scaled(X: Any, y: Any) -> tuple[Any, Any]:
         return inputs.apply(X), y if outputs is None else outputs.apply(y[:, None])
 
-    if inputs.remoteness > MAX_REMOTENESS[dtype]:
-        warnings.warn(
-            f"a column's mean is {inputs.remoteness:.0f} times its deviation, too far for the precision of {dtype}; "
-            "subtract a constant from such columns" + (", or use --dtype float64" if dtype == "float32" else ""),
-            stacklevel=1,
-        )
     plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
     reason = why_auto() if backend == "auto" else "as asked"
     say(f"data     {len(X_train)} rows to train on, {len(X_test)} held out, {len(columns)} columns")
@@ -148,6 +142,11 @@ def train(
         f"memory   {_mib(net.parameters.nbytes)} parameters, {_mib(plan.nbytes)} gradients, state and workspace, "
         f"{_mib((len(X_train) + len(X_test)) * len(columns) * net.architecture.dtype.itemsize)} data"
     )
+    if inputs.remoteness > MAX_REMOTENESS[dtype]:
+        say(
+            f"note     a column's mean is {inputs.remoteness:.0f} times its deviation, too far for {dtype}; "
+            "subtract a constant from such columns" + (", or use --dtype float64" if dtype == "float32" else "")
+        )
     history = net.fit(
         *scaled(X_train, y_train),
         optimizer=rule,

@@ -421,7 +421,9 @@ class MLP:
         for rows in _chunks(len(X)):
             batch = plan.batch(rows.stop - rows.start)
             batch_weight = self.backend.load_batch(batch, X, y, weight, rows)
-            total_cost += batch_weight * self.backend.batch_forward(plan, batch, self.parameters, epoch=0, step=0)
+            with np.errstate(all="ignore"):  # the cost itself says if it is not finite
+                cost = self.backend.batch_forward(plan, batch, self.parameters, epoch=0, step=0)
+            total_cost += batch_weight * cost
             total_weight += batch_weight
         weights = self.parameters[: inference.n_weights]
         return total_cost / total_weight + self.backend.penalty(weights, inference.l2 / len(X))
