@@ -1,5 +1,6 @@
 """Activations: the rows of the formula table as objects, and the user's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -102,3 +103,20 @@ def get_activation(activation: str | Activation) -> Activation:
     if name not in ACTIVATIONS:
         raise unknown_name("activation", activation, [*ACTIVATIONS, *formulas.ACTIVATION_ALIASES])
     return ACTIVATIONS[name]
+
+
+def layer_activations(
+    activations: str | Activation | Sequence[str | Activation], layers: int
+) -> tuple[Activation, ...]:
+    """Return the activations of all layers, given one for each or one for all.
+
+    Raises
+    ------
+    ValueError
+        If their number is wrong or a name unknown.
+    """
+    if isinstance(activations, str | Activation):
+        return (get_activation(activations),) * layers
+    if len(activations) != layers:
+        raise ValueError(f"activations must name one for each of {layers} layers, got {len(activations)}")
+    return tuple(get_activation(activation) for activation in activations)

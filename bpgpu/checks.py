@@ -185,6 +185,28 @@ def connectivity(masks: Any, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> li
     return checked
 
 
+def thetas(matrices: Any) -> list[Matrix]:
+    """Return the Theta matrices as arrays, each of shape (n_l, n_{l-1} + 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is none, or one is no matrix or does not take the outputs of the one before.
+    """
+    if len(matrices) == 0:
+        raise ValueError("thetas must hold one matrix for each layer, got none")
+    arrays = [numeric(f"thetas[{l}]", theta) for l, theta in enumerate(matrices)]
+    for l, theta in enumerate(arrays):
+        if theta.ndim != 2 or theta.shape[1] < 2 or theta.shape[0] < 1:
+            raise ValueError(f"thetas[{l}] must be a matrix (n_l, n_(l-1) + 1), got shape {theta.shape}")
+        if l and theta.shape[1] != arrays[l - 1].shape[0] + 1:
+            raise ValueError(
+                f"thetas[{l}] must have {arrays[l - 1].shape[0] + 1} columns, one for the bias and one for each "
+                f"row of thetas[{l - 1}], got shape {theta.shape}"
+            )
+    return arrays
+
+
 def floating_dtype(dtype: Any) -> np.dtype[Any]:
     """Return float32 or float64 as a NumPy dtype.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from bpgpu import checks
-from bpgpu.activations import Activation, get_activation
+from bpgpu.activations import Activation, layer_activations
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
 from bpgpu.costs import Cost, get_cost, leaves_domain, output_formulas
@@ -100,7 +100,7 @@ class MLP:
         layer_sizes = checks.layer_sizes(sizes)
         self.architecture = Architecture(
             sizes=layer_sizes,
-            activations=_layer_activations(activations, len(layer_sizes) - 1),
+            activations=layer_activations(activations, len(layer_sizes) - 1),
             cost=get_cost(cost),
             bias=bool(bias),
             l2=not_negative("l2", l2),
@@ -378,19 +378,9 @@ class MLP:
         ValueError, TypeError
             If a matrix does not take the outputs of the one before, or is not a finite matrix.
         """
-        if len(thetas) == 0:
-            raise ValueError("thetas must hold one matrix for each layer, got none")
         if not options.get("bias", True):
             raise ValueError("bias must be True: column 0 of each Theta is the bias")
-        arrays = [checks.numeric(f"thetas[{l}]", theta) for l, theta in enumerate(thetas)]
-        for l, theta in enumerate(arrays):
-            if theta.ndim != 2 or theta.shape[1] < 2 or theta.shape[0] < 1:
-                raise ValueError(f"thetas[{l}] must be a matrix (n_l, n_(l-1) + 1), got shape {theta.shape}")
-            if l and theta.shape[1] != arrays[l - 1].shape[0] + 1:
-                raise ValueError(
-                    f"thetas[{l}] must have {arrays[l - 1].shape[0] + 1} columns, one for the bias and one for each "
-                    f"row of thetas[{l - 1}], got shape {theta.shape}"
-                )
+        arrays = checks.thetas(thetas)
         sizes = [arrays[0].shape[1] - 1, *(theta.shape[0] for theta in arrays)]
         init = [(theta[:, 1:].T, theta[:, 0]) for theta in arrays]
         return cls(sizes, activations, cost, init=init, **options)
@@ -442,16 +432,6 @@ class MLP:
         weight = checks.sample_weights(f"{prefix}sample_weight", sample_weight, len(device_X), net.dtype)
         device_weight = None if weight is None else self.backend.asarray(weight, net.dtype)
         return device_X, self.backend.asarray(checked_y, checked_y.dtype), device_weight
-
-
-def _layer_activations(
-    activations: str | Activation | Sequence[str | Activation], layers: int
-) -> tuple[Activation, ...]:
-    if isinstance(activations, str | Activation):
-        return (get_activation(activations),) * layers
-    if len(activations) != layers:
-        raise ValueError(f"activations must name one for each of {layers} layers, got {len(activations)}")
-    return tuple(get_activation(activation) for activation in activations)
 
 
 def _chunks(n: int) -> Iterator[slice]:
