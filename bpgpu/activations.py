@@ -99,7 +99,7 @@ def get_activation(activation: str | Activation) -> Activation:
     """
     if isinstance(activation, Activation):
         return activation
-    name = formulas.ACTIVATION_ALIASES.get(activation, activation)
+    name = formulas.ACTIVATION_ALIASES.get(activation, activation) if isinstance(activation, str) else ""
     if name not in ACTIVATIONS:
         raise unknown_name("activation", activation, [*ACTIVATIONS, *formulas.ACTIVATION_ALIASES])
     return ACTIVATIONS[name]
@@ -114,9 +114,13 @@ def layer_activations(
     ------
     ValueError
         If their number is wrong or a name unknown.
+    TypeError
+        If it is no sequence.
     """
     if isinstance(activations, str | Activation):
         return (get_activation(activations),) * layers
+    if not isinstance(activations, Sequence):
+        raise TypeError(f"activations must be a name, an Activation, or a sequence of them, got {activations!r}")
     if len(activations) != layers:
         raise ValueError(f"activations must name one for each of {layers} layers, got {len(activations)}")
     return tuple(get_activation(activation) for activation in activations)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpgpu import checks
+from bpgpu.checks import not_negative, positive
 from bpgpu.errors import unknown_name
-from bpgpu.optimizers import not_negative, positive
 
 if TYPE_CHECKING:
     from bpgpu.training import Training

@@ -1,6 +1,8 @@
 """Checks of what a user passes in. Each raises one sentence: the argument, what was expected, what came, the fix."""
 
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -123,7 +125,9 @@ def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any]) -> Mat
         raise ValueError(f"{name} must be 0 or more, got {array[row]} in row {row}")
     if not array.any():
         raise ValueError(f"{name} must not all be 0: there would be nothing to learn from")
-    return array
+    # Only their ratios matter; scaled by a power of two, which changes no bits of them, their sum cannot overflow.
+    scaled: Matrix = np.ldexp(array, -np.frexp(array.max())[1])
+    return scaled
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
@@ -143,6 +147,29 @@ def integer(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
+def positive(name: str, value: Any, where: str = "") -> float:
+    """Return `value`, or raise if it is not a finite number above 0."""
+    return _in_range(name, value, lambda x: x > 0 and math.isfinite(x), "a finite number above 0", where)
+
+
+def not_negative(name: str, value: Any) -> float:
+    """Return `value`, or raise if it is not a finite number, 0 or more."""
+    return _in_range(name, value, lambda x: x >= 0 and math.isfinite(x), "a finite number, 0 or more")
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return `value`, or raise if it is not a number in [0, 1)."""
+    return _in_range(name, value, lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+
+def _in_range(name: str, value: Any, good: Callable[[float], bool], expected: str, where: str = "") -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be {expected}, got {value!r}{where}")
+    if not good(float(value)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}{where}")
+    return float(value)
+
+
 def layer_sizes(sizes: Any) -> tuple[int, ...]:
     """Return the sizes of the layers, input first: two or more integers of at least 1.
 
@@ -150,7 +177,7 @@ def layer_sizes(sizes: Any) -> tuple[int, ...]:
     ------
     TypeError, ValueError
     """
-    if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray):
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray) or np.ndim(sizes) == 0:
         raise TypeError(f"sizes must be a sequence of integers, input layer first, got {sizes!r}")
     if len(sizes) < 2:
         raise ValueError(f"sizes must name two layers at least, the input and the output, got {list(sizes)}")
@@ -193,6 +220,8 @@ def thetas(matrices: Any) -> list[Matrix]:
     TypeError, ValueError
         If there is none, or one is no matrix or does not take the outputs of the one before.
     """
+    if not hasattr(matrices, "__len__"):
+        raise TypeError(f"thetas must be a sequence of matrices, one for each layer, got {matrices!r}")
     if len(matrices) == 0:
         raise ValueError("thetas must hold one matrix for each layer, got none")
     arrays = [numeric(f"thetas[{l}]", theta) for l, theta in enumerate(matrices)]

@@ -88,7 +88,7 @@ def get_cost(cost: str | Cost) -> Cost:
     """
     if isinstance(cost, Cost):
         return cost
-    if cost not in COSTS:
+    if not isinstance(cost, str) or cost not in COSTS:
         raise unknown_name("cost", cost, COSTS)
     return COSTS[cost]
 

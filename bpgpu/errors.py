@@ -38,7 +38,8 @@ class NonFiniteError(ArithmeticError):
     epoch, step, layer : int
         Where: epoch and step counted from 1, layer from 1 (the output layer is the last).
     quantity : str
-        What was not finite: "activation", "weighted input", "cost", "gradient" or "weight".
+        What was not finite: "activation", "weighted input", "cost", "gradient", "weight" or
+        "optimizer state".
     """
 
     def __init__(self, epoch: int, step: int, layer: int, quantity: str) -> None:

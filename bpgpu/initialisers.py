@@ -77,6 +77,8 @@ def given_weights(
         If their number or a shape is wrong, or an entry is not a finite number.
     """
     what = "a pair (W, b)" if bias else "an array W"
+    if not isinstance(init, Sequence | np.ndarray):
+        raise TypeError(f"init must be a name, or a list of {what} for each layer, got {init!r}")
     if len(init) != len(sizes) - 1:
         raise ValueError(f"init must hold {what} for each of {len(sizes) - 1} layers, got {len(init)}")
     weights, biases = [], []

@@ -16,7 +16,7 @@ from bpgpu.backends.base import Backend
 from bpgpu.costs import Cost, get_cost, leaves_domain, output_formulas
 from bpgpu.initialisers import given_weights, initial_weights
 from bpgpu.kernels.formulas import names_used
-from bpgpu.optimizers import Optimizer, fraction, not_negative
+from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Architecture, Plan
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class MLP:
             activations=layer_activations(activations, len(layer_sizes) - 1),
             cost=get_cost(cost),
             bias=bool(bias),
-            l2=not_negative("l2", l2),
-            dropout=fraction("dropout", dropout),
+            l2=checks.not_negative("l2", l2),
+            dropout=checks.fraction("dropout", dropout),
             dtype=checks.floating_dtype(dtype),
             seed=secrets.randbits(64) if seed is None else checks.integer("seed", seed, 0),
         )
@@ -240,6 +240,7 @@ class MLP:
         ValueError, TypeError
             If an array is not as described or not finite.
         """
+        step = checks.integer("step", step, 0)
         X, y, weight = self._data(X, y, sample_weight)
         plan = Plan(self.architecture, len(X), self.backend, masks=self.masks).allocate()
         batch = plan.batch(len(X))

@@ -12,9 +12,20 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from bpgpu.checks import fraction, integer, not_negative, positive
 from bpgpu.errors import unknown_name
 
 Schedule = Callable[[int], float]
+
+
+def _check(rule: Any, check: Callable[[str, Any], float], *names: str) -> None:
+    """Check fields of a frozen dataclass; a NumPy scalar becomes Python's, which does not change an array's dtype."""
+    for name in names:
+        object.__setattr__(rule, name, check(name, getattr(rule, name)))
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    return integer(name, value, 1)
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,9 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
-            positive("learning_rate", self.learning_rate)
+            _check(self, positive, "learning_rate")
         if self.clip_norm is not None:
-            positive("clip_norm", self.clip_norm)
+            _check(self, positive, "clip_norm")
 
     @property
     def n_state(self) -> int:
@@ -95,7 +106,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fraction("momentum", self.momentum)
+        _check(self, fraction, "momentum")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, got 0; pass momentum=0.9")
 
@@ -137,8 +148,8 @@ class RMSprop(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fraction("rho", self.rho)
-        positive("epsilon", self.epsilon)
+        _check(self, fraction, "rho")
+        _check(self, positive, "epsilon")
 
     def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
         (v,) = state
@@ -175,9 +186,8 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fraction("beta1", self.beta1)
-        fraction("beta2", self.beta2)
-        positive("epsilon", self.epsilon)
+        _check(self, fraction, "beta1", "beta2")
+        _check(self, positive, "epsilon")
 
     def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
         p -= eta * self._direction(g, state, t, xp)
@@ -210,7 +220,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        not_negative("weight_decay", self.weight_decay)
+        _check(self, not_negative, "weight_decay")
 
     def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
         direction = self._direction(g, state, t, xp)
@@ -231,7 +241,7 @@ def get_optimizer(optimizer: str | Optimizer) -> Optimizer:
     """
     if isinstance(optimizer, Optimizer):
         return optimizer
-    if optimizer not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise unknown_name("optimizer", optimizer, OPTIMIZERS)
     return OPTIMIZERS[optimizer]()
 
@@ -244,6 +254,10 @@ class StepDecay:
     factor: float
     every: int
 
+    def __post_init__(self) -> None:
+        _check(self, positive, "initial", "factor")
+        _check(self, _at_least_one, "every")
+
     def __call__(self, step: int) -> float:
         return float(self.initial * self.factor ** (step // self.every))
 
@@ -255,6 +269,10 @@ class ExponentialDecay:
     initial: float
     factor: float
     every: int
+
+    def __post_init__(self) -> None:
+        _check(self, positive, "initial", "factor")
+        _check(self, _at_least_one, "every")
 
     def __call__(self, step: int) -> float:
         return float(self.initial * self.factor ** (step / self.every))
@@ -272,33 +290,13 @@ class CosineDecay:
     final: float = 1e-6
     warmup: int = 0
 
+    def __post_init__(self) -> None:
+        _check(self, positive, "initial", "final")
+        _check(self, _at_least_one, "steps")
+        _check(self, lambda name, value: integer(name, value, 0), "warmup")
+
     def __call__(self, step: int) -> float:
         if step < self.warmup:
             return self.initial * (step + 1) / self.warmup
         part = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         return self.final + (self.initial - self.final) * (1 + math.cos(math.pi * part)) / 2
-
-
-def positive(name: str, value: float, where: str = "") -> float:
-    """Return `value`, or raise if it is not a finite number above 0."""
-    return _in_range(name, value, lambda x: x > 0 and math.isfinite(x), "a finite number above 0", where)
-
-
-def not_negative(name: str, value: float) -> float:
-    """Return `value`, or raise if it is not a finite number, 0 or more."""
-    return _in_range(name, value, lambda x: x >= 0 and math.isfinite(x), "a finite number, 0 or more")
-
-
-def fraction(name: str, value: float) -> float:
-    """Return `value`, or raise if it is not a number in [0, 1)."""
-    return _in_range(name, value, lambda x: 0 <= x < 1, "a number in [0, 1)")
-
-
-def _in_range(name: str, value: float, good: Callable[[float], bool], expected: str, where: str = "") -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be {expected}, got {value!r}{where}") from None
-    if not good(number):
-        raise ValueError(f"{name} must be {expected}, got {value!r}{where}")
-    return number

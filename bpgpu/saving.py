@@ -11,17 +11,32 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpgpu import checks
 from bpgpu._version import __version__
 from bpgpu.activations import ACTIVATIONS, Activation
+from bpgpu.backends import get_backend
+from bpgpu.backends.base import Backend
 from bpgpu.costs import COSTS, Cost
 from bpgpu.errors import ModelFileError
 
 if TYPE_CHECKING:
-    from bpgpu.backends.base import Backend
     from bpgpu.network import MLP
 
 FORMAT = 1
 KEY = "bpgpu"
+TYPES: dict[str, tuple[type, ...]] = {
+    "format": (int,),
+    "sizes": (list,),
+    "activations": (list,),
+    "cost": (str, dict),
+    "bias": (bool,),
+    "l2": (int, float),
+    "dropout": (int, float),
+    "dtype": (str,),
+    "seed": (int,),
+    "epoch": (int,),
+    "metadata": (dict,),
+}
 
 
 def save(net: "MLP", path: str | PathLike[str]) -> None:
@@ -36,47 +51,60 @@ def save(net: "MLP", path: str | PathLike[str]) -> None:
     _write_atomically(Path(path), safetensors.numpy.save(tensors, metadata={KEY: header}))
 
 
-def load(kind: "type[MLP]", path: str | PathLike[str], backend: "str | Backend") -> Any:
+def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -> Any:
     """Read a network of class `kind` from `path`."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path, backend = Path(path), get_backend(backend)
     path.open("rb").close()  # a missing or unreadable file is an OSError that names it
     try:
         with safe_open(path, framework="numpy") as file:
             header = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
+            if header is None:
+                raise ModelFileError(f"{path} is a safetensors file, but not one that bpgpu saved")
+            description = json.loads(header)
+            if type(description["format"]) is int and description["format"] > FORMAT:
+                raise ModelFileError(
+                    f"{path} was written by bpgpu {description['bpgpu']}, in a newer format; update bpgpu to read it"
+                )
+            return _build(kind, description, {name: file.get_tensor(name) for name in file.keys()}, backend)  # noqa: SIM118
     except SafetensorError as error:
         raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from error
-    if header is None:
-        raise ModelFileError(f"{path} is a safetensors file, but not one that bpgpu saved")
-    try:
-        description = json.loads(header)
-        if description["format"] > FORMAT:
-            raise ModelFileError(
-                f"{path} was written by bpgpu {description['bpgpu']}, in a newer format; update bpgpu to read it"
-            )
-        layers = range(1, len(description["sizes"]))
-        bias = description["bias"]
-        net = kind(
-            description["sizes"],
-            [_from_row(Activation, ACTIVATIONS, row) for row in description["activations"]],
-            _from_row(Cost, COSTS, description["cost"]),
-            bias=bias,
-            l2=description["l2"],
-            dropout=description["dropout"],
-            connectivity=[tensors.get(f"mask.{l}") for l in layers],
-            dtype=description["dtype"],
-            seed=description["seed"],
-            backend=backend,
-            init=[(tensors[f"W.{l}"], tensors[f"b.{l}"]) if bias else tensors[f"W.{l}"] for l in layers],
-        )
-        net.epoch = int(description["epoch"])
-        net.metadata = dict(description["metadata"])
     except ModelFileError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{path} does not describe a network: {type(error).__name__}: {error}") from error
+
+
+def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend: Backend) -> Any:
+    """Make the network that a file describes; any error means that it describes none."""
+    for key, types in TYPES.items():
+        if type(description[key]) not in types:
+            raise TypeError(f"{key} must be {' or '.join(t.__name__ for t in types)}, got {description[key]!r}")
+    checks.integer("format", description["format"], 1)
+    found = {array.dtype.name for array in tensors.values()}
+    if found != {description["dtype"]}:
+        raise TypeError(f"the tensors must be {description['dtype']}, got {', '.join(sorted(found))}")
+    bias = description["bias"]
+    layers = range(1, len(description["sizes"]))
+    init = [(tensors.pop(f"W.{l}"), tensors.pop(f"b.{l}")) if bias else tensors.pop(f"W.{l}") for l in layers]
+    net = kind(
+        description["sizes"],
+        [_from_row(Activation, ACTIVATIONS, row) for row in description["activations"]],
+        _from_row(Cost, COSTS, description["cost"]),
+        bias=bias,
+        l2=description["l2"],
+        dropout=description["dropout"],
+        connectivity=[tensors.pop(f"mask.{l}", None) for l in layers],
+        dtype=description["dtype"],
+        seed=description["seed"],
+        backend=backend,
+        init=init,
+    )
+    if tensors:
+        raise ValueError(f"the network has no place for the tensors {', '.join(sorted(tensors))}")
+    net.epoch = checks.integer("epoch", description["epoch"], 0)
+    net.metadata = description["metadata"]
     return net
 
 

@@ -98,6 +98,8 @@ def fit(
     batch_size = min(checks.integer("batch_size", batch_size, 1), len(X))
     history = History()
     training = Training(net, rule, history, epochs, len(X))
+    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callbacks!r}")
     listeners = [*callbacks, *([ProgressBar()] if progress else [])]
     for listener in listeners:
         listener.check(training, has_validation=validation is not None)
@@ -110,9 +112,12 @@ def fit(
             for listener in listeners:
                 listener.on_epoch_begin(training)
             finite[...] = net.parameters
-            _run_epoch(training, plan, X, y, weight, shuffle)
+            loss, learning_rate, seconds = _run_epoch(training, plan, X, y, weight, shuffle)
             if validation is not None:
                 history.validation_loss.append(net._loss(*validation))
+            history.loss.append(loss)
+            history.learning_rate.append(learning_rate)
+            history.seconds.append(seconds)
             for listener in listeners:
                 listener.on_epoch_end(training)
         history.stop_reason = history.stop_reason or f"finished {epochs} epochs"
@@ -127,8 +132,11 @@ def fit(
     return history
 
 
-def _run_epoch(training: Training, plan: Plan, X: Array, y: Array, weight: Array | None, shuffle: bool) -> None:
-    net, history = training.net, training.history
+def _run_epoch(
+    training: Training, plan: Plan, X: Array, y: Array, weight: Array | None, shuffle: bool
+) -> tuple[float, float, float]:
+    """Train one epoch; return its loss, its first learning rate and its seconds."""
+    net = training.net
     n, steps = len(X), -(-len(X) // plan.batch_size)
     if training.learning_rate is None:
         learning_rates = [training.optimizer.rate(plan.steps + step) for step in range(steps)]
@@ -149,7 +157,5 @@ def _run_epoch(training: Training, plan: Plan, X: Array, y: Array, weight: Array
         learning_rates=learning_rates,
         epoch=net.epoch,
     )
-    history.seconds.append(time.perf_counter() - start)
-    history.learning_rate.append(learning_rates[0])
-    history.loss.append(loss)
     net.epoch += 1
+    return loss, learning_rates[0], time.perf_counter() - start

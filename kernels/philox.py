@@ -44,7 +44,7 @@ def keep_mask(
     """Return which elements of a layer's activations dropout keeps.
 
     Element i (row-major) uses word ``i % 4`` of the block with counter ``(i // 4, step, epoch, layer)`` and the two
-    halves of `seed` as key, and is dropped if the word is below ``rate * 2**32``.
+    halves of `seed` as key, and is dropped if the word is below ``min(round(rate * 2**32), 2**32 - 1)``.
 
     Parameters
     ----------
@@ -65,6 +65,7 @@ def keep_mask(
     counter: NDArray[Any] = np.empty((4, -(-size // 4)), dtype=np.uint32)
     counter[0] = np.arange(counter.shape[1])
     counter[1:] = np.array([[step], [epoch], [layer]], dtype=np.uint32)
+    threshold = min(round(rate * 2**32), 2**32 - 1)
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    keep: NDArray[np.bool_] = words.T.reshape(-1)[:size] >= np.uint32(round(rate * 2**32))
+    keep: NDArray[np.bool_] = words.T.reshape(-1)[:size] >= np.uint32(threshold)
     return keep.reshape(shape)

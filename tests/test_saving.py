@@ -381,3 +381,12 @@ def test_flipped_bytes_of_the_header(make_net, data, path):
         else:  # say a digit of l2: then it is another network, but one that works
             assert net.predict(X).shape == (20, 2)
     assert refused > 300
+
+
+def test_a_wrong_backend_is_not_blamed_on_the_file(make_net, path):
+    make_net().save(path)
+    with pytest.raises(ValueError, match="backend must be one of") as caught:
+        bpgpu.MLP.load(path, backend="numpi")
+    assert caught.type is ValueError
+    with pytest.raises(bpgpu.BackendUnavailableError):
+        bpgpu.MLP.load(path, backend=next(info.name for info in bpgpu.backends() if not info.available))

@@ -252,9 +252,11 @@ class Backend:
             How many leading entries are weights.
         """
         if rule.clip_norm is not None:
-            norm = math.sqrt(float((gradients.astype(np.float64) ** 2).sum()))  # float32 would overflow at 1e19
-            if norm > rule.clip_norm:
-                gradients *= rule.clip_norm / norm
+            largest = float(self.xp.abs(gradients).max())  # squares of the gradients themselves could overflow
+            if largest > 0:
+                norm = largest * math.sqrt(float(((gradients / largest) ** 2).sum()))
+                if norm > rule.clip_norm:
+                    gradients *= rule.clip_norm / norm
         rule.apply(parameters, gradients, state, t=t, eta=learning_rate, n_weights=n_weights, xp=self.xp)
 
     # Whole steps
@@ -388,8 +390,8 @@ class Backend:
         Raises
         ------
         NonFiniteError
-            If a cost or gradient is not finite: the update of that step is not made; or if a weight is not, after
-            the last update.
+            If a cost or gradient is not finite: the update of that step is not made; or if a weight or a number of
+            the optimizer's state is not, after the last update.
         """
         assert plan.rule is not None
         n, B, n_weights = len(X), plan.batch_size, plan.architecture.n_weights
@@ -399,24 +401,26 @@ class Backend:
             batch = plan.batch(stop - start)
             rows = slice(start, stop) if order is None else order[start:stop]
             weight = self.load_batch(batch, X, y, sample_weight, rows)
-            with np.errstate(all="ignore"):  # what is not finite is found and named below
+            with np.errstate(all="ignore"):  # what is not finite is found and named
                 C = self.batch_gradients(plan, batch, parameters, epoch=epoch, step=step)
-            if not (math.isfinite(C) and self._all_finite(plan.gradients)):
-                raise self._locate(plan, batch, epoch, step)
-            self.update(
-                plan.rule,
-                parameters,
-                plan.gradients,
-                plan.state,
-                t=plan.steps + 1,
-                learning_rate=learning_rates[step],
-                n_weights=n_weights,
-            )
+                if not (math.isfinite(C) and self._all_finite(plan.gradients)):
+                    raise self._locate(plan, batch, epoch, step)
+                self.update(
+                    plan.rule,
+                    parameters,
+                    plan.gradients,
+                    plan.state,
+                    t=plan.steps + 1,
+                    learning_rate=learning_rates[step],
+                    n_weights=n_weights,
+                )
             plan.steps += 1
             total_cost += weight * C
             total_weight += weight
-        if not self._all_finite(parameters):
-            raise self._locate_weight(plan, parameters, epoch, step)
+        # A square of a gradient that overflows in the state would stop its parameter for ever, without a word.
+        for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
+            if not self._all_finite(flat):
+                raise NonFiniteError(epoch + 1, step + 1, self._layer_not_finite(plan, flat), quantity)
         return total_cost / total_weight
 
     # What the reference is made of
@@ -449,7 +453,8 @@ class Backend:
                 return NonFiniteError(epoch + 1, step + 1, l, "gradient")
         return NonFiniteError(epoch + 1, step + 1, L, "cost")
 
-    def _locate_weight(self, plan: Plan, parameters: Array, epoch: int, step: int) -> NonFiniteError:
-        layers = zip(*plan.architecture.views(parameters), strict=True)
-        finite = [all(self._all_finite(p) for p in layer if p is not None) for layer in layers]
-        return NonFiniteError(epoch + 1, step + 1, finite.index(False) + 1, "weight")
+    def _layer_not_finite(self, plan: Plan, flat: Array) -> int:
+        """Return the first layer, from 1, of which a flat buffer holds a number that is not finite."""
+        layers = zip(*plan.architecture.views(flat), strict=True)
+        finite = [all(self._all_finite(part) for part in layer if part is not None) for layer in layers]
+        return finite.index(False) + 1
