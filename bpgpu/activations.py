@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bpgpu.errors import FormulaError, unknown_name
+from bpgpu.errors import FormulaError, lookup
 from bpgpu.kernels import formulas
 
 # Where the derivative of a user's activation is compared with finite differences; off the usual kinks at integers.
@@ -87,6 +87,7 @@ ACTIVATIONS = {
     for name, (value, derivative) in formulas.ACTIVATIONS.items()
 } | {"softmax": SOFTMAX}
 IDENTITY = ACTIVATIONS["identity"]
+_BY_NAME = ACTIVATIONS | {alias: ACTIVATIONS[name] for alias, name in formulas.ACTIVATION_ALIASES.items()}
 
 
 def get_activation(activation: str | Activation) -> Activation:
@@ -99,10 +100,7 @@ def get_activation(activation: str | Activation) -> Activation:
     """
     if isinstance(activation, Activation):
         return activation
-    name = formulas.ACTIVATION_ALIASES.get(activation, activation) if isinstance(activation, str) else ""
-    if name not in ACTIVATIONS:
-        raise unknown_name("activation", activation, [*ACTIVATIONS, *formulas.ACTIVATION_ALIASES])
-    return ACTIVATIONS[name]
+    return lookup("activation", activation, _BY_NAME)
 
 
 def layer_activations(

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import bpgpu
@@ -21,8 +22,8 @@ from bpgpu import checks, tables
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
 from bpgpu.costs import COSTS
-from bpgpu.errors import unknown_name
-from bpgpu.gradcheck import check_table
+from bpgpu.errors import lookup, unknown_name
+from bpgpu.gradcheck import CASES, check_table
 from bpgpu.optimizers import OPTIMIZERS
 
 app = typer.Typer(
@@ -211,7 +212,7 @@ def predict(
 
     net = bpgpu.MLP.load(model, backend=backend)
     about = net.metadata
-    if "columns" not in about:
+    if not about.keys() >= {"columns", "target", "task", "classes"}:
         raise ValueError(f"{model} was not written by 'bpgpu train': it does not name its columns; use it from Python")
     table = tables.read_table(data)
     goal = tables.Target(about["target"], about["task"], about["classes"])
@@ -277,7 +278,8 @@ def gradcheck(
     start = time.perf_counter()
     worst: dict[tuple[str, str], float] = {}
     checked, failures = 0, []
-    for case, report in check_table(chosen, dtype):
+    shown = track(check_table(chosen, dtype), "networks", len(CASES), console=Console(stderr=True), transient=True)
+    for case, report in shown:
         pair = (case.activation, case.cost)
         if isinstance(report, bpgpu.GradientError):
             failures.append(f"{case}: {report}")
@@ -332,9 +334,8 @@ def _hidden_sizes(text: str) -> list[int]:
 
 
 def _rule(name: str, learning_rate: float | None) -> bpgpu.Optimizer:
-    if name not in OPTIMIZERS:
-        raise unknown_name("--optimizer", name, OPTIMIZERS)
-    return OPTIMIZERS[name]() if learning_rate is None else OPTIMIZERS[name](learning_rate)
+    rule = lookup("--optimizer", name, OPTIMIZERS)
+    return rule() if learning_rate is None else rule(learning_rate)
 
 
 def _measured(goal: tables.Target, score: float | None) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from bpgpu.activations import ACTIVATIONS, FLOAT64, Activation, unchecked
-from bpgpu.errors import FormulaError, unknown_name
+from bpgpu.errors import FormulaError, lookup, unknown_name
 from bpgpu.kernels import formulas
 
 _POINTS = np.concatenate([np.linspace(0.02, 0.98, 49), np.linspace(-4.0, 4.0, 65)]) + 0.00123
@@ -88,9 +88,7 @@ def get_cost(cost: str | Cost) -> Cost:
     """
     if isinstance(cost, Cost):
         return cost
-    if not isinstance(cost, str) or cost not in COSTS:
-        raise unknown_name("cost", cost, COSTS)
-    return COSTS[cost]
+    return lookup("cost", cost, COSTS)
 
 
 def output_formulas(activation: Activation, cost: Cost) -> tuple[str, str]:

@@ -4,9 +4,12 @@ Bad arguments raise plain ``ValueError`` and ``TypeError``.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from bpgpu.kernels.formulas import FormulaError
+
+T = TypeVar("T")
 
 __all__ = ["BackendUnavailableError", "FormulaError", "GradientError", "ModelFileError", "NonFiniteError"]
 
@@ -60,3 +63,10 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {name!r}{hint}")
+
+
+def lookup(what: str, name: object, table: Mapping[str, T]) -> T:
+    """Return the row of this name; raise ``ValueError``, with the nearest name, if there is none."""
+    if isinstance(name, str) and name in table:
+        return table[name]
+    raise unknown_name(what, name, table)

@@ -139,14 +139,16 @@ class Case:
     depth: int
 
 
+CASES = [Case(*case) for case in itertools.product(ACTIVATIONS, COSTS, (1, 3), (1, 2, 3))]
+
+
 def check_table(backend: "Backend", dtype: str) -> Iterator[tuple[Case, GradientReport | GradientError]]:
-    """Check every activation × cost × (1, 3) outputs × depths 1 to 3, with all that training can add.
+    """Check every activation × cost × (1, 3) outputs × depths 1 to 3: `CASES`, with all that training can add.
 
     Weights, penalty and a connectivity mask are on, dropout where there is a hidden layer. Hidden layers take the
     activation too, so it is checked in both places.
     """
-    for activation, cost, outputs, depth in itertools.product(ACTIVATIONS, COSTS, (1, 3), (1, 2, 3)):
-        case = Case(activation, cost, outputs, depth)
+    for case in CASES:
         try:
             yield case, check_case(case, backend, dtype)
         except GradientError as error:

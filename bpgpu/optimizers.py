@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from bpgpu.checks import fraction, integer, not_negative, positive
-from bpgpu.errors import unknown_name
+from bpgpu.errors import lookup
 
 Schedule = Callable[[int], float]
 
@@ -241,15 +241,11 @@ def get_optimizer(optimizer: str | Optimizer) -> Optimizer:
     """
     if isinstance(optimizer, Optimizer):
         return optimizer
-    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
-        raise unknown_name("optimizer", optimizer, OPTIMIZERS)
-    return OPTIMIZERS[optimizer]()
+    return lookup("optimizer", optimizer, OPTIMIZERS)()
 
 
 @dataclass(frozen=True)
-class StepDecay:
-    """``initial * factor ** (step // every)``: a learning rate that falls in stairs."""
-
+class _Decay:
     initial: float
     factor: float
     every: int
@@ -257,22 +253,17 @@ class StepDecay:
     def __post_init__(self) -> None:
         _check(self, positive, "initial", "factor")
         _check(self, _at_least_one, "every")
+
+
+class StepDecay(_Decay):
+    """``initial * factor ** (step // every)``: a learning rate that falls in stairs."""
 
     def __call__(self, step: int) -> float:
         return float(self.initial * self.factor ** (step // self.every))
 
 
-@dataclass(frozen=True)
-class ExponentialDecay:
+class ExponentialDecay(_Decay):
     """``initial * factor ** (step / every)``: a learning rate that falls by `factor` every `every` steps."""
-
-    initial: float
-    factor: float
-    every: int
-
-    def __post_init__(self) -> None:
-        _check(self, positive, "initial", "factor")
-        _check(self, _at_least_one, "every")
 
     def __call__(self, step: int) -> float:
         return float(self.initial * self.factor ** (step / self.every))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
+from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import formulas, philox
@@ -404,7 +405,7 @@ class Backend:
             with np.errstate(all="ignore"):  # what is not finite is found and named
                 C = self.batch_gradients(plan, batch, parameters, epoch=epoch, step=step)
                 if not (math.isfinite(C) and self._all_finite(plan.gradients)):
-                    raise self._locate(plan, batch, epoch, step)
+                    raise NonFiniteError(epoch + 1, step + 1, *first_fault(plan, batch, self._all_finite))
                 self.update(
                     plan.rule,
                     parameters,
@@ -420,7 +421,8 @@ class Backend:
         # A square of a gradient that overflows in the state would stop its parameter for ever, without a word.
         for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
             if not self._all_finite(flat):
-                raise NonFiniteError(epoch + 1, step + 1, self._layer_not_finite(plan, flat), quantity)
+                layer = first_layer(plan.architecture, flat, self._all_finite)
+                raise NonFiniteError(epoch + 1, step + 1, layer, quantity)
         return total_cost / total_weight
 
     # What the reference is made of
@@ -441,20 +443,3 @@ class Backend:
 
     def _all_finite(self, array: Array) -> bool:
         return bool(self.xp.isfinite(array).all())
-
-    def _locate(self, plan: Plan, batch: Batch, epoch: int, step: int) -> NonFiniteError:
-        """Find where a number that is not finite came up first: on the way forward, in the cost, on the way back."""
-        L = len(plan.architecture.activations)
-        for l in range(1, L + 1):
-            if not self._all_finite(batch.z[L] if l == L else batch.a[l]):
-                return NonFiniteError(epoch + 1, step + 1, l, "weighted input" if l == L else "activation")
-        for l in range(L, 0, -1):
-            if not self._all_finite(batch.delta[l]) or not self._all_finite(plan.dW[l - 1]):
-                return NonFiniteError(epoch + 1, step + 1, l, "gradient")
-        return NonFiniteError(epoch + 1, step + 1, L, "cost")
-
-    def _layer_not_finite(self, plan: Plan, flat: Array) -> int:
-        """Return the first layer, from 1, of which a flat buffer holds a number that is not finite."""
-        layers = zip(*plan.architecture.views(flat), strict=True)
-        finite = [all(self._all_finite(part) for part in layer if part is not None) for layer in layers]
-        return finite.index(False) + 1
