@@ -97,6 +97,7 @@ class EarlyStopping(_Monitor):
         self.patience = checks.integer("patience", patience, 1)
         self.min_delta = not_negative("min_delta", min_delta)
         self.restore_best = restore_best
+        self.best_epoch = 0
 
     def on_train_begin(self, training: "Training") -> None:
         super().on_train_begin(training)
@@ -137,6 +138,12 @@ class Checkpoint(_Monitor):
         self.path = Path(path)
         self.every_epoch = monitor is None
 
+    def check(self, training: "Training", *, has_validation: bool) -> None:
+        if not self.every_epoch:
+            super().check(training, has_validation=has_validation)
+        if not self.path.parent.is_dir():
+            raise ValueError(f"the folder of the Checkpoint {self.path} must exist; make it first")
+
     def on_epoch_end(self, training: "Training") -> None:
         if self.improved(training) or self.every_epoch:
             net = training.net
@@ -161,7 +168,10 @@ class LearningRateSchedule(Callback):
 
 
 class ProgressBar(Callback):
-    """Show epochs, losses and samples per second on standard error while training; needs the package rich."""
+    """Show epochs, losses and samples per second on standard error while training; needs the package rich.
+
+    Where standard error is no terminal it shows nothing.
+    """
 
     def check(self, training: "Training", *, has_validation: bool) -> None:
         try:
@@ -173,13 +183,15 @@ class ProgressBar(Callback):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("epoch"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
+            disable=not (console.is_terminal or console.is_jupyter),
         )
         self._task = self._progress.add_task("", total=training.epochs, numbers="")
         self._progress.start()

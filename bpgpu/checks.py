@@ -23,6 +23,10 @@ def numeric(name: str, value: Any) -> Matrix:
     ValueError
         If its rows differ in length.
     """
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must have no masked entries; fill or drop them")
+    if hasattr(value, "dtypes") and all(dtype.kind in "buif" for dtype in np.ravel(value.dtypes)):
+        value = value.to_numpy(dtype=np.result_type(*(np.dtype(d.kind) for d in np.ravel(value.dtypes)), np.int8))
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -103,7 +107,7 @@ def _labels(name: str, array: Matrix, outputs: int) -> Matrix:
         raise ValueError(
             f"{what}, got {array[row]} in row {row}; for {outputs} targets a sample pass shape (samples, {outputs})"
         )
-    return array.astype(np.intp)
+    return array.astype(np.int32)
 
 
 def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any]) -> Matrix | None:
@@ -130,20 +134,29 @@ def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any]) -> Mat
     return scaled
 
 
-def integer(name: str, value: Any, minimum: int) -> int:
-    """Return `value` as an int of at least `minimum`.
+def flag(name: str, value: Any) -> bool:
+    """Return `value`, or raise ``TypeError`` if it is not True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> int:
+    """Return `value` as an int of at least `minimum` and at most `maximum`.
 
     Raises
     ------
     TypeError
         If it is not an integer.
     ValueError
-        If it is too small.
+        If it is too small or too large.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}")
     return int(value)
 
 
@@ -165,9 +178,13 @@ def fraction(name: str, value: Any) -> float:
 def _in_range(name: str, value: Any, good: Callable[[float], bool], expected: str, where: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {expected}, got {value!r}{where}")
-    if not good(float(value)):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = value = math.inf
+    if not good(number):
         raise ValueError(f"{name} must be {expected}, got {value!r}{where}")
-    return float(value)
+    return number
 
 
 def layer_sizes(sizes: Any) -> tuple[int, ...]:
@@ -177,7 +194,7 @@ def layer_sizes(sizes: Any) -> tuple[int, ...]:
     ------
     TypeError, ValueError
     """
-    if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray) or np.ndim(sizes) == 0:
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray) or getattr(sizes, "shape", None) == ():
         raise TypeError(f"sizes must be a sequence of integers, input layer first, got {sizes!r}")
     if len(sizes) < 2:
         raise ValueError(f"sizes must name two layers at least, the input and the output, got {list(sizes)}")
@@ -208,7 +225,7 @@ def connectivity(masks: Any, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> li
             raise ValueError(f"connectivity[{l}] must have shape {shape}, that of the weights, got {array.shape}")
         if not ((array == 0) | (array == 1)).all():
             raise ValueError(f"connectivity[{l}] must hold only 0 and 1, got {array[(array != 0) & (array != 1)][0]}")
-        checked.append(np.ascontiguousarray(array, dtype=dtype))
+        checked.append(np.array(array, dtype=dtype, order="C"))  # a copy: the connectivity is fixed
     return checked
 
 
@@ -246,7 +263,7 @@ def floating_dtype(dtype: Any) -> np.dtype[Any]:
     """
     try:
         resolved: np.dtype[Any] = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):
         resolved = np.dtype(np.void)
     if dtype is None or resolved not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")

@@ -68,7 +68,7 @@ class Cost:
     @property
     def wants_probabilities(self) -> bool:
         """True for the cross-entropies, whose targets are probabilities."""
-        return self in (COSTS["binary_cross_entropy"], CROSS_ENTROPY)
+        return self in (BINARY_CROSS_ENTROPY, CROSS_ENTROPY)
 
 
 COSTS = {
@@ -76,6 +76,7 @@ COSTS = {
     for name, (value, gradient, reduction) in formulas.COSTS.items()
 }
 CROSS_ENTROPY = COSTS["cross_entropy"]
+BINARY_CROSS_ENTROPY = COSTS["binary_cross_entropy"]
 
 
 def get_cost(cost: str | Cost) -> Cost:
@@ -111,5 +112,6 @@ def leaves_domain(activation: Activation, cost: Cost) -> bool:
     if activation.rowwise or not cost.wants_probabilities:
         return False
     z = np.linspace(-10.0, 10.0, 41)
-    a = formulas.numpy_function(activation.value, FLOAT64)(z, None, None)
+    with np.errstate(all="ignore"):
+        a = formulas.numpy_function(activation.value, FLOAT64)(z, None, None)
     return bool(np.min(a) < 0 or np.max(a) > 1)

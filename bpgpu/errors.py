@@ -26,7 +26,10 @@ class BackendUnavailableError(RuntimeError):
 
     def __init__(self, backend: str, reason: str) -> None:
         self.backend, self.reason = backend, reason
-        super().__init__(f"backend {backend!r} cannot run here: {reason}; backend='auto' takes one that can")
+        super().__init__(backend, reason)  # the arguments, so that it can cross to another process
+
+    def __str__(self) -> str:
+        return f"backend {self.backend!r} cannot run here: {self.reason}; backend='auto' takes one that can"
 
 
 class GradientError(AssertionError):
@@ -47,9 +50,12 @@ class NonFiniteError(ArithmeticError):
 
     def __init__(self, epoch: int, step: int, layer: int, quantity: str) -> None:
         self.epoch, self.step, self.layer, self.quantity = epoch, step, layer, quantity
-        super().__init__(
-            f"the {quantity} of layer {layer} is not finite in epoch {epoch}, step {step}; the weights are those of "
-            "the last finite epoch; use a smaller learning_rate, or clip_norm in the optimizer"
+        super().__init__(epoch, step, layer, quantity)
+
+    def __str__(self) -> str:
+        return (
+            f"the {self.quantity} of layer {self.layer} is not finite in epoch {self.epoch}, step {self.step}; the "
+            "weights are those of the last finite epoch; use a smaller learning_rate, or clip_norm in the optimizer"
         )
 
 
@@ -60,7 +66,7 @@ class ModelFileError(ValueError):
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     """Return the error for a name that is not in a table, with the nearest one that is."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {name!r}{hint}")
 

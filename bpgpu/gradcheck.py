@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import get_backend
 from bpgpu.costs import COSTS
@@ -38,8 +39,7 @@ class GradientReport:
     checked : int
         Derivatives compared: parameters, or directions if `exhaustive` is False.
     kinks : int
-        Derivatives at a kink of the cost, where no single slope exists; they were not compared, but lie between the
-        slopes of the two sides.
+        Derivatives at a kink of the cost, or too near to one, where finite differences say nothing.
     exhaustive : bool
         Whether every parameter was checked by itself.
     max_error : float
@@ -86,7 +86,7 @@ def check_gradients(
         If an array is not as `MLP.loss` describes.
     """
     dtype = net.architecture.dtype.name
-    tolerance = RTOL[dtype] if tolerance is None else tolerance
+    tolerance = RTOL[dtype] if tolerance is None else checks.positive("tolerance", tolerance)
     _, gradients = net.backprop(X, y, sample_weight)
     weights, biases = zip(*gradients, strict=True)
     to_numpy = net.backend.to_numpy
@@ -213,26 +213,24 @@ def _compare(
 ) -> tuple[float, float, bool, bool]:
     """Return the relative error of a slope, the numeric slope, whether they agree, and whether the point is a kink.
 
-    A kink inside the step is told from an error by smaller steps, which leave it behind; a kink at the point itself by
-    one-sided slopes that differ, do not come closer as the step shrinks, and have the given slope between them.
+    A kink inside the step is told from an error by smaller steps, which leave it behind. One at the point itself, or
+    closer than the smallest step, shows in the turns of the slope between the five points: those of a smooth cost
+    shrink with the step, and explain no error.
     """
-    gaps = []
+    turns = []
     best = (math.inf, math.nan)
-    for h in (STEP, STEP / 10, STEP / 100):
-        f = {k: cost(parameters + k * h * direction) for k in (-2, -1, 0, 1, 2)}
-        numeric = (8 * (f[1] - f[-1]) - (f[2] - f[-2])) / (12 * h)
+    for h in (STEP, STEP / 10, STEP / 100, STEP / 1000, STEP / 10_000):
+        f = [cost(parameters + k * h * direction) for k in (-2, -1, 0, 1, 2)]
+        numeric = (8 * (f[3] - f[1]) - (f[4] - f[0])) / (12 * h)
         scale = max(abs(slope), abs(numeric), floor, 1e-12)
-        rounding = 1e-15 * (1 + abs(f[0])) / h  # what the rounding of f does to the difference
+        rounding = 1e-15 * (1 + abs(f[2])) / h  # what the rounding of f does to the difference
         error = abs(slope - numeric) / scale
         best = min(best, (error, numeric))
         if error <= tolerance + rounding / scale:
             return error, numeric, True, False
-        right, left = (f[1] - f[0]) / h, (f[0] - f[-1]) / h
-        gaps.append(abs(right - left))
-        slack = tolerance * max(abs(left), abs(right), floor) + 2 * rounding
-        between = min(left, right) - slack <= slope <= max(left, right) + slack
-    persists = gaps[-1] > 0.5 * gaps[0] and gaps[-1] > 1e-3 * max(abs(left), abs(right), floor)
-    return *best, False, bool(persists and between)
+        turns.append(float(np.abs(np.diff(f, n=2)).sum()) / h)
+    persists = turns[-1] > max(3e-4 * turns[0], 20 * rounding)  # a smooth cost's are down to 1e-4 of the first
+    return *best, False, persists and abs(slope - numeric) <= 2 * turns[-1]
 
 
 def _unit(size: int, index: int) -> np.ndarray[Any, Any]:

@@ -102,15 +102,13 @@ class MLP:
             sizes=layer_sizes,
             activations=layer_activations(activations, len(layer_sizes) - 1),
             cost=get_cost(cost),
-            bias=bool(bias),
+            bias=checks.flag("bias", bias),
             l2=checks.not_negative("l2", l2),
             dropout=checks.fraction("dropout", dropout),
             dtype=checks.floating_dtype(dtype),
-            seed=secrets.randbits(64) if seed is None else checks.integer("seed", seed, 0),
+            seed=secrets.randbits(64) if seed is None else checks.integer("seed", seed, 0, 2**64 - 1),
         )
         net = self.architecture
-        if net.seed >= 2**64:
-            raise ValueError(f"seed must be below 2**64, got {net.seed}")
         output = net.activations[-1]
         if not output.rowwise:
             for formula in output_formulas(output, net.cost):
@@ -164,14 +162,14 @@ class MLP:
         Returns
         -------
         list of array, shape (n, n_l)
-            a_0 ... a_L; a_0 is X in the network's dtype.
+            a_0 ... a_L; a_0 is X in the network's dtype, the same array if it had that dtype already.
 
         Raises
         ------
         ValueError, TypeError
             If X is not a finite matrix with n_0 columns and at least one row.
         """
-        return self._forward(self._input(X))
+        return [self.backend.to_numpy(a) for a in self._forward(self._input(X))]
 
     def predict(self, X: Array) -> Array:
         """Return the output of the network, without dropout.
@@ -193,7 +191,7 @@ class MLP:
         out = self.backend.empty((len(X), self.architecture.sizes[-1]), self.architecture.dtype)
         for rows in _chunks(len(X)):
             out[rows] = self._forward(X[rows])[-1]
-        return out
+        return self.backend.to_numpy(out)
 
     def loss(self, X: Array, y: Array, sample_weight: Array | None = None) -> float:
         """Return C: the weighted mean of the samples' costs plus the penalty, without dropout.
@@ -240,12 +238,13 @@ class MLP:
         ValueError, TypeError
             If an array is not as described or not finite.
         """
-        step = checks.integer("step", step, 0)
+        step = checks.integer("step", step, 0, 2**32 - 1)
         X, y, weight = self._data(X, y, sample_weight)
         plan = Plan(self.architecture, len(X), self.backend, masks=self.masks).allocate()
         batch = plan.batch(len(X))
         self.backend.load_batch(batch, X, y, weight, slice(None))
-        C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=self.epoch, step=step)
+        with np.errstate(all="ignore"):  # what is not finite shows in the result
+            C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=self.epoch, step=step)
         return C, list(zip(plan.dW, plan.db, strict=True))
 
     def fit(
@@ -401,7 +400,8 @@ class MLP:
         a = [X]
         for W, b, sigma in zip(self.weights, self.biases, self.architecture.activations, strict=True):
             out = self.backend.empty((len(X), W.shape[1]), self.architecture.dtype)
-            self.backend.forward(a[-1], W, b, sigma, out=out)
+            with np.errstate(all="ignore"):  # what is not finite shows in the result
+                self.backend.forward(a[-1], W, b, sigma, out=out)
             a.append(out)
         return a
 

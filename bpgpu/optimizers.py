@@ -8,6 +8,7 @@ Each `apply` changes the parameters in one last operation: an interrupt finds th
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -253,20 +254,25 @@ class _Decay:
     def __post_init__(self) -> None:
         _check(self, positive, "initial", "factor")
         _check(self, _at_least_one, "every")
+        if self.factor > 1:
+            raise ValueError(f"factor must be at most 1, got {self.factor}")
+
+    def _after(self, decays: float) -> float:
+        return float(max(self.initial * self.factor**decays, sys.float_info.min))  # never 0
 
 
 class StepDecay(_Decay):
     """``initial * factor ** (step // every)``: a learning rate that falls in stairs."""
 
     def __call__(self, step: int) -> float:
-        return float(self.initial * self.factor ** (step // self.every))
+        return self._after(step // self.every)
 
 
 class ExponentialDecay(_Decay):
     """``initial * factor ** (step / every)``: a learning rate that falls by `factor` every `every` steps."""
 
     def __call__(self, step: int) -> float:
-        return float(self.initial * self.factor ** (step / self.every))
+        return self._after(step / self.every)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Memory: the flat buffer of all parameters, and the plan that owns every workspace of a training run."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,8 @@ class Plan:
     gradients : array, shape (n_parameters,)
         With `dW` and `db`, its views by layer.
     state : list of array, shape (n_parameters,)
+    prepared : object
+        What a backend keeps with the plan from one epoch to the next.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class Plan:
         self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
         self.masks = masks or [None] * len(architecture.activations)
         self.steps = 0
+        self.prepared: Any = None
 
     def _shapes(self) -> dict[str, list[tuple[int, ...] | None]]:
         net, B = self.architecture, self.batch_size
@@ -166,11 +170,20 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all workspaces, gradients and optimizer state; known before anything is allocated."""
         shapes = (shape for group in self._shapes().values() for shape in group if shape)
-        return sum(int(np.prod(shape)) for shape in shapes) * self.architecture.dtype.itemsize
+        return sum(math.prod(shape) for shape in shapes) * self.architecture.dtype.itemsize
 
     def allocate(self) -> "Plan":
-        """Allocate everything and return the plan itself."""
+        """Allocate everything and return the plan itself.
+
+        Raises
+        ------
+        MemoryError
+            If the backend has not that much memory free; before anything is allocated.
+        """
         backend, dtype = self.backend, self.architecture.dtype
+        available = backend.free_memory()
+        if available is not None and self.nbytes > available:
+            raise MemoryError(self._too_large(available))
         buffers: dict[str, list[Any]] = {
             name: [None if shape is None else backend.empty(shape, dtype) for shape in group]
             for name, group in self._shapes().items()
@@ -186,6 +199,16 @@ class Plan:
         for array in self.state:
             array[...] = 0
         return self
+
+    def _too_large(self, available: int) -> str:
+        mib = 2**20
+        one, two = (Plan(self.architecture, rows, self.backend, self.rule, self.masks).nbytes for rows in (1, 2))
+        fits = (available - one) // (two - one) + 1
+        advice = f"a batch_size of {fits} fits" if fits >= 1 else "no batch_size fits"
+        return (
+            f"training in batches of {self.batch_size} needs {self.nbytes / mib:.1f} MiB on {self.backend.device}, "
+            f"which has {available / mib:.1f} MiB free; {advice}"
+        )
 
     def batch(self, rows: int) -> Batch:
         """Return the workspace for `rows` rows, at most `batch_size`."""

@@ -40,10 +40,16 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 
 def save(net: "MLP", path: str | PathLike[str]) -> None:
-    """Write `net` to `path`: to a file beside it first, flushed to disk, then renamed over it."""
+    """Write `net` to `path`: to a file beside it first, flushed to disk, then renamed over it.
+
+    What `load` would refuse is refused here: parameters that are not finite, metadata that is no dict.
+    """
     import safetensors.numpy
 
     to_numpy = net.backend.to_numpy
+    checks.finite("parameters", to_numpy(net.parameters), net.architecture.dtype)
+    if not isinstance(net.metadata, dict):
+        raise TypeError(f"metadata must be a dict, got {type(net.metadata).__name__}")
     tensors = {f"W.{l}": to_numpy(W) for l, W in enumerate(net.weights, start=1)}
     tensors |= {f"b.{l}": to_numpy(b) for l, b in enumerate(net.biases, start=1) if b is not None}
     tensors |= {f"mask.{l}": to_numpy(mask) for l, mask in enumerate(net.masks, start=1) if mask is not None}
@@ -103,7 +109,7 @@ def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend
     )
     if tensors:
         raise ValueError(f"the network has no place for the tensors {', '.join(sorted(tensors))}")
-    net.epoch = checks.integer("epoch", description["epoch"], 0)
+    net.epoch = checks.integer("epoch", description["epoch"], 0, 2**32 - 1)
     net.metadata = description["metadata"]
     return net
 

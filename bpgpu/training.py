@@ -1,7 +1,9 @@
 """The training loop: epochs, shuffling, validation, callbacks, and how training ends. It knows no device."""
 
+import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ class History:
     loss : list of float
         Mean of C over the batches of the epoch, each taken before its update, with dropout.
     validation_loss : list of float
-        C of the validation data after the epoch; empty without them.
+        C of the validation data after the epoch; empty without them, NaN where Ctrl-C came in between.
     learning_rate : list of float
         Of the first step of the epoch.
     seconds : list of float
@@ -105,47 +107,46 @@ def fit(
         listener.check(training, has_validation=validation is not None)
     plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks).allocate()
     finite = net.backend.empty(net.parameters.shape, net.architecture.dtype)
-    for listener in listeners:
-        listener.on_train_begin(training)
-    try:
-        while training.epoch < epochs and not history.stop_reason:
-            for listener in listeners:
-                listener.on_epoch_begin(training)
-            finite[...] = net.parameters
-            loss, learning_rate, seconds = _run_epoch(training, plan, X, y, weight, shuffle)
-            if validation is not None:
-                history.validation_loss.append(net._loss(*validation))
-            history.loss.append(loss)
-            history.learning_rate.append(learning_rate)
-            history.seconds.append(seconds)
-            for listener in listeners:
-                listener.on_epoch_end(training)
-        history.stop_reason = history.stop_reason or f"finished {epochs} epochs"
-    except KeyboardInterrupt:
-        history.stop_reason = "interrupted"
-    except NonFiniteError:
-        net.parameters[...] = finite
-        raise
-    finally:
+    with ExitStack() as ends:
         for listener in listeners:
-            listener.on_train_end(training)
+            ends.callback(listener.on_train_end, training)
+            listener.on_train_begin(training)
+        try:
+            while training.epoch < epochs and not history.stop_reason:
+                for listener in listeners:
+                    listener.on_epoch_begin(training)
+                finite[...] = net.parameters
+                _train_epoch(training, plan, X, y, weight, validation, shuffle)
+                for listener in listeners:
+                    listener.on_epoch_end(training)
+            history.stop_reason = history.stop_reason or f"finished {epochs} epochs"
+        except KeyboardInterrupt:
+            history.stop_reason = "interrupted"
+        except NonFiniteError:
+            net.parameters[...] = finite
+            raise
     return history
 
 
-def _run_epoch(
-    training: Training, plan: Plan, X: Array, y: Array, weight: Array | None, shuffle: bool
-) -> tuple[float, float, float]:
-    """Train one epoch; return its loss, its first learning rate and its seconds."""
-    net = training.net
+def _train_epoch(
+    training: Training,
+    plan: Plan,
+    X: Array,
+    y: Array,
+    weight: Array | None,
+    validation: tuple[Array, Array, Array | None] | None,
+    shuffle: bool,
+) -> None:
+    """Train one epoch and enter it in the history."""
+    net, history = training.net, training.history
     n, steps = len(X), -(-len(X) // plan.batch_size)
     if training.learning_rate is None:
         learning_rates = [training.optimizer.rate(plan.steps + step) for step in range(steps)]
     else:
-        learning_rates = [training.learning_rate] * steps
+        learning_rates = [checks.positive("learning_rate", training.learning_rate)] * steps
     order = None
     if shuffle:
-        permutation = np.random.default_rng([net.architecture.seed, 1, net.epoch]).permutation(n)
-        order = net.backend.asarray(permutation, permutation.dtype)
+        order = np.random.default_rng([net.architecture.seed, 1, net.epoch]).permutation(n).astype(np.int32)
     start = time.perf_counter()
     loss = net.backend.run_epoch(
         plan,
@@ -157,5 +158,14 @@ def _run_epoch(
         learning_rates=learning_rates,
         epoch=net.epoch,
     )
-    net.epoch += 1
-    return loss, learning_rates[0], time.perf_counter() - start
+    seconds, validation_loss = time.perf_counter() - start, math.nan
+    try:
+        if validation is not None:
+            validation_loss = net._loss(*validation)
+    finally:  # the epoch is in the weights, also if its validation is interrupted
+        net.epoch += 1
+        history.loss.append(loss)
+        history.learning_rate.append(learning_rates[0])
+        history.seconds.append(seconds)
+        if validation is not None:
+            history.validation_loss.append(validation_loss)

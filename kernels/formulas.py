@@ -167,22 +167,30 @@ class _Emitter:
                 return self.emit(_parse(ACTIVATIONS[name][0]), {"z": inner(argument)}, depth + 1)
             case ast.Compare():
                 raise self.refuse("a comparison may only be the first argument of where()")
-        raise self.refuse(f"{ast.unparse(node)!r} is not allowed")
+        raise self.refuse(f"{_shown(node)} is not allowed")
 
     def condition(self, node: ast.expr, bound: dict[str, str], depth: int) -> str:
         match node:
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
                 return f"({self.emit(left, bound, depth)} {_COMPARISONS[type(op)]} {self.emit(right, bound, depth)})"
-        raise self.refuse(f"the first argument of where() must be one comparison, got {ast.unparse(node)!r}")
+        raise self.refuse(f"the first argument of where() must be one comparison, got {_shown(node)}")
 
     def literal(self, value: float) -> str:
         if not abs(value) <= _MAX_LITERAL:
-            raise self.refuse(f"the number {value} does not fit into float32")
+            raise self.refuse("a number does not fit into float32")
         return f"T({float(value)!r})"
 
     def call(self, name: str, arguments: list[str]) -> str:
         template: str = getattr(FUNCTIONS[name], self.target)
         return template.format(*arguments)
+
+
+def _shown(node: ast.expr) -> str:
+    """Return the source of a node for an error; what is nested too deeply to be written is not."""
+    try:
+        return repr(ast.unparse(node))
+    except RecursionError:
+        return "an expression nested too deeply"
 
 
 def _parse(expression: str) -> ast.expr:
@@ -204,7 +212,9 @@ def _emit(expression: str, names: tuple[str, ...], target: str) -> tuple[str, fr
 
 def names_used(expression: str, names: tuple[str, ...] = ("z", "a", "y")) -> frozenset[str]:
     """Return which of `names` the expression reads; raise `FormulaError` if the compiler refuses it for any target."""
-    return _emit(expression, names, "numba")[1]  # the longest of the three, so the others take it too
+    for target in ("numpy", "cuda"):
+        _emit(expression, names, target)
+    return _emit(expression, names, "numba")[1]
 
 
 @functools.cache
@@ -274,8 +284,8 @@ def first_wrong_derivative(
     """
     step = 1e-4
     with np.errstate(all="ignore"):
-        near = {k: np.asarray(value(points + k * step), dtype=np.float64) for k in (-2, -1, 0, 1, 2)}
-        given = np.broadcast_to(np.asarray(derivative(points), dtype=np.float64), points.shape)
+        near = {k: np.broadcast_to(np.float64(value(points + k * step)), points.shape) for k in (-2, -1, 0, 1, 2)}
+        given = np.broadcast_to(np.float64(derivative(points)), points.shape)
         difference = (8 * (near[1] - near[-1]) - (near[2] - near[-2])) / (12 * step)
         coarse = (near[2] - near[-2]) / (4 * step)
         bend = np.abs(near[1] - 2 * near[0] + near[-1]) / step  # jump of the one-sided slopes; O(step) if smooth

@@ -1,9 +1,19 @@
 """Fixtures that several test files share."""
 
+import signal
+
 import numpy as np
 import pytest
 
 import bpgpu
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Let SIGINT interrupt, also where the tests were started with it ignored, as in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

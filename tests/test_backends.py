@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -258,3 +259,28 @@ def test_importing_bpgpu_loads_numpy_only():
         "found = heavy & set(sys.modules); assert not found, found; assert 'numpy' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("gap", [1, 17, 20, 100, 4000])
+def test_softmax_with_binary_cross_entropy_is_exact_where_an_output_is_rounded_to_one(backend, dtype, gap):
+    """Against the same sums in integers and exponentials of negative numbers: y = (0, 1, 0), z = (gap, 0, 0)."""
+    z, y = np.array([[gap, 0, 0]], dtype), np.array([[0, 1, 0]], dtype)
+    a, delta, row_cost = (np.full(s, np.nan, dtype) for s in ((1, 3), (1, 3), (1,)))
+    arguments = (get_activation("softmax"), get_cost("binary_cross_entropy"))
+    backend.output_delta(z, y, np.ones(1, dtype), *arguments, out_a=a, out_delta=delta, out_cost=row_cost)
+    t = np.exp(-float(gap))
+    total = np.log1p(2 * t)  # log of the sum, less gap
+    one = -(np.log(2.0) - gap - total)  # -log(1 - a_0): the other two over the sum
+    two = gap + total  # -log a_1
+    three = -np.log1p(-t / (1 + 2 * t))  # -log(1 - a_2)
+    close(row_cost, [one + two + three], dtype)
+    a0, a1 = 1 / (1 + 2 * t), t / (1 + 2 * t)
+    q1, q2 = -1.0, a1 / (1 - a1)  # (a_k - y_k) / (1 - a_k)
+    expected = [a0 - a0 * (q1 + q2), (a1 - 1) - 0.5 * a0 - a1 * q2, a1 - 0.5 * a0 - a1 * q1]
+    close(delta, [expected], dtype)
+
+
+@pytest.mark.parametrize("error", [bpgpu.NonFiniteError(1, 2, 3, "cost"), bpgpu.BackendUnavailableError("cupy", "why")])
+def test_errors_cross_processes(error):
+    other = pickle.loads(pickle.dumps(error))
+    assert (type(other), str(other), vars(other)) == (type(error), str(error), vars(error))

@@ -9,6 +9,7 @@ from collections import UserList
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import bpgpu
@@ -337,7 +338,7 @@ BAD_NETS = [
     *(({"l2": x}, ValueError, f"l2 must be a finite number, 0 or more, got {x}") for x in (-1e-9, math.nan, math.inf)),
     *(({"l2": x}, TypeError, "l2 must be a finite number, 0 or more, got ") for x in (None, "much", "0.1")),
     ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-    ({"seed": 2**64}, ValueError, r"seed must be below 2\*\*64, got 18446744073709551616"),
+    ({"seed": 2**64}, ValueError, "seed must be at most 18446744073709551615, got 18446744073709551616"),
     *(({"seed": x}, TypeError, "seed must be an integer of at least 0, got ") for x in (1.0, "1", [1], True)),
     *(
         ({"dtype": x}, ValueError, "dtype must be 'float32' or 'float64', got ")
@@ -527,3 +528,51 @@ def test_any_sequence_may_give_the_sizes(sizes):
 @pytest.mark.parametrize("dtype", ["float64", np.float64, np.dtype("float64"), "f8", float, "double"])
 def test_any_name_of_a_dtype(dtype):
     assert bpgpu.MLP(**OWN | {"dtype": dtype}).parameters.dtype == np.float64
+
+
+def test_pandas_frames_of_several_kinds_of_numbers(make_net):
+    mixed = pd.DataFrame({"a": [0.5, 1.5], "b": [True, False], "c": pd.array([3, 4], dtype="Int64")})
+    expected = [[0.5, 1, 3], [1.5, 0, 4]]
+    assert np.array_equal(make_net().predict(mixed), make_net().predict(expected))
+
+
+def test_masked_entries_are_not_data(net_of):
+    net = net_of()
+    hidden = np.ma.array(GOOD_X, mask=np.eye(N, 3, dtype=bool))
+    with unchanged(net, ValueError, "X must have no masked entries"):
+        net.predict(hidden)
+    assert np.array_equal(net.predict(np.ma.array(GOOD_X)), net.predict(GOOD_X))
+
+
+def test_connectivity_is_a_copy(make_net):
+    mask = np.ones((3, 5), np.float32)
+    net = make_net(connectivity=[mask, None], dtype="float32")
+    mask[...] = 0
+    assert net.masks[0].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
+        ({"l2": 10**400}, ValueError, "l2 must be a finite number, 0 or more, got inf"),
+        ({"sizes": [3, [4, 2]]}, TypeError, r"sizes\[1\] must be an integer"),
+        ({"backend": ["numpy"]}, ValueError, "backend must be one of"),
+        ({"dtype": "f4,(,"}, ValueError, "dtype must be 'float32' or 'float64'"),
+        ({"activations": "ReLU"}, ValueError, "did you mean 'relu'"),
+    ],
+)
+def test_more_bad_networks(options, error, message):
+    with pytest.raises(error, match=message):
+        bpgpu.MLP(**OWN | options)
+
+
+def test_a_step_beyond_the_counter_of_dropout(net_of):
+    with unchanged(net_of(dropout=0.5), ValueError, "step must be at most 4294967295"):
+        net_of(dropout=0.5).backprop(GOOD_X, NETS["numbers"][-1], step=2**32)
+
+
+def test_a_checkpoint_without_a_folder_fails_before_training(net_of):
+    net = net_of()
+    with unchanged(net, ValueError, "the folder of the Checkpoint .* must exist"):
+        net.fit(GOOD_X, NETS["numbers"][-1], callbacks=[bpgpu.Checkpoint("no/such/folder/net")])

@@ -354,3 +354,17 @@ def test_rows_of_the_activation_table_pass_the_check_of_users_formulas(row):
 def test_rows_of_the_cost_table_pass_the_check_of_users_formulas(row):
     name, (value, gradient, reduction) = row
     assert bpgpu.Cost(name, value, gradient, reduction) == COSTS[name]
+
+
+@pytest.mark.parametrize("value", ["z" + ".a" * 900, "0x" + "f" * 4000, "9" * 4400, "z" + "[0]" * 900])
+def test_monsters_get_the_same_error(value):
+    with pytest.raises(bpgpu.FormulaError):
+        bpgpu.Activation("mine", value=value, derivative="1")
+
+
+def test_constants_are_checked_like_anything_else():
+    with pytest.raises(bpgpu.FormulaError, match="finite differences"):
+        bpgpu.Activation("mine", value="2", derivative="1")
+    with pytest.raises(bpgpu.FormulaError, match="finite differences"):
+        bpgpu.Cost("mine", value="y * y", gradient="1")
+    assert bpgpu.Activation("mine", value="2", derivative="0").derivative_needs_z is False

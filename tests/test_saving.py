@@ -390,3 +390,17 @@ def test_a_wrong_backend_is_not_blamed_on_the_file(make_net, path):
     assert caught.type is ValueError
     with pytest.raises(bpgpu.BackendUnavailableError):
         bpgpu.MLP.load(path, backend=next(info.name for info in bpgpu.backends() if not info.available))
+
+
+def test_what_could_not_be_loaded_is_not_saved(make_net, path):
+    net = make_net()
+    net.save(path)
+    before = path.read_bytes()
+    net.metadata = [1]
+    with pytest.raises(TypeError, match="metadata must be a dict, got list"):
+        net.save(path)
+    net.metadata = {}
+    net.weights[0][1, 2] = np.nan
+    with pytest.raises(ValueError, match="parameters must be finite"):
+        net.save(path)
+    assert path.read_bytes() == before

@@ -1,5 +1,6 @@
 """Training: the loop against plain NumPy, weights of samples, dropout, masks, callbacks, and how training ends."""
 
+import re
 import signal
 
 import numpy as np
@@ -396,7 +397,9 @@ def test_hooks_in_order(make_net, data):
         ("epoch end", 2),
         ("train end", "that is enough"),
     ]
-    assert events == [(name, *hook) for hook in hooks for name in "AB"]
+    last = events[-2:]
+    assert events[:-2] == [(name, *hook) for hook in hooks[:-1] for name in "AB"]
+    assert last == [(name, *hooks[-1]) for name in "BA"]  # what began first ends last
     assert history.stop_reason == "that is enough"
     assert net.epoch == len(history.loss) == 2
 
@@ -519,18 +522,53 @@ def test_checkpoint_of_the_best_only(turning, tmp_path):
     assert np.array_equal(saved.parameters, parameters[best])
 
 
-def test_progress_bar_writes_to_standard_error(make_net, data, capsys):
-    pytest.importorskip("rich")
+def test_progress_bar_writes_to_a_terminal_on_standard_error(make_net, data, capsys, monkeypatch):
     X, y = data()
     net, quiet = make_net(), make_net()
+    quiet.fit(X, y, epochs=3, validation_data=(X, y), progress=True)
+    assert capsys.readouterr() == ("", "")  # no terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
     history = net.fit(X, y, epochs=3, validation_data=(X, y), progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "3/3" in err
-    assert f"loss {history.loss[-1]:.4g}" in " ".join(err.split())
-    quiet.fit(X, y, epochs=3)
-    assert capsys.readouterr() == ("", "")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)
+    assert "3/3" in plain
+    assert f"loss {history.loss[-1]:.4g}" in plain
     assert same(net, quiet)
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_end", "on_train_end"])
+def test_callbacks_that_began_are_ended_whatever_another_does(make_net, data, hook):
+    X, y = data()
+    events = []
+    broken = bpgpu.Callback()
+
+    def fail(training):
+        raise RuntimeError("broken")
+
+    setattr(broken, hook, fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        make_net().fit(X, y, epochs=1, validation_data=(X, y), callbacks=[Recorder("A", events), broken])
+    assert ("A", "train begin", 0) in events
+    assert events[-1][:2] == ("A", "train end")
+
+
+def test_a_learning_rate_that_a_callback_sets_is_checked(make_net, data):
+    class Uphill(bpgpu.Callback):
+        def on_epoch_begin(self, training):
+            training.learning_rate = -1.0
+
+    net = make_net()
+    before = net.parameters.copy()
+    with pytest.raises(ValueError, match=r"learning_rate must be a finite number above 0, got -1\.0"):
+        net.fit(*data(), callbacks=[Uphill()])
+    assert np.array_equal(net.parameters, before)
+
+
+def test_decays_never_reach_zero():
+    for decay in (bpgpu.StepDecay(0.1, 0.1, 1), bpgpu.ExponentialDecay(0.1, 0.1, 1)):
+        assert 0 < decay(10**6) < 1e-300
 
 
 # Ctrl-C

@@ -75,7 +75,7 @@ def get_backend(name: str | Backend = "auto") -> Backend:
         return name
     if name == "auto":
         return _construct(next(info.name for info in backends() if info.available))
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise unknown_name("backend", name, ["auto", *REGISTRY])
     return _construct(name)
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
 from bpgpu.backends.faults import first_fault, first_layer
-from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
+from bpgpu.backends.softmax import binary_cross_entropy, softmax
+from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
@@ -54,6 +55,10 @@ class Backend:
         """Return a new array with arbitrary content."""
         return self.xp.empty(shape, dtype=dtype)
 
+    def free_memory(self) -> int | None:
+        """Return the bytes that may still be allocated, or None if the backend sets no limit of its own."""
+        return None
+
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
 
@@ -85,7 +90,7 @@ class Backend:
         z = self.xp.matmul(a_prev, W, out=out if out_z is None else out_z)
         if b is not None:
             z += b
-        out[...] = self._softmax(z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
+        out[...] = softmax(self.xp, z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
 
     def dropout(self, x: Array, dropout: Dropout, *, out: Array) -> None:
         """Compute ``x / (1 - rate)`` where the element is kept and 0 where it is dropped.
@@ -133,8 +138,10 @@ class Backend:
             Receives the cost of each row, without its scale.
         """
         if activation.rowwise:
-            out_a[...], log_a = self._softmax(z)
-            if cost == CROSS_ENTROPY:
+            out_a[...], log_a = softmax(self.xp, z)
+            if cost == BINARY_CROSS_ENTROPY and z.shape[1] > 1:
+                _, values, out_delta[...] = binary_cross_entropy(self.xp, z, y)
+            elif cost == CROSS_ENTROPY:
                 # -sum_k y_k log a_k from z, and sum_k y_k (a_i - [i = k]); sum_k y_k is 1 for probabilities.
                 # Where y is 0 its term is 0, also where log a is -inf.
                 values = self.xp.where(y == 0, z.dtype.type(0), -y * log_a)
@@ -359,7 +366,7 @@ class Backend:
         plan: Plan,
         X: Array,
         y: Array,
-        order: Array | None,
+        order: np.ndarray[Any, Any] | None,
         *,
         parameters: Array,
         sample_weight: Array | None,
@@ -374,7 +381,7 @@ class Backend:
             Allocated, with a rule.
         X : array, shape (n, n_0)
         y : array, shape (n, n_L), or (n,) of integer labels
-        order : array of int, shape (n,), optional
+        order : NumPy array of int32, shape (n,), optional
             The order in which the rows are taken; without it as they stand.
         parameters : array, shape (n_parameters,)
         sample_weight : array, shape (n,), optional
@@ -432,14 +439,6 @@ class Backend:
         dtype = next(x.dtype for x in (z, a, y) if x is not None)
         with np.errstate(all="ignore"):
             return formulas.numpy_function(formula, dtype)(z, a, y)
-
-    def _softmax(self, z: Array) -> tuple[Array, Array]:
-        """Return softmax and its logarithm, row by row, through the log-sum-exp."""
-        log_a = z - z.max(axis=1, keepdims=True)
-        exp = self.xp.exp(log_a)
-        total = exp.sum(axis=1, keepdims=True)
-        log_a -= self.xp.log(total)
-        return exp / total, log_a
 
     def _all_finite(self, array: Array) -> bool:
         return bool(self.xp.isfinite(array).all())

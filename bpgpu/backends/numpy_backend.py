@@ -1,10 +1,17 @@
-"""The reference backend: the base class over NumPy, with nothing overridden."""
+"""The reference backend: the base class over NumPy."""
 
 import platform
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from bpgpu.backends.base import Backend
+from bpgpu.backends.base import Array, Backend
+from bpgpu.plan import Plan
+
+# Products of fewer multiply-adds than this lose more to waking BLAS's threads than they gain by them, and very much
+# more where other work shares the processors.
+THREADED_PRODUCT = 2**22
 
 
 class NumpyBackend(Backend):
@@ -15,3 +22,31 @@ class NumpyBackend(Backend):
 
     def __init__(self) -> None:
         self.device = f"CPU ({platform.machine()})"
+
+    def run_epoch(
+        self,
+        plan: Plan,
+        X: Array,
+        y: Array,
+        order: np.ndarray[Any, Any] | None,
+        *,
+        parameters: Array,
+        sample_weight: Array | None,
+        learning_rates: list[float],
+        epoch: int,
+    ) -> float:
+        """Train one epoch as the reference does, small products on one thread."""
+        from threadpoolctl import threadpool_limits
+
+        largest = plan.batch_size * max(m * n for m, n in pairwise(plan.architecture.sizes))
+        with threadpool_limits(limits=1 if largest < THREADED_PRODUCT else None, user_api="blas"):
+            return super().run_epoch(
+                plan,
+                X,
+                y,
+                order,
+                parameters=parameters,
+                sample_weight=sample_weight,
+                learning_rates=learning_rates,
+                epoch=epoch,
+            )
