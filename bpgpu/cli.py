@@ -1,21 +1,24 @@
-"""The command line: train, predict, info, gradcheck."""
+"""The command line: train, predict, info, gradcheck, hardware-report."""
 
-import contextlib
 import functools
+import io
 import json
+import math
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 import bpgpu
 from bpgpu import checks, tables
@@ -46,23 +49,38 @@ BackendOption = Annotated[str, typer.Option(help="auto, numpy, numba, cupy or nu
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line; return its exit code: 0, 2 after an error of one line, 130 after Ctrl-C."""
+    """Run the command line; return the command's exit code, or 2 after an error of one line; Ctrl-C passes through."""
     try:
-        return app(arguments, prog_name="bpgpu", standalone_mode=False) or 0
-    except KeyboardInterrupt:
-        print("bpgpu: interrupted", file=sys.stderr)
-        return 130
+        with np.errstate(all="ignore"):  # what is not finite shows in results, which are checked
+            code = _invoke(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+        return 1
     except Exception as error:
         if hasattr(error, "format_message"):  # the argument parser's own errors
             message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
         elif isinstance(error, OSError) and error.filename is not None:
             message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, MemoryError):
+            message = f"not enough memory: {error}; use a smaller network, batch or table"
         elif isinstance(error, FAILURES):
             message = str(error)
         else:
             raise
         print(f"bpgpu: {' '.join(message.split())}", file=sys.stderr)
         return 2
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Parse the arguments and run their command. Calling `app` would do that too, but keep Ctrl-C to itself."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("bpgpu", list(arguments)) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as end:  # --help
+        return end.exit_code
 
 
 @app.command()
@@ -96,19 +114,21 @@ def train(
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
     say = _printer(stderr=as_json)
-    for path in (out, plot):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {path.parent}")
+    _check_new_file("--out", out)
+    _check_new_file("--plot", plot)
+    if plot is not None:
+        _check_plot(plot)
     if task not in ("auto", "classification", "regression"):
         raise unknown_name("--task", task, ["auto", "classification", "regression"])
     checks.integer("--epochs", epochs, 1)
     checks.integer("--batch-size", batch_size, 1)
     checks.integer("--seed", seed, 0)
+    number = checks.floating_dtype(dtype)
     table = tables.read_table(data)
     goal = tables.Target.find(table, target, task, data)
-    columns = [str(column) for column in table.columns if column != goal.name]
-    X, y = tables.features(table, columns, data), goal.encode(table, data)
-    X_train, y_train, X_test, y_test, held_out = _hold_out(X, y, columns, goal, validation, seed)
+    columns = [column for column in table.columns if column != goal.name]
+    X, y = tables.features(table, columns, data, number), goal.encode(table, data, number)
+    X_train, y_train, X_test, y_test, held_out = tables.hold_out(X, y, columns, goal, validation, seed, number)
 
     preset_hidden, preset_dropout = DIGITS_NETWORK if data == "digits" and hidden is None else DEFAULT_NETWORK
     sizes = [len(columns), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
@@ -121,7 +141,7 @@ def train(
         cost,
         l2=l2,
         dropout=preset_dropout if dropout is None else dropout,
-        dtype=dtype,
+        dtype=number,
         seed=seed,
         backend=backend,
     )
@@ -138,15 +158,15 @@ def train(
     say(f"data     {len(X_train)} rows to train on, {len(X_test)} held out, {len(columns)} columns")
     say(f"target   {goal.name}: {goal.task}" + (f", {len(goal.classes)} classes" if goal.classes else ""))
     say(f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}")
-    say(f"backend  {net.backend.name} on {net.backend.device}, {dtype}: {reason}")
+    say(f"backend  {net.backend.name} on {net.backend.device}, {number.name}: {reason}")
     say(
         f"memory   {_mib(net.parameters.nbytes)} parameters, {_mib(plan.nbytes)} gradients, state and workspace, "
-        f"{_mib((len(X_train) + len(X_test)) * len(columns) * net.architecture.dtype.itemsize)} data"
+        f"{_mib((len(X_train) + len(X_test)) * len(columns) * number.itemsize)} data"
     )
-    if inputs.remoteness > MAX_REMOTENESS[dtype]:
+    if inputs.remoteness > MAX_REMOTENESS[number.name]:
         say(
-            f"note     a column's mean is {inputs.remoteness:.0f} times its deviation, too far for {dtype}; "
-            "subtract a constant from such columns" + (", or use --dtype float64" if dtype == "float32" else "")
+            f"note     a column's mean is {inputs.remoteness:.0f} times its deviation, too far for {number.name}; "
+            f"subtract a constant from such columns{_or_float64(number)}"
         )
     history = net.fit(
         *scaled(X_train, y_train),
@@ -159,6 +179,11 @@ def train(
     inputs.fold_into_input(net)
     if outputs is not None:
         outputs.fold_into_output(net)
+    if not np.isfinite(net.backend.to_numpy(net.parameters)).all():
+        raise ArithmeticError(
+            f"the weights for raw rows are too large for {number.name}: the deviation of a column is too small, "
+            f"or that of the target too large; multiply it by a constant{_or_float64(number)}"
+        )
     score = goal.score(net.predict(X_test), y_test)  # of the folded network on raw rows: what `predict` will give
     net.metadata = {"columns": columns, "target": goal.name, "task": goal.task, "classes": goal.classes, **held_out}
     seconds = sum(history.seconds)
@@ -167,18 +192,18 @@ def train(
     if out is not None:
         net.save(out)
     if plot is not None:
-        _plot(history, plot)
+        _plot(history, plot, plot.suffix[1:])
     interrupted = history.stop_reason == "interrupted"
     say(
         f"trained  {done} epochs in {seconds:.1f} s, {speed:,.0f} samples/s" + (" (interrupted)" if interrupted else "")
     )
-    say(f"[bold]{_measured(goal, score)}[/bold] on the {len(X_test)} held-out rows")
+    say(Text.assemble((_measured(goal, score), "bold"), f" on the {len(X_test)} held-out rows"))
     say(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
     if as_json:
         result = {
             "backend": net.backend.name,
             "device": net.backend.device,
-            "dtype": dtype,
+            "dtype": number.name,
             "parameters": net.architecture.n_parameters,
             "epochs": done,
             "train_loss": history.loss[-1] if done else None,
@@ -189,7 +214,7 @@ def train(
             "samples_per_second": speed,
             "model": str(out) if out else None,
         }
-        print(json.dumps(result))
+        print(to_json(result))
     return 130 if interrupted else 0
 
 
@@ -210,33 +235,40 @@ def predict(
     """Predict rows with a saved model; if they have the target column, measure the predictions too."""
     import pandas as pd
 
+    _check_file("--out", out)
     net = bpgpu.MLP.load(model, backend=backend)
     about = net.metadata
     if not about.keys() >= {"columns", "target", "task", "classes"}:
         raise ValueError(f"{model} was not written by 'bpgpu train': it does not name its columns; use it from Python")
-    table = tables.read_table(data)
     goal = tables.Target(about["target"], about["task"], about["classes"])
+    table = tables.read_table(data, goal.text_column)
     if probabilities and not goal.classes:
         raise ValueError(f"--probabilities needs a classifier, but {model} is a regression")
     if held_out:
-        if about.get("rows") != len(table):
+        if not about.keys() >= {"rows", "fraction", "split_seed"}:
+            raise ValueError(f"--held-out needs a model that held out rows of its table, but {model} used another file")
+        if about["rows"] != len(table):
             raise ValueError(
-                f"--held-out needs the table of training, of {about.get('rows')} rows; {data} has {len(table)}"
+                f"--held-out needs the table of training, of {about['rows']} rows; {data} has {len(table)}"
             )
         table = table.iloc[tables.split(len(table), about["fraction"], about["split_seed"])[1]]
-    outputs = net.predict(tables.features(table, about["columns"], data))
+    outputs = net.predict(tables.features(table, about["columns"], data, net.architecture.dtype))
     predictions = pd.DataFrame({goal.name: goal.decode(outputs)}, index=table.index)
     if probabilities:
         both = outputs if goal.outputs > 1 else np.hstack([1 - outputs, outputs])
         predictions[[f"p({label})" for label in goal.classes]] = both
-    score = goal.score(outputs, goal.encode(table, data)) if goal.name in table else None
     if out is not None or not as_json:
-        predictions.to_csv(sys.stdout if out is None else out, index_label="row")
+        tables.write_csv(predictions, out)
+    score = None
     if goal.name in table:
-        print(f"{_measured(goal, score)} on {len(table)} rows", file=sys.stderr)
+        try:
+            score = goal.score(outputs, goal.encode(table, data))
+            print(f"{_measured(goal, score)} on {len(table)} rows", file=sys.stderr)
+        except ValueError as error:  # labels are missing, or not those of training
+            print(f"note: no {goal.metric}: {error}", file=sys.stderr)
     if as_json:
         result = {"rows": len(table), "metric": goal.metric, "test_metric": score, "out": str(out) if out else None}
-        print(json.dumps(result))
+        print(to_json(result))
 
 
 @app.command()
@@ -253,16 +285,31 @@ def info(as_json: JsonOption = False) -> None:
     facts |= {"system": platform.platform(), "processors": os.cpu_count(), "blas": blas or "none found"}
     found = bpgpu.backends()
     if as_json:
-        print(json.dumps(facts | {"backends": [vars(entry) for entry in found], "auto": why_auto()}))
+        print(to_json(facts | {"backends": [vars(entry) for entry in found], "auto": why_auto()}))
         return
     say = _printer()
     for name, value in facts.items():
         say(f"{name:<11}{value}")
     rows = Table("backend", "usable", "device", "reason")
     for entry in found:
-        rows.add_row(entry.name, "yes" if entry.available else "no", entry.device or "", entry.reason)
+        rows.add_row(*map(Text, (entry.name, "yes" if entry.available else "no", entry.device or "", entry.reason)))
     say(rows)
     say(f"auto: {why_auto()}")
+
+
+@app.command("hardware-report")
+def hardware_report(
+    folder: Annotated[Path, typer.Option(help="Folder for hardware-report.json and hardware-report.md.")] = Path(),
+    quick: Annotated[bool, typer.Option("--quick", help="A few small cases; the timings say nothing.")] = False,
+) -> int:
+    """Check and time the GPU of this machine, in two files to attach to an issue; exit code 1 if a part failed."""
+    from bpgpu import hardware_report as report
+
+    bpgpu.get_backend("cupy")  # without a GPU there is nothing to report but this error
+    say = _printer()
+    failed = report.run(folder, say, quick=quick)["failed"]
+    say(f"{folder / 'hardware-report.md'} and .json: " + (f"FAILED: {', '.join(failed)}" if failed else "all parts ok"))
+    return 1 if failed else 0
 
 
 @app.command()
@@ -273,13 +320,14 @@ def gradcheck(
 ) -> int:
     """Compare backpropagation with central differences, for every activation and cost; exit code 1 if one fails."""
     chosen = bpgpu.get_backend(backend)
-    checks.floating_dtype(dtype)
+    dtype = checks.floating_dtype(dtype).name
     say = _printer(stderr=as_json)
     start = time.perf_counter()
     worst: dict[tuple[str, str], float] = {}
     checked, failures = 0, []
-    shown = track(check_table(chosen, dtype), "networks", len(CASES), console=Console(stderr=True), transient=True)
-    for case, report in shown:
+    console = Console(stderr=True)
+    bar = functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
+    for case, report in bar(check_table(chosen, dtype), "networks", len(CASES)):
         pair = (case.activation, case.cost)
         if isinstance(report, bpgpu.GradientError):
             failures.append(f"{case}: {report}")
@@ -298,32 +346,59 @@ def gradcheck(
     say(f"{checked} derivatives in {time.perf_counter() - start:.1f} s, {len(failures)} networks failed")
     if as_json:
         result = {"backend": chosen.name, "dtype": dtype, "checked": checked, "failed": len(failures)}
-        print(json.dumps(result | {"max_error": max(worst.values())}))
+        print(to_json(result | {"max_error": max(worst.values())}))
     return 1 if failures else 0
 
 
+def to_json(result: dict[str, Any]) -> str:
+    """Return one line of JSON; infinite and undefined numbers, which JSON lacks, become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
+    }
+    return json.dumps(finite, allow_nan=False)
+
+
 def _printer(stderr: bool = False) -> Callable[..., None]:
-    """Return a function that prints for people; lines are not broken, so that they can be searched."""
-    console = Console(stderr=stderr, highlight=False)
+    """Return a function that prints for people, text as it is; lines are not broken, so that they can be searched."""
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     return functools.partial(console.print, soft_wrap=True)
 
 
-def _hold_out(
-    X: Any, y: Any, columns: list[str], goal: tables.Target, validation: str, seed: int
-) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-    """Return training rows, held-out rows, and what the model file says of the split."""
-    fraction = None
-    with contextlib.suppress(ValueError):
-        fraction = float(validation)
-    if fraction is not None:
-        if not 0 < fraction < 1:
-            raise ValueError(f"--validation must be a fraction in (0, 1) or a file, got {validation}")
-        train, test = tables.split(len(X), fraction, seed)
-        return X[train], y[train], X[test], y[test], {"rows": len(X), "fraction": fraction, "split_seed": seed}
-    table = tables.read_table(validation)
-    if goal.name not in table:
-        raise ValueError(f"{validation}: must have the target column {goal.name!r}")
-    return X, y, tables.features(table, columns, validation), goal.encode(table, validation), {}
+def _check_file(option: str, path: Path | None) -> None:
+    """Raise if the path can be seen not to be one for a file."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} must name a file, got the folder {path}; add a name to it")
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {path.parent}")
+
+
+def _check_new_file(option: str, path: Path | None) -> None:
+    """Raise if no file can be written there or put in the place of an older one; leave nothing behind."""
+    _check_file(option, path)
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{option} must name a file, got the device {path}; give another name")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise ValueError(
+            f"{option} must name a file that can be written, got {path}: {error.strerror}; give another"
+        ) from error
+
+
+def _check_plot(path: Path) -> None:
+    """Raise if Matplotlib cannot draw a picture of this kind, by drawing one."""
+    try:
+        _plot(bpgpu.History(loss=[1.0], validation_loss=[1.0]), io.BytesIO(), path.suffix[1:])
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"--plot {path} cannot be drawn: {error}") from error
 
 
 def _hidden_sizes(text: str) -> list[int]:
@@ -342,18 +417,23 @@ def _measured(goal: tables.Target, score: float | None) -> str:
     return f"{goal.metric} " + ("not defined: the targets do not vary" if score is None else f"{score:.4f}")
 
 
+def _or_float64(dtype: np.dtype[Any]) -> str:
+    return ", or use --dtype float64" if dtype == np.float32 else ""
+
+
 def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f} MiB"
 
 
-def _plot(history: bpgpu.History, path: Path) -> None:
+def _plot(history: bpgpu.History, file: Path | IO[bytes], kind: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="epoch", ylabel="cost", yscale="log")
+    scale = "log" if any(loss > 0 for loss in history.loss + history.validation_loss) else "linear"
+    axes = figure.add_subplot(xlabel="epoch", ylabel="cost", yscale=scale)
     for losses, label in ((history.loss, "training"), (history.validation_loss, "held out")):
         axes.plot(range(1, len(losses) + 1), losses, label=label)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(file, format=kind, dpi=150)

@@ -1,9 +1,12 @@
 """Tables for the command line: reading files, encoding labels, splitting, and standardisation folded into a network."""
 
+import contextlib
+import io
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -14,9 +17,11 @@ from bpgpu.network import MLP
 Task = Literal["classification", "regression"]
 # A column of whole numbers with at most this many different values is taken for classes.
 MAX_INTEGER_CLASSES = 20
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")  # what may follow .csv
+FLOAT64 = np.dtype(np.float64)
 
 
-def read_table(source: str) -> pd.DataFrame:
+def read_table(source: str, text_column: str | None = None) -> pd.DataFrame:
     """Read a table.
 
     Parameters
@@ -24,11 +29,13 @@ def read_table(source: str) -> pd.DataFrame:
     source : str
         "digits" for the data that ship with bpgpu, or a path: .csv (also compressed), .parquet, .npy (a matrix) or
         .npz (arrays X and y). Columns without names are called x0, x1 ...; y is called y.
+    text_column : str, optional
+        A column of a .csv file that is text, also if all of it looks like numbers.
 
     Raises
     ------
     OSError
-        If the file cannot be read.
+        If the file cannot be opened.
     ValueError
         If it is of another kind, empty or damaged.
     """
@@ -37,26 +44,38 @@ def read_table(source: str) -> pd.DataFrame:
         return _named_columns(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)]).assign(digit=y)
     path = Path(source)
     path.open("rb").close()  # a missing file is an OSError that names it
-    suffixes = [suffix.lower() for suffix in path.suffixes]
     try:
-        if ".csv" in suffixes[-2:]:
-            table = pd.read_csv(path)
-        elif suffixes[-1:] == [".parquet"]:
-            table = pd.read_parquet(path)
-        elif suffixes[-1:] == [".npy"]:
-            table = _named_columns(np.load(path, allow_pickle=False))
-        elif suffixes[-1:] == [".npz"]:
-            with np.load(path, allow_pickle=False) as arrays:
-                table = _named_columns(arrays["X"])
-                if "y" in arrays:
-                    table["y"] = arrays["y"]
-        else:
-            raise ValueError("its name must end in .csv, .parquet, .npy or .npz")
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{source}: cannot be read as a table: {' '.join(str(error).split())}") from error
+        table = _read(path, text_column)
+    except Exception as error:  # a damaged file can raise anything: the readers and decompressors are many
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{source}: cannot be read as a table: {reason}") from error
     if table.empty:
         raise ValueError(f"{source}: must have at least one row and one column, got {table.shape}")
+    table.columns = table.columns.map(str)
     return table
+
+
+def _read(path: Path, text_column: str | None) -> pd.DataFrame:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes = [suffix for suffix in suffixes[-2:-1] if suffix == ".csv"]
+    match suffixes[-1:]:
+        case [".csv"]:  # whole, for pieces would each be given a type of their own
+            return pd.read_csv(path, low_memory=False, dtype=None if text_column is None else {text_column: str})
+        case [".parquet"]:
+            return pd.read_parquet(path)
+        case [".npy" | ".npz"]:
+            return _read_arrays(path)
+    raise ValueError("its name must end in .csv, .parquet, .npy or .npz")
+
+
+def _read_arrays(path: Path) -> pd.DataFrame:
+    loaded = np.load(path, allow_pickle=False)  # which of the two it is, its content says
+    if isinstance(loaded, np.ndarray):
+        return _named_columns(loaded)
+    with loaded:
+        table = _named_columns(loaded["X"])
+        return table.assign(y=loaded["y"]) if "y" in loaded else table
 
 
 def _named_columns(matrix: np.ndarray[Any, Any], names: list[str] | None = None) -> pd.DataFrame:
@@ -66,30 +85,40 @@ def _named_columns(matrix: np.ndarray[Any, Any], names: list[str] | None = None)
     return pd.DataFrame(rows, columns=names or [f"x{i}" for i in range(rows.shape[1])])
 
 
-def features(table: pd.DataFrame, columns: list[str], source: str) -> np.ndarray[Any, Any]:
+def features(
+    table: pd.DataFrame, columns: list[str], source: str, dtype: np.dtype[Any] = FLOAT64
+) -> np.ndarray[Any, Any]:
     """Return the named columns as a float64 matrix of shape (rows, columns).
 
     Raises
     ------
     ValueError
-        If a column is missing, not numeric, or has missing entries; all such columns are named.
+        If a column is missing, not numeric, or has entries that are missing or too large for `dtype`, that of the
+        network; all such columns are named.
     """
     missing = [column for column in columns if column not in table]
     if missing:
         raise ValueError(f"{source}: the model needs the columns {', '.join(columns)}; missing: {', '.join(missing)}")
     chosen = table[columns]
-    text = [str(column) for column in columns if chosen[column].dtype.kind not in "buif"]
+    text = [column for column in columns if chosen[column].dtype.kind not in "buif"]
     if text:
         raise ValueError(
             f"{source}: these columns are not numeric: {', '.join(text)}; encode them as numbers or leave them out"
         )
-    matrix: np.ndarray[Any, Any] = chosen.to_numpy(dtype=np.float64)
-    bad = [str(column) for column, good in zip(columns, np.isfinite(matrix).all(axis=0), strict=True) if not good]
-    if bad:
-        raise ValueError(
-            f"{source}: these columns have missing or infinite entries: {', '.join(bad)}; fill or drop them"
-        )
+    matrix: np.ndarray[Any, Any] = chosen.to_numpy(dtype=np.float64, na_value=np.nan)
+    _refuse(f"{source}: these columns have missing or infinite entries", matrix, columns, "fill or drop them")
+    with np.errstate(over="ignore"):
+        cast = matrix.astype(dtype)
+    fix = "use --dtype float64 in training, or divide such columns by a constant"
+    _refuse(f"{source}: these columns have entries too large for {dtype.name}", cast, columns, fix)
     return matrix
+
+
+def _refuse(what: str, matrix: np.ndarray[Any, Any], columns: list[str], fix: str) -> None:
+    """Raise, with their names, if columns are not finite."""
+    bad = [column for column, good in zip(columns, np.isfinite(matrix).all(axis=0), strict=True) if not good]
+    if bad:
+        raise ValueError(f"{what}: {', '.join(bad)}; {fix}")
 
 
 @dataclass(frozen=True)
@@ -125,9 +154,12 @@ class Target:
         if len(table.columns) < 2:
             raise ValueError(f"{source}: must have at least one column besides the target {name!r}")
         column = table[name]
-        if column.isna().any():
+        _refuse_missing(column, name, source)
+        kinds = {type(value) for value in column.tolist()}
+        if not (kinds <= {str} or kinds <= {bool, int, float}):
             raise ValueError(
-                f"{source}: the target {name!r} has {int(column.isna().sum())} missing entries; drop those rows"
+                f"{source}: the target {name!r} must hold text or numbers, got "
+                f"{', '.join(sorted(kind.__name__ for kind in kinds))}; turn its entries into one of them"
             )
         kind = column.dtype.kind
         if task == "auto":
@@ -138,7 +170,7 @@ class Target:
             if kind not in "buif":
                 raise ValueError(f"{source}: the target {name!r} holds text; use --task classification")
             return cls(name, "regression", [])
-        classes = [value.item() if isinstance(value, np.generic) else value for value in np.unique(column.to_numpy())]
+        classes = sorted(set(column.tolist()))
         if len(classes) < 2:
             raise ValueError(f"{source}: the target {name!r} must have two classes at least, got only {classes[0]!r}")
         return cls(name, "classification", classes)
@@ -153,22 +185,31 @@ class Target:
         """What `score` computes."""
         return "accuracy" if self.classes else "r2"
 
-    def encode(self, table: pd.DataFrame, source: str) -> np.ndarray[Any, Any]:
+    @property
+    def text_column(self) -> str | None:
+        """The name, if the classes are text: then numbers of a file are text too, such as 1 beside "1" and "3+"."""
+        return self.name if self.classes and all(isinstance(label, str) for label in self.classes) else None
+
+    def encode(self, table: pd.DataFrame, source: str, dtype: np.dtype[Any] = FLOAT64) -> np.ndarray[Any, Any]:
         """Return the targets as class numbers or float64, shape (rows,).
 
         Raises
         ------
         ValueError
-            If a label is not one of the classes, or an entry is not a number.
+            If an entry is missing, a label is not one of the classes, or a number too large for `dtype`.
         """
-        column = table[self.name].to_numpy()
         if not self.classes:
-            return features(table, [self.name], source)[:, 0]
+            return features(table, [self.name], source, dtype)[:, 0]
+        column = table[self.name]
+        _refuse_missing(column, self.name, source)
+        labels = column.tolist()
+        if self.text_column is not None:
+            labels = [_as_text(label) for label in labels]
         codes = {label: code for code, label in enumerate(self.classes)}
-        unknown = sorted({str(label) for label in column if label not in codes})
+        unknown = sorted({str(label) for label in labels if label not in codes})
         if unknown:
             raise ValueError(f"{source}: {self.name!r} holds labels that training did not see: {', '.join(unknown)}")
-        return np.array([codes[label] for label in column])
+        return np.array([codes[label] for label in labels])
 
     def decode(self, outputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the predictions of a network as labels or numbers, shape (rows,)."""
@@ -184,6 +225,16 @@ class Target:
             return float(np.mean(self.decode(outputs) == np.array(self.classes)[encoded]))
         spread = float(np.sum((encoded - encoded.mean()) ** 2))
         return 1 - float(np.sum((encoded - outputs[:, 0]) ** 2)) / spread if spread else None
+
+
+def _refuse_missing(column: "pd.Series[Any]", name: str, source: str) -> None:
+    missing = int((column.isna() | column.isin([np.inf, -np.inf])).sum())
+    if missing:
+        raise ValueError(f"{source}: the target {name!r} has {missing} missing or infinite entries; drop those rows")
+
+
+def _as_text(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -205,37 +256,90 @@ def split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray[Any, Any], 
     return order[held_out:], order[:held_out]
 
 
+def hold_out(
+    X: Any, y: Any, columns: list[str], goal: Target, validation: str, seed: int, dtype: np.dtype[Any]
+) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    """Return X and y of the training rows, X and y of the held-out rows, and what the model file says of the split.
+
+    Raises
+    ------
+    OSError, ValueError
+        If `validation` is neither a fraction nor a file with the columns.
+    """
+    fraction = None
+    with contextlib.suppress(ValueError):
+        fraction = float(validation)
+    if fraction is not None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"--validation must be a fraction in (0, 1) or a file, got {validation}")
+        train, test = split(len(X), fraction, seed)
+        return X[train], y[train], X[test], y[test], {"rows": len(X), "fraction": fraction, "split_seed": seed}
+    table = read_table(validation, goal.text_column)
+    if goal.name not in table:
+        raise ValueError(f"{validation}: must have the target column {goal.name!r}")
+    return X, y, features(table, columns, validation, dtype), goal.encode(table, validation, dtype), {}
+
+
+def write_csv(predictions: pd.DataFrame, out: Path | None) -> None:
+    """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere."""
+    if out is not None:
+        predictions.to_csv(out, index_label="row", lineterminator="\n")
+        return
+    text = predictions.to_csv(index_label="row", lineterminator="\n")
+    sys.stdout.flush()
+    shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some
+
+
 @dataclass(frozen=True)
 class Standardisation:
-    """Mean and standard deviation of each column, float64; a constant column has deviation 1."""
+    """Mean and standard deviation of each column, float64.
+
+    A constant column, up to the rounding of its mean, has deviation 1 and becomes 0; `varies` is False there.
+    """
 
     mean: np.ndarray[Any, Any]
     deviation: np.ndarray[Any, Any]
+    varies: np.ndarray[Any, Any] | bool = True
 
     @classmethod
     def learn(cls, matrix: np.ndarray[Any, Any]) -> "Standardisation":
         """Measure the columns of a matrix."""
-        deviation = matrix.std(axis=0)
-        return cls(matrix.mean(axis=0), np.where(deviation > 0, deviation, 1.0))
+        exponents = np.frexp(np.abs(matrix).max(axis=0))[1]
+        scaled = np.ldexp(matrix, -exponents)  # exact, and squares neither overflow nor vanish
+        mean, deviation = scaled.mean(axis=0), scaled.std(axis=0)
+        varies = deviation > 10 * np.finfo(np.float64).eps * len(matrix) * np.abs(mean)
+        return cls(np.ldexp(mean, exponents), np.where(varies, np.ldexp(deviation, exponents), 1.0), varies)
 
     def apply(self, matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the standardised matrix."""
-        standard: np.ndarray[Any, Any] = (matrix - self.mean) / self.deviation
+        standard: np.ndarray[Any, Any] = self.varies * (matrix - self.mean) / self.deviation
         return standard
 
     @property
     def remoteness(self) -> float:
         """Largest ratio of mean to deviation: by so much does folding multiply the rounding of the first layer."""
-        return float(np.max(np.abs(self.mean) / self.deviation))
+        return float(np.max(self.varies * np.abs(self.mean) / self.deviation))
 
     def fold_into_input(self, net: MLP) -> None:
-        """Change the first layer so that the network takes raw columns: ``(x - m) / s W = x (W / s) - (m / s) W``."""
-        W, b = net.weights[0], net.biases[0]
-        scaled = np.asarray(W, dtype=np.float64) / self.deviation[:, None]
-        b[...] = b - self.mean @ scaled
-        W[...] = scaled
+        """Change the first layer so that the network takes raw columns: ``(x - m) / s W = x (W / s) - (m / s) W``.
+
+        A constant column, which was 0 in training, is cut off.
+        """
+        flat, weights, biases = _host_parameters(net)
+        weights[0] *= np.reshape(self.varies / self.deviation, (-1, 1))
+        biases[0] -= self.mean @ weights[0]
+        net.parameters = net.backend.asarray(flat, net.architecture.dtype)
 
     def fold_into_output(self, net: MLP) -> None:
         """Change the last layer, an identity one, so that the network gives raw targets: ``a s + m``."""
-        net.weights[-1][...] *= self.deviation
-        net.biases[-1][...] = net.biases[-1] * self.deviation + self.mean
+        flat, weights, biases = _host_parameters(net)
+        weights[-1] *= self.deviation
+        biases[-1] *= self.deviation
+        biases[-1] += self.mean
+        net.parameters = net.backend.asarray(flat, net.architecture.dtype)
+
+
+def _host_parameters(net: MLP) -> tuple[np.ndarray[Any, Any], list[Any], list[Any]]:
+    """Return a float64 copy of the parameters, and its weights and biases as views."""
+    flat = net.backend.to_numpy(net.parameters).astype(np.float64)
+    return flat, *net.architecture.views(flat)

@@ -1,6 +1,8 @@
 """The command line, run as a user runs it: output, files, errors of one line, Ctrl-C."""
 
+import io
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 
 import bpgpu
-from bpgpu import cli, tables
+from bpgpu import __main__, cli, gradcheck, tables
 from bpgpu.data import load_digits
 
 FIELDS = ["backend", "device", "dtype", "parameters", "epochs", "train_loss", "validation_loss", "metric"]
@@ -74,12 +76,17 @@ def test_train_digits_is_the_main_job(run):
     result = last_json(out)
     assert list(result) == FIELDS
     assert result["test_metric"] >= 0.97
-    assert result["seconds"] < 60
     assert result | {"metric": "accuracy", "epochs": 50, "dtype": "float32", "model": None} == result
     assert result["parameters"] == 64 * 512 + 512 + 512 * 10 + 10
     assert result["validation_loss"] < 0.2
     assert len(out.splitlines()) == 1  # everything else went to standard error
-    for part in ("1438 rows to train on, 359 held out", "10 classes", "the fastest that runs here", "MiB", "epoch"):
+    for part in (
+        "1438 rows to train on, 359 held out",
+        "10 classes",
+        "the fastest that runs here",
+        "MiB",
+        "trained  50 epochs",
+    ):
         assert part in err
 
 
@@ -216,7 +223,14 @@ def test_plot_is_a_picture_and_text_output_tells_all(run, flowers):
         "m.safetensors",
     ):
         assert part in out
-    assert "epoch" in err
+    assert err == ""
+
+
+@pytest.mark.parametrize("losses", [[], [0.0, 0.0], [0.0, 1.0]])
+def test_any_losses_can_be_drawn(losses):
+    picture = io.BytesIO()
+    cli._plot(bpgpu.History(loss=losses, validation_loss=losses), picture, "png")
+    assert picture.getvalue().startswith(b"\x89PNG")
 
 
 def test_same_seed_same_model(run, flowers):
@@ -241,6 +255,120 @@ def test_a_column_too_far_from_zero_is_noted(run, flowers):
     assert "note" not in out
 
 
+@pytest.mark.parametrize("constant", [0.1, 1e7])
+def test_a_constant_column_does_no_harm(run, flowers, constant):
+    table = pd.read_csv(flowers)
+    table.insert(0, "constant", constant)
+    table.to_csv("constant.csv", index=False)
+    code, out, err = run("train", "constant.csv", "--json")
+    assert code == 0
+    assert last_json(out)["test_metric"] > 0.9
+    assert "note" not in err
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("f4", "float32"), ("double", "float64")])
+def test_a_dtype_may_be_named_as_numpy_does(run, flowers, dtype, name):
+    code, out, err = run("train", flowers, "--epochs", "1", "--dtype", dtype, "--json")
+    assert (code, last_json(out)["dtype"]) == (0, name)
+    assert f", {name}: " in err
+
+
+def test_names_and_paths_are_printed_as_they_are(run, flowers):
+    odd = "[/a] [bold]b[/bold] :smile:"
+    pd.read_csv(flowers).rename(columns={"species": odd}).to_csv("odd.csv", index=False)
+    code, out, err = run("train", "odd.csv", "--epochs", "1", "--out", "[red]:cat:.safetensors")
+    assert (code, err) == (0, "")
+    assert f"target   {odd}: classification" in out
+    assert "model    [red]:cat:.safetensors\n" in out
+
+
+def test_what_a_backend_misses_is_printed_as_it_is(run, monkeypatch):
+    reason = "pip install [a] :cat:"
+    entries = [bpgpu.BackendInfo("numpy", False, "[b]", reason)]
+    monkeypatch.setattr(bpgpu, "backends", lambda: entries)
+    monkeypatch.setattr(cli, "why_auto", lambda: reason)
+    _, out, _ = run("info")
+    assert "[b]" in out
+    assert out.count(reason) == 2
+
+
+def test_numbers_that_json_lacks_are_null(run, houses):
+    table = pd.read_parquet(houses)
+    table["price"] *= 1e195  # the squares of R² overflow
+    table.to_parquet("huge.parquet")
+    arguments = ["--target", "price", "--dtype", "float64", "--epochs", "1", "--out", "h.safetensors", "--json"]
+    code, out, err = run("train", "huge.parquet", *arguments)
+    assert (code, last_json(out)["test_metric"]) == (0, None)
+    assert "Warning" not in err
+    code, out, err = run("predict", "h.safetensors", "huge.parquet", "--json")
+    assert (code, last_json(out)["test_metric"], err) == (0, None, "r2 nan on 300 rows\n")
+    assert json.loads(cli.to_json({"a": float("inf"), "b": float("nan"), "c": 1.5})) == {"a": None, "b": None, "c": 1.5}
+
+
+def test_parquet_with_numbers_for_names(run, flowers):
+    pd.read_csv(flowers).set_axis(range(5), axis=1).to_parquet("numbers.parquet")
+    code, out, _ = run("train", "numbers.parquet", "--epochs", "1", "--out", "m.safetensors")
+    assert code == 0
+    assert "target   4: classification, 3 classes" in out
+    code, _, err = run("predict", "m.safetensors", "numbers.parquet", "--out", "p.csv")
+    assert (code, err.startswith("accuracy ")) == (0, True)
+
+
+@pytest.fixture
+def counted(tmp_path):
+    """A table with the labels 1, 2 and 3+, and one with its rows of 1 and 2, which pandas takes for numbers."""
+    rng = np.random.default_rng(0)
+    many = rng.integers(1, 4, 200)
+    table = pd.DataFrame({"x": many + 0.1 * rng.standard_normal(200), "y": np.array(["", "1", "2", "3+"])[many]})
+    table.to_csv(tmp_path / "counted.csv", index=False)
+    table[many < 3].to_csv(tmp_path / "small.csv", index=False)
+    table[many < 3].astype({"y": int}).to_parquet(tmp_path / "small.parquet")
+    return table
+
+
+@pytest.mark.parametrize("part", ["small.csv", "small.parquet"])
+def test_labels_that_look_like_numbers_are_those_of_training(run, counted, part):
+    run("train", "counted.csv", "--out", "m.safetensors", "--json")
+    code, out, err = run("predict", "m.safetensors", part, "--json", "--out", "p.csv")
+    assert code == 0
+    assert last_json(out)["test_metric"] > 0.9
+    assert err.startswith("accuracy ")
+    code, _, err = run("train", "counted.csv", "--validation", part, "--epochs", "1")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [("7", "'y' holds labels that training did not see: 7"), ("", "the target 'y' has 2 missing or infinite entries")],
+)
+def test_rows_without_a_known_label_are_predicted_all_the_same(run, counted, label, reason):
+    run("train", "counted.csv", "--epochs", "1", "--out", "m.safetensors")
+    counted.assign(y=counted["y"].where(counted.index > 1, label)).to_csv("new.csv", index=False)
+    code, out, err = run("predict", "m.safetensors", "new.csv")
+    assert (code, len(out.splitlines()), len(err.splitlines())) == (0, 201, 1)
+    assert err.startswith("note: no accuracy: new.csv: ")
+    assert reason in err
+    code, out, err = run("predict", "m.safetensors", "new.csv", "--json", "--out", "p.csv")
+    assert (code, last_json(out)["test_metric"], len(pd.read_csv("p.csv"))) == (0, None, 200)
+
+
+def test_a_regression_without_numbers_to_compare_with_predicts_all_the_same(run, houses):
+    run("train", houses, "--target", "price", "--epochs", "1", "--out", "m.safetensors")
+    for price in (np.nan, "cheap"):
+        pd.read_parquet(houses).assign(price=price).to_csv("new.csv", index=False)
+        code, out, err = run("predict", "m.safetensors", "new.csv")
+        assert (code, len(out.splitlines()), len(err.splitlines())) == (0, 301, 1)
+        assert err.startswith("note: no r2: new.csv: these columns ")
+
+
+def test_without_a_terminal_the_bar_leaves_nothing_behind(run, tmp_path):
+    bad_tables(tmp_path)
+    code, _, err = run("train", "good.csv", "--optimizer", "sgd", "--learning-rate", "1e38")
+    assert (code, err.count("\n"), err.startswith("bpgpu: ")) == (2, 1, True)
+    code, _, err = run("train", "good.csv", "--epochs", "1")
+    assert (code, err) == (0, "")
+
+
 # Errors
 
 
@@ -257,6 +385,10 @@ def bad_tables(folder):
     good[:0].to_csv(folder / "no_rows.csv", index=False)
     good.assign(y="a").to_csv(folder / "words.csv", index=False)
     good.assign(y=7).to_csv(folder / "unseen.csv", index=False)
+    good.assign(x=1e300).to_csv(folder / "large.csv", index=False)
+    good.assign(y=pd.to_datetime(good["y"], unit="D")).to_parquet(folder / "dates.parquet")
+    good.to_csv(folder / "[red].csv", index=False)
+    (folder / "damaged.csv.xz").write_bytes(lzma.compress(b"x,y\n1,2\n")[:-20] + bytes(20))
     (folder / "empty.csv").write_text("")
     (folder / "binary.csv").write_bytes(bytes(range(256)) * 10)
     (folder / "broken.parquet").write_bytes(b"PAR1 no")
@@ -271,7 +403,7 @@ ERRORS = [
     (["train", "none.csv"], "none.csv: No such file"),
     (["train", "text.csv"], "these columns are not numeric: name, when"),
     (["train", "holes.csv"], "these columns have missing or infinite entries: x"),
-    (["train", "target_holes.csv"], "the target 'y' has 1 missing entries"),
+    (["train", "target_holes.csv"], "the target 'y' has 1 missing or infinite entries"),
     (["train", "one_class.csv"], "must have two classes at least, got only 1"),
     (["train", "one_column.csv"], "at least one column besides the target"),
     (["train", "one_row.csv", "--task", "regression"], "of 1 rows leaves a part empty"),
@@ -305,12 +437,29 @@ ERRORS = [
     (["train", "good.csv", "--seed", "-1"], "--seed must be at least 0"),
     (["train", "good.csv", "--out", "no/where.safetensors"], "must exist; make it with: mkdir -p"),
     (["train", "good.csv", "--plot", "no/where.png"], "must exist; make it with: mkdir -p"),
+    (["train", "good.csv", "--out", "."], "--out must name a file, got the folder"),
+    (["train", "good.csv", "--plot", "../"], "--plot must name a file, got the folder"),
+    (["train", "good.csv", "--out", os.devnull], f"--out must name a file, got the device {os.devnull}"),
+    (["train", "good.csv", "--plot", "curve.foo"], "--plot curve.foo cannot be drawn: Format 'foo' is not supported"),
+    (["train", "good.csv", "--plot", "curve"], "--plot curve cannot be drawn: "),
+    (["train", "good.csv", "--hidden", "10000000000000"], "not enough memory: Unable to allocate"),
+    (["train", "large.csv"], "large.csv: these columns have entries too large for float32: x; use --dtype float64"),
+    (
+        ["train", "large.csv", "--target", "x", "--task", "regression"],
+        "entries too large for float32: x; use --dtype float64",
+    ),
+    (["train", "good.csv", "--validation", "large.csv"], "entries too large for float32: x; use --dtype float64"),
+    (["train", "dates.parquet"], "the target 'y' must hold text or numbers, got Timestamp"),
+    (["train", "[red].csv", "--target", "[b]"], "[red].csv: --target must name a column, got '[b]'"),
+    (["train", "damaged.csv.xz"], "damaged.csv.xz: cannot be read as a table: "),
     (["train", "good.csv", "--optimizer", "sgd", "--learning-rate", "1e38"], "is not finite in epoch 2, step 1"),
     (["train", "good.csv", "--nope"], "--nope"),
     (["train"], "see bpgpu --help"),
     (["tarin"], "tarin"),
     ([], "see bpgpu --help"),
     (["predict", "none.safetensors", "good.csv"], "none.safetensors: No such file"),
+    (["predict", "plain.safetensors", "good.csv", "--out", "no/p.csv"], "must exist; make it with: mkdir -p no"),
+    (["predict", "plain.safetensors", "good.csv", "--out", "."], "--out must name a file, got the folder"),
     (["predict", "good.csv", "good.csv"], "good.csv is not a whole safetensors file"),
     (["predict", "plain.safetensors", "good.csv"], "was not written by 'bpgpu train'"),
     (["gradcheck", "--dtype", "int8"], "dtype must be 'float32' or 'float64'"),
@@ -329,8 +478,8 @@ def test_errors_are_one_line_and_exit_code_2(run, tmp_path, arguments, message):
     assert message in last
     assert last.startswith("bpgpu: ")
     assert "Traceback" not in err
-    if "not finite" not in message:  # that one comes up after training has begun to show itself
-        assert len(err.splitlines()) == 1
+    assert len(err.splitlines()) == 1
+    if "epoch 2" not in message:  # all but that one come up before training begins
         assert out == ""
 
 
@@ -338,11 +487,13 @@ def test_predict_names_missing_columns_and_unsuitable_options(run, tmp_path):
     bad_tables(tmp_path)
     run("train", "good.csv", "--epochs", "1", "--out", "m.safetensors")
     run("train", "good.csv", "--epochs", "1", "--task", "regression", "--out", "r.safetensors")
+    run("train", "good.csv", "--epochs", "1", "--validation", "good.csv", "--out", "f.safetensors")
     for arguments, message in (
         (["m.safetensors", "one_column.csv"], "the model needs the columns x; missing: x"),
         (["m.safetensors", "digits"], "missing: x"),
         (["m.safetensors", "one_row.csv", "--held-out"], "--held-out needs the table of training, of 20 rows"),
-        (["m.safetensors", "unseen.csv"], "labels that training did not see: 7"),
+        (["f.safetensors", "good.csv", "--held-out"], "--held-out needs a model that held out rows of its table"),
+        (["m.safetensors", "large.csv"], "large.csv: these columns have entries too large for float32: x"),
         (["r.safetensors", "good.csv", "--probabilities"], "needs a classifier"),
     ):
         code, _, err = run("predict", *arguments)
@@ -359,6 +510,39 @@ def test_a_failed_training_leaves_an_older_model_alone(run, tmp_path):
     assert (tmp_path / "m.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("out", ["/proc/m.safetensors", "/proc/curve.png"])
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_to_is_found_before_training(run, tmp_path, out):
+    bad_tables(tmp_path)
+    option = "--plot" if out.endswith("png") else "--out"
+    code, stdout, err = run("train", "good.csv", option, out)
+    assert (code, stdout, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"bpgpu: {option} must name a file that can be written, got {out}: ")
+
+
+def test_looking_whether_files_can_be_written_leaves_nothing_behind(run, tmp_path):
+    bad_tables(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, _, _ = run("train", "good.csv", "--out", "m.safetensors", "--plot", "p.png", "--learning-rate", "0")
+    assert code == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_model_that_predict_would_refuse_is_not_written(run, tmp_path):
+    rng = np.random.default_rng(0)
+    tiny = pd.DataFrame({"x": 1e-42 * rng.standard_normal(100), "y": rng.integers(0, 2, 100)})
+    tiny.to_csv("tiny.csv", index=False)
+    code, _, err = run("train", "tiny.csv", "--epochs", "1", "--out", "m.safetensors", "--plot", "p.png")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "too large for float32" in err
+    assert "--dtype float64" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.csv"]
+    code, _, err = run("train", "tiny.csv", "--epochs", "1", "--out", "m.safetensors", "--dtype", "float64")
+    assert (code, err) == (0, "")
+    code, _, err = run("predict", "m.safetensors", "tiny.csv")
+    assert code == 0
+
+
 # Other commands
 
 
@@ -372,28 +556,35 @@ def test_info(run):
 
 
 def test_gradcheck_passes_and_can_fail(run, monkeypatch):
-    def some(backend, dtype):
-        for case, report in real(backend, dtype):
-            if case.depth == 2 and case.outputs == 1:
-                yield case, report
-
-    real = cli.check_table
-    monkeypatch.setattr(cli, "check_table", some)
-    code, out, _ = run("gradcheck", "--json")
+    some = [case for case in gradcheck.CASES if case.depth == 2 and case.outputs == 1]
+    monkeypatch.setattr(gradcheck, "CASES", some)
+    code, out, err = run("gradcheck", "--json", "--dtype", "double")
     result = last_json(out)
+    assert "networks  " not in err  # the bar is for terminals
+    assert result["dtype"] == "float64"
     assert (code, result["failed"]) == (0, 0)
     assert result["checked"] > 1000
     assert result["max_error"] < 1e-5
 
     broken = bpgpu.get_backend("numpy")
     monkeypatch.setattr(broken, "penalty", lambda weights, decay: 0.0, raising=False)
-    code, out, _ = run("gradcheck", "--backend", "numpy")
+    code, out, err = run("gradcheck", "--backend", "numpy", "--json")
     assert code == 1
-    assert "FAILED Case(activation=" in out
-    assert "networks failed" in out
+    assert "FAILED Case(activation=" in err
+    assert "networks failed" in err
+    assert last_json(out)["max_error"] is None
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["info"], ["gradcheck"]])
+def test_hardware_report_without_a_gpu_says_why_and_writes_nothing(run, tmp_path):
+    if any(info.name == "cupy" and info.available for info in bpgpu.backends()):
+        pytest.skip("this machine has a GPU; tests/test_hardware_report.py covers the report")
+    code, out, err = run("hardware-report")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "backend 'cupy' cannot run here" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["info"], ["gradcheck"], ["hardware-report"]])
 def test_help_answers(run, command):
     code, out, _ = run(*command, "--help")
     assert code == 0
@@ -415,14 +606,78 @@ def test_without_the_cli_packages_the_command_says_what_to_install():
     assert found.stderr == 'bpgpu: the command line needs typer: pip install "bpgpu[cli]"\n'
 
 
+def test_text_for_people_never_fails_and_predictions_are_utf_8(tmp_path):
+    rows = {"x": np.arange(40.0), "目标": np.where(np.arange(40) < 20, "α", "б")}
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+
+    def bpgpu_command(*arguments):
+        command = [sys.executable, "-m", "bpgpu", *arguments]
+        environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=False)
+
+    found = bpgpu_command("train", "t.csv", "--epochs", "1", "--out", "m.safetensors")
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"target   \\u76ee\\u6807: classification" in found.stdout
+    found = bpgpu_command("predict", "m.safetensors", "t.csv", "--probabilities")
+    assert found.returncode == 0
+    lines = found.stdout.decode("utf-8").split("\n")
+    assert (lines[0], len(lines)) == ("row,目标,p(α),p(б)", 42)
+    assert b"\r" not in found.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    np.save(tmp_path / "t.npy", np.zeros((200_000, 2)))
+    net = bpgpu.MLP([1, 1], "identity", "squared_error")
+    net.metadata = {"columns": ["x0"], "target": "t", "task": "regression", "classes": []}
+    net.save(tmp_path / "m.safetensors")
+    command = [sys.executable, "-m", "bpgpu", "predict", "m.safetensors", "t.npy"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 1
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("command", [["gradcheck"], ["info"], ["train", "digits"], ["predict", "m", "digits"]])
+def test_an_interrupted_command_says_so_once(capfd, monkeypatch, command):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for module, name in ((bpgpu, "get_backend"), (bpgpu, "backends"), (tables, "read_table"), (bpgpu.MLP, "load")):
+        monkeypatch.setattr(module, name, interrupt)
+    monkeypatch.setattr(sys, "argv", ["bpgpu", *command])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
+    assert capfd.readouterr() == ("", "bpgpu: interrupted\n")
+
+
+def test_ctrl_c_while_packages_load_is_no_traceback():
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from bpgpu.__main__ import main; main()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "bpgpu: interrupted\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_saves_the_model_and_exits_with_130(tmp_path):
-    announce = (  # the bar shows nothing before the end where there is no terminal
-        "import sys; from bpgpu import callbacks, cli; shown = callbacks.ProgressBar.on_epoch_end\n"
-        "def on_epoch_end(self, training):\n"
-        "    shown(self, training); print('finished', training.epoch, file=sys.stderr, flush=True)\n"
-        "callbacks.ProgressBar.on_epoch_end = on_epoch_end; sys.exit(cli.run(sys.argv[1:]))"
-    )
+    announce = """
+import signal, sys
+from bpgpu import __main__, callbacks
+def on_epoch_end(self, training):
+    print("finished", training.epoch, file=sys.stderr, flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
+callbacks.ProgressBar.on_epoch_end = on_epoch_end
+__main__.main()
+"""
     arguments = ["train", "digits", "--epochs", "1000000", "--out", "m.safetensors", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-c", announce, *arguments],
@@ -438,7 +693,8 @@ def test_ctrl_c_saves_the_model_and_exits_with_130(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in err
+    assert err.count("interrupted") == 1  # in the report
+    assert "(interrupted)" in err
     assert "Traceback" not in err
     result = last_json(out)
     assert 5 <= result["epochs"] < 1_000_000

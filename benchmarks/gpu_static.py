@@ -1,0 +1,333 @@
+"""What the compiler says of every GPU kernel, and what a training step moves; on any machine, with or without a GPU.
+
+    python -m benchmarks.gpu_static                   a table of all kernels, and of a step of 784-512-10
+    python -m benchmarks.gpu_static --json            the same as JSON, one row for each compiled kernel
+    python -m benchmarks.gpu_static --write           update the table that tests/test_gpu_compile.py holds kernels to
+    python -m benchmarks.gpu_static --step-only --sizes 784,512,10 --batch 128 --optimizer adam
+
+Every kernel is compiled by NVRTC with every formula of the tables, in float32 and float64: with all formulas for the
+oldest and the newest architecture, and with the longest ones for the five between. That is 414 compilations, a minute
+on two processors, where all formulas for all seven would be 1,134. SASS is read where it is looked at: of all float32
+kernels with all formulas on the oldest architecture, as a float64 instruction comes from the source and not from the
+architecture; and of the kernels that are to load 128 bits at a time, in both types on all architectures.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import gpu_step
+from bpgpu import optimizers
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.costs import COSTS, output_formulas
+from bpgpu.kernels import cuda_kernels
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+ALL_FORMULAS_ON = ("sm_75", "sm_120")
+LONGEST = ("gelu", "binary_cross_entropy")
+# The kernels that are to load 128 bits at a time.
+VECTOR_LOADS = ("gather", "bias_sigma", "hidden_delta", "dropout", "gemm_forward", "gemm_hidden", "gemm_gradient")
+TABLE = Path(__file__).parents[1] / "tests" / "gpu_static.json"
+COLUMNS = ("registers", "shared", "spills", "loads_128")
+WORKERS = 2
+TOOLS_MISSING = 3  # exit status
+
+# ptxas -v has a block for each kernel.
+_ENTRY = re.compile(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry function|\Z)", re.DOTALL)
+_SECTION = re.compile(r"^\.text\.(\w+):(.*?)(?=^\.text\.|\Z)", re.DOTALL | re.MULTILINE)
+_FLOAT64 = re.compile(r"\b(?:D(?:ADD|MUL|FMA|MMA|SETP|MNMX|SET)|[IF]2[IF]\.\S*F64|F2F\.\S*64|MUFU\.\S*64)\S*")
+_LOAD_128 = re.compile(r"\bLDG\.E\.(?:\w+\.)*128\b")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation: all kernels of a file with one set of formulas."""
+
+    file: str
+    formulas: str  # their names, for people
+    dtype: str
+    arch: str
+    source: str
+    disassemble: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one compiled kernel; the last two are None where its SASS was not read."""
+
+    kernel: str
+    file: str
+    formulas: str
+    dtype: str
+    arch: str
+    registers: int
+    shared: int  # bytes
+    stack: int  # bytes of local memory
+    spills: int  # bytes
+    warnings: list[str]
+    float64: list[str] | None  # instructions
+    loads_128: int | None
+
+
+def instances(file: str) -> dict[tuple[str, ...], dict[str, str]]:
+    """Return the formulas that a file's kernels are compiled with, by the names of activation and cost."""
+    wanted = cuda_kernels.FORMULAS[file]
+    elementwise = [sigma for sigma in ACTIVATIONS.values() if not sigma.rowwise]
+    activations = elementwise if {"sigma", "sigma_prime", "cost_delta"} & set(wanted) else [None]
+    costs = [*COSTS.values()] if {"cost_value", "cost_gradient"} & set(wanted) else [None]
+    found = {}
+    for sigma in activations:
+        for cost in costs:
+            table = {}
+            if sigma is not None:
+                table |= {"sigma": sigma.value, "sigma_prime": sigma.derivative}
+            if cost is not None:
+                table |= {"cost_value": cost.value, "cost_gradient": cost.gradient}
+            if sigma is not None and cost is not None:
+                table["cost_value"], table["cost_delta"] = output_formulas(sigma, cost)
+            names = tuple(row.name for row in (sigma, cost) if row is not None)
+            found[names] = {name: table[name] for name in wanted}
+    return found
+
+
+def jobs(files: Iterable[str] = tuple(cuda_kernels.FORMULAS)) -> list[Job]:
+    """Return all compilations, as the module's docstring chooses them."""
+    found = []
+    for file in files:
+        vectors = any(cuda_kernels.ABI[kernel][0] == file for kernel in VECTOR_LOADS)
+        for names, formulas in instances(file).items():
+            longest = set(names) <= set(LONGEST)
+            for dtype in ("float32", "float64"):
+                source = cuda_kernels.module_source(file, np.dtype(dtype), formulas)
+                for arch in ARCHITECTURES if longest else ALL_FORMULAS_ON:
+                    read = (longest and vectors) or (dtype, arch) == ("float32", ARCHITECTURES[0])
+                    found.append(Job(file, " ".join(names), dtype, arch, source, read))
+    return found
+
+
+def compile_job(job: Job) -> list[Row]:
+    """Compile to a cubin and return a row for each kernel.
+
+    Raises
+    ------
+    RuntimeError
+        If the compiler refuses the source; with its log.
+    """
+    from cuda.core import Program, ProgramOptions
+
+    log = io.StringIO()
+    options = ProgramOptions(arch=job.arch, std="c++17", ptxas_options="-v")
+    try:
+        cubin = Program(job.source, "c++", options).compile("cubin", logs=log).code
+    except Exception as error:
+        what = f"{job.file} ({job.formulas or 'no formulas'}, {job.dtype}, {job.arch})"
+        raise RuntimeError(f"{what} does not compile: {error}\n{log.getvalue()}") from error
+    text = log.getvalue()
+    sass = dict(_SECTION.findall(disassemble(cubin))) if job.disassemble else {}
+    warnings = [line for line in text.splitlines() if "warning" in line.lower()]
+    rows = []
+    for kernel, block in _ENTRY.findall(text):
+        code = sass[kernel] if job.disassemble else None
+        rows.append(
+            Row(
+                kernel,
+                job.file,
+                job.formulas,
+                job.dtype,
+                job.arch,
+                registers=max(_numbers(r"Used (\d+) registers", block)),
+                shared=sum(_numbers(r"(\d+) bytes smem", block)),
+                stack=max(_numbers(r"(\d+) bytes stack frame", block)),
+                spills=sum(_numbers(r"(\d+) bytes spill", block)),
+                warnings=warnings,
+                float64=None if code is None else _FLOAT64.findall(code),
+                loads_128=None if code is None else len(_LOAD_128.findall(code)),
+            )
+        )
+    return rows
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    return [int(number) for number in re.findall(pattern, text)]
+
+
+def _nvdisasm() -> str:
+    from cuda.pathfinder import find_nvidia_binary_utility
+
+    program = find_nvidia_binary_utility("nvdisasm")
+    if program is None:
+        raise RuntimeError("nvdisasm is not installed")
+    return program
+
+
+def disassemble(cubin: bytes) -> str:
+    """Return the SASS of a cubin."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.cubin"
+        path.write_bytes(cubin)
+        return subprocess.run([_nvdisasm(), "-c", path], capture_output=True, text=True, check=True).stdout
+
+
+def compile_all(work: list[Job]) -> list[Row]:
+    """Compile on two processors."""
+    workers = min(WORKERS, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers) as pool:
+        return [row for rows in pool.map(compile_job, work, chunksize=4) for row in rows]
+
+
+def compiler() -> str:
+    """Return the version of NVRTC, on which the table depends.
+
+    Raises
+    ------
+    ImportError, RuntimeError
+        If anything is missing that compiles or disassembles.
+    """
+    import cuda.core  # noqa: F401
+    from cuda.bindings import nvrtc
+
+    _nvdisasm()
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"NVRTC {major}.{minor}"
+
+
+def table(rows: list[Row]) -> dict[str, dict[str, list[int | None]]]:
+    """Return the committed part, `COLUMNS` for kernel and dtype and architecture: the worst over the formulas."""
+    found: dict[str, dict[str, list[int | None]]] = {}
+    by_name = sorted(rows, key=lambda row: (row.kernel, row.dtype, ARCHITECTURES.index(row.arch)))
+    for (kernel, dtype, arch), group in groupby(by_name, key=lambda row: (row.kernel, row.dtype, row.arch)):
+        same = list(group)
+        loads = [row.loads_128 for row in same if row.loads_128 is not None]
+        found.setdefault(f"{kernel} {dtype}", {})[arch] = [
+            max(row.registers for row in same),
+            max(row.shared for row in same),
+            max(row.spills for row in same),
+            min(loads, default=None),
+        ]
+    return found
+
+
+def write_table(rows: list[Row], path: Path = TABLE) -> None:
+    """Write the committed table, a line for each kernel and dtype."""
+    lines = [f"    {json.dumps(kernel)}: {json.dumps(archs)}" for kernel, archs in table(rows).items()]
+    head = f'{{\n  "compiler": {json.dumps(compiler())},\n  "columns": {json.dumps(COLUMNS)},\n'
+    path.write_text(head + '  "kernels": {\n' + ",\n".join(lines) + "\n  }\n}\n", encoding="utf-8")
+
+
+def show_kernels(rows: list[Row]) -> None:
+    """Print a line for each kernel and dtype."""
+    from rich.table import Table
+
+    grid = Table(title=f"registers by architecture, the most over all formulas ({compiler()})")
+    for column in ("kernel", "dtype", *ARCHITECTURES, "shared B", "spills B", "f64 in SASS", "128-bit loads"):
+        grid.add_column(column, justify="left" if column in ("kernel", "dtype") else "right")
+    for name, archs in table(rows).items():
+        kernel, dtype = name.split()
+        known = [row for row in rows if (row.kernel, row.dtype) == (kernel, dtype)]
+        double = sum(len(row.float64 or []) for row in known) if dtype == "float32" else "-"
+        grid.add_row(
+            kernel,
+            dtype,
+            *(str(archs[arch][0]) for arch in ARCHITECTURES),
+            str(max(row.shared for row in known)),
+            str(max(row.spills for row in known)),
+            str(double),
+            str(min((row.loads_128 for row in known if row.loads_128 is not None), default="-")),
+        )
+    _print(grid)
+
+
+def show_step(step: gpu_step.Step, title: str) -> None:
+    """Print launches, bytes and FLOPs of a step against the minimum."""
+    from rich.table import Table
+
+    found = gpu_step.report(step)["totals"]
+    grid = Table(title=title)
+    columns = ("", "launches", "MB moved", "of minimum", "MFLOP", "of minimum", "with tiles' padding")
+    for column in columns:
+        grid.add_column(column, justify="right" if column else "left")
+    for name, numbers in found.items():
+        least = found["minimum"]
+        grid.add_row(
+            name,
+            str(numbers["launches"]),
+            f"{numbers['bytes'] / 1e6:.3f}",
+            f"{numbers['bytes'] / least['bytes']:.2f}",
+            f"{numbers['flops'] / 1e6:.3f}",
+            f"{numbers['flops'] / least['flops']:.2f}",
+            f"{numbers['tile_flops'] / least['flops']:.2f}",
+        )
+    _print(grid)
+
+
+def _print(grid: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a log or a pipe takes any width
+    console.print(grid)
+
+
+def main() -> None:
+    """Run the command line."""
+    rules = {"sgd": optimizers.SGD(), "momentum": optimizers.SGD(momentum=0.9), "rmsprop": optimizers.RMSprop()}
+    rules |= {"adam": optimizers.Adam(), "adamw": optimizers.AdamW()}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_static", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="784,512,10", help="n_0,...,n_L")
+    parser.add_argument("--batch", type=int, default=128, help="rows of a batch")
+    parser.add_argument("--optimizer", choices=rules, default="adam")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the step")
+    parser.add_argument("--no-bias", action="store_true")
+    parser.add_argument("--clip", action="store_true", help="the norm of the gradients is clipped")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--write", action="store_true", help=f"update tests/{TABLE.name}")
+    parser.add_argument("--step-only", action="store_true", help="compile nothing")
+    arguments = parser.parse_args()
+    sizes = tuple(int(size) for size in arguments.sizes.split(","))
+    if len(sizes) < 2 or min(*sizes, arguments.batch) < 1:
+        parser.error("--sizes needs two numbers or more, and all of them and --batch must be at least 1")
+    step = gpu_step.Step(
+        sizes,
+        arguments.batch,
+        rules[arguments.optimizer].n_state,
+        np.dtype(arguments.dtype).itemsize,
+        not arguments.no_bias,
+        arguments.clip,
+    )
+    rows = []
+    if not arguments.step_only:
+        try:
+            compiler()
+        except (ImportError, RuntimeError) as error:
+            cause = str(error).partition("\n")[0]
+            print(f'{cause}; pip install "bpgpu[gpu-static]", or add --step-only', file=sys.stderr)
+            sys.exit(TOOLS_MISSING)
+        rows = compile_all(jobs())
+    if arguments.write and rows:
+        write_table(rows)
+    if arguments.json:
+        compiled = {"compiler": compiler(), "rows": [*map(dataclasses.asdict, rows)]} if rows else {}
+        print(json.dumps(compiled | {"step": dataclasses.asdict(step), **gpu_step.report(step)}))
+        return
+    if rows:
+        show_kernels(rows)
+    show_step(step, f"one step of {'-'.join(map(str, sizes))}, batch {arguments.batch}, {arguments.optimizer}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Which kernels make each step of backpropagation on the device.
+
+Every method returns launches with their arguments bound and checked, so that one step can be run by itself and a whole
+epoch can repeat them. `control` is the device's int32 words by which kernels and host talk (`control_words`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from bpgpu.activations import IDENTITY, Activation
+from bpgpu.backends.cuda_launch import MAX_BLOCKS, Launch, Launcher, blocks
+from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
+from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from bpgpu.plan import Batch, Dropout
+
+Array = Any
+Gemm = Literal["auto", "cublas", "fused"]
+
+# Products of at most this many multiply-adds take the fused GEMM. A guess: no hardware has timed it.
+FUSED_PRODUCTS = 2**21
+TILE = 64  # rows and columns of the fused GEMM's tiles
+WARP = 32
+COLUMNS = 128  # of a block of the column sums
+INT_MAX = 2**31 - 1
+LATCH, STEP, GRADIENT_FAULT, STATE_FAULT = 0, 1, 2, 3
+NO_DROPOUT = (0, 1.0, 0, 0, 0, 0)
+
+
+def control_words(step: int = 0) -> np.ndarray[Any, Any]:
+    """Return fresh control words: latch open, the step, no faults found (each is the smallest flat index)."""
+    return np.array([0, step, INT_MAX, INT_MAX, 0, 0, 0, 0], dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class RuleKernel:
+    """How the kernels know a rule: by name, its numbers h0 ... h5 (see ``update.cu``), and which state it keeps."""
+
+    name: str
+    numbers: tuple[float, ...]
+    keeps_m: bool
+    keeps_v: bool
+    betas: tuple[float, float] = (0.0, 0.0)
+
+    def schedule(self, rates: np.ndarray[Any, Any], t: int, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return a row for each step, the first being step t: eta, two bias corrections, 1 / weight of the batch."""
+        steps = t + np.arange(len(rates))
+        corrections = [1 / (1 - beta**steps) for beta in self.betas]
+        with np.errstate(divide="ignore"):
+            shares = np.where(weights > 0, 1 / weights, 0)
+        return np.column_stack([rates, *corrections, shares])
+
+
+def rule_kernel(rule: Optimizer) -> RuleKernel:
+    """Return what the kernels need to know of a rule of `RULES`."""
+    match rule:
+        case SGD(momentum=0):
+            return RuleKernel("sgd", (0.0,) * 6, False, False)
+        case SGD(momentum=mu, nesterov=nesterov):
+            return RuleKernel("nesterov" if nesterov else "momentum", (mu, *(0.0,) * 5), True, False)
+        case RMSprop(rho=rho, epsilon=epsilon):
+            return RuleKernel("rmsprop", (rho, epsilon, 0.0, 0.0, 1 - rho, 0.0), False, True)
+        case Adam(beta1=beta1, beta2=beta2, epsilon=epsilon):
+            decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+            numbers = (beta1, beta2, epsilon, decay, 1 - beta1, 1 - beta2)
+            return RuleKernel("adamw" if decay else "adam", numbers, True, True, (beta1, beta2))
+    raise TypeError(f"no kernel knows the rule {rule!r}")
+
+
+# The file of the fused GEMM needs both formulas, whichever kernel of it is launched.
+GEMM_FORMULAS = {"sigma": IDENTITY.value, "sigma_prime": IDENTITY.derivative}
+
+RULES: tuple[type[Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)
+
+
+def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
+    if dropout is None:
+        return NO_DROPOUT
+    threshold = min(round(dropout.rate * 2**32), 2**32 - 1)
+    key = (dropout.seed & 0xFFFFFFFF, dropout.seed >> 32)
+    return (threshold, 1 / (1 - dropout.rate), *key, dropout.epoch, dropout.layer)
+
+
+class Steps:
+    """The steps of backpropagation as launches.
+
+    Parameters
+    ----------
+    cupy : module
+    launcher : Launcher
+    gemm : {"auto", "cublas", "fused"}
+    """
+
+    def __init__(self, cupy: Any, launcher: Launcher, gemm: Gemm) -> None:
+        self.cupy, self.launcher, self.gemm = cupy, launcher, gemm
+
+    def fused(self, rows: int, W: Array) -> bool:
+        """Return whether the three products of a layer take the fused GEMM: the one place of that choice."""
+        if self.gemm == "auto":
+            return bool(rows * W.size <= FUSED_PRODUCTS)
+        return self.gemm == "fused"
+
+    def _fused_launch(
+        self, name: str, result: Array, arguments: tuple[Any, ...], formulas: dict[str, str] | None = None
+    ) -> Launch:
+        grid = (max(1, -(-result.shape[1] // TILE)), max(1, -(-result.shape[0] // TILE)))
+        return self.launcher.bind(name, result.dtype, grid, arguments, formulas=GEMM_FORMULAS | (formulas or {}))
+
+    def _matmul(self, a: Array, b: Array, out: Array) -> Launch:
+        """Return a cuBLAS product: no copy is made if a and b are C- or F-contiguous and out is C-contiguous."""
+        return partial(self.cupy.matmul, a, b, out=out)
+
+    def forward(
+        self,
+        a_prev: Array,
+        W: Array,
+        b: Array | None,
+        activation: Activation,
+        control: Array,
+        *,
+        a: Array,
+        z: Array | None = None,
+        h: Array | None = None,
+        dropout: Dropout | None = None,
+    ) -> list[Launch]:
+        """``z = a_prev W + b``, ``a = sigma(z)``, and h, a after dropout."""
+        (rows, m), n, dtype = a_prev.shape, W.shape[1], W.dtype
+        sigma = {"sigma": (IDENTITY if activation.rowwise else activation).value}
+        drop = _dropout_arguments(dropout)
+        if self.fused(len(a_prev), W):
+            if not activation.rowwise:
+                arguments = (a_prev, W, b, a, h, z, rows, m, n, *drop, control)
+                return [self._fused_launch("gemm_forward", a, arguments, sigma)]
+            arguments = (a_prev, W, b, a, None, None, rows, m, n, *NO_DROPOUT, control)
+            product, b = self._fused_launch("gemm_forward", a, arguments, sigma), None
+        else:
+            product = self._matmul(a_prev, W, a)
+        kernel, count = ("bias_softmax", rows * WARP) if activation.rowwise else ("bias_sigma", rows * n)
+        arguments = (a, h, z, b, rows, n, *drop, control)
+        return [product, self.launcher.bind(kernel, dtype, (blocks(count),), arguments, formulas=sigma)]
+
+    def weighted_input(self, a_prev: Array, W: Array, b: Array | None, control: Array, *, z: Array) -> list[Launch]:
+        """``z = a_prev W``, with b only if it comes for free; `output` takes the bias otherwise (`bias_left`)."""
+        if self.fused(len(a_prev), W):
+            return self.forward(a_prev, W, b, IDENTITY, control, a=z)
+        return [self._matmul(a_prev, W, z)]
+
+    def bias_left(self, a_prev: Array, W: Array, b: Array | None) -> Array | None:
+        """Return the bias that `weighted_input` has left to `output`."""
+        return None if self.fused(len(a_prev), W) else b
+
+    def output(
+        self,
+        z: Array,
+        b: Array | None,
+        y: Array,
+        scale: Array,
+        activation: Activation,
+        cost: Cost,
+        control: Array,
+        *,
+        a: Array,
+        delta: Array,
+        row_cost: Array,
+        weight: Array | None = None,
+        total: Array | None = None,
+    ) -> list[Launch]:
+        """Activation, costs of the rows and delta of the output layer; `total` adds up the weighted costs."""
+        rows, n = z.shape
+        if activation.rowwise:
+            kernel = "softmax_cross_entropy" if cost == CROSS_ENTROPY else "softmax_cost"
+            formulas = {"cost_value": cost.value, "cost_gradient": cost.gradient}
+        else:
+            kernel = "output_delta"
+            value, delta_formula = output_formulas(activation, cost)
+            formulas = {"sigma": activation.value, "cost_value": value, "cost_delta": delta_formula}
+        factor = 1 / n if cost.reduction == "mean" else 1.0
+        arguments = (z, a, delta, row_cost, b, y, scale, weight, total, rows, n, factor, control)
+        return [self.launcher.bind(kernel, z.dtype, (blocks(rows * WARP),), arguments, formulas=formulas)]
+
+    def hidden(
+        self,
+        delta: Array,
+        W: Array,
+        a: Array,
+        z: Array | None,
+        activation: Activation,
+        dropout: Dropout | None,
+        control: Array,
+        *,
+        out: Array,
+    ) -> list[Launch]:
+        """``out = (delta W^T) ⊙ sigma'``, dropout in between."""
+        (m, n), rows, dtype = W.shape, delta.shape[0], W.dtype
+        drop = _dropout_arguments(dropout)
+        prime = {"sigma_prime": IDENTITY.derivative if activation.rowwise else activation.derivative}
+        if self.fused(rows, W):
+            if not activation.rowwise:
+                arguments = (delta, W, a, z, out, rows, m, n, *drop, control)
+                return [self._fused_launch("gemm_hidden", out, arguments, prime)]
+            product = self._fused_launch("gemm_hidden", out, (delta, W, a, None, out, rows, m, n, *NO_DROPOUT, control))
+        else:
+            product = self._matmul(delta, W.T, out)
+        kernel, count = ("hidden_softmax", rows * WARP) if activation.rowwise else ("hidden_delta", rows * m)
+        scale = self.launcher.bind(
+            kernel, dtype, (blocks(count),), (out, a, z, rows, m, *drop, control), formulas=prime
+        )
+        return [product, scale]
+
+    def dropout(self, x: Array, dropout: Dropout, control: Array, *, out: Array) -> list[Launch]:
+        """``out = x / (1 - rate)`` where kept, else 0."""
+        rows, n = x.shape
+        arguments = (out, x, rows, n, *_dropout_arguments(dropout), control)
+        return [self.launcher.bind("dropout", x.dtype, (blocks(rows * n),), arguments)]
+
+    def weight_gradient(
+        self,
+        a_prev: Array,
+        delta: Array,
+        W: Array | None,
+        mask: Array | None,
+        decay: float,
+        *,
+        out: Array,
+        out_b: Array | None = None,
+    ) -> list[Launch]:
+        """``dW = (a_prev^T delta + decay W) ⊙ mask``; the fused GEMM also gives `out_b`, the column sums of delta."""
+        (rows, m), n = a_prev.shape, delta.shape[1]
+        if self.fused(rows, out):
+            arguments = (a_prev, delta, W, mask, out, out_b, rows, m, n, decay)
+            return [self._fused_launch("gemm_gradient", out, arguments)]
+        launches: list[Launch] = [self._matmul(a_prev.T, delta, out)]
+        if decay and W is not None:
+            launches.append(lambda: out.__iadd__(decay * W))
+        if mask is not None:
+            launches.append(lambda: out.__imul__(mask))
+        return launches
+
+    def column_sums(self, pairs: Sequence[tuple[Array, Array]]) -> list[Launch]:
+        """Sum the columns of each array of the pairs into the vector beside it: all in two launches, in fixed order."""
+        rows, dtype = len(pairs[0][0]), pairs[0][0].dtype
+        chunks = max(1, min(64, rows // WARP))
+        widths = [delta.shape[1] for delta, _ in pairs]
+        offsets = chunks * (np.cumsum(widths) - widths)
+        table = self.cupy.asarray(
+            np.array(
+                [[d.data.ptr, out.data.ptr, n, at] for (d, out), n, at in zip(pairs, widths, offsets, strict=True)],
+                dtype=np.int64,
+            )
+        )
+        partial_sums = self.cupy.empty((chunks * sum(widths),), dtype=dtype)
+        across = sum(-(-n // COLUMNS) for n in widths)
+        first = (table, len(pairs), rows, chunks, partial_sums)
+        second = (table, len(pairs), chunks, partial_sums)
+        return [
+            self.launcher.bind("column_sums_partial", dtype, (across, chunks), first, block=COLUMNS),
+            self.launcher.bind("column_sums_final", dtype, (across,), second, block=COLUMNS),
+        ]
+
+    def clip(
+        self, g: Array, p: Array, mask: Array | None, n_weights: int, decay: float, clip_norm: float, *, out: Array
+    ) -> list[Launch]:
+        """Compute the factor that brings the norm of all gradients down to `clip_norm`, in two launches."""
+        count = blocks(g.size)
+        partial_norms = self.cupy.empty((2 * count,), dtype=g.dtype)
+        first = (g, p, mask, g.size, n_weights, decay, partial_norms)
+        return [
+            self.launcher.bind("norm_partial", g.dtype, (count,), first),
+            self.launcher.bind("norm_final", g.dtype, (1,), (partial_norms, count, clip_norm, out)),
+        ]
+
+    def update(
+        self,
+        rule: Optimizer,
+        p: Array,
+        g: Array,
+        state: list[Array],
+        mask: Array | None,
+        n_weights: int,
+        decay: float,
+        clip: Array | None,
+        schedule: Array,
+        penalty: tuple[float, Array] | None,
+        control: Array,
+    ) -> list[Launch]:
+        """Penalty, mask and clipping of the gradient, and the rule, in one pass over the flat buffers."""
+        kernel = rule_kernel(rule)
+        rest = iter(state)
+        m = next(rest) if kernel.keeps_m else None
+        v = next(rest) if kernel.keeps_v else None
+        penalty_scale, slots = (0.0, None) if penalty is None else penalty
+        arguments = (
+            p,
+            g,
+            m,
+            v,
+            mask,
+            p.size,
+            n_weights,
+            decay,
+            clip,
+            schedule,
+            *kernel.numbers,
+            penalty_scale,
+            slots,
+            control,
+        )
+        return [self.launcher.bind(kernel.name, p.dtype, (blocks(p.size),), arguments)]
+
+    def gather(
+        self,
+        batch: Batch,
+        weight_out: Array,
+        X: Array,
+        y: Array,
+        sample_weight: Array | None,
+        order: Array | None,
+        schedule: Array,
+        batch_size: int,
+        control: Array,
+    ) -> Launch:
+        """Bring the rows of step 0 into the batch; `at_step` makes the launch of another step from this one."""
+        rows, n_in = batch.a[0].shape
+        n_out = batch.y.shape[1]
+        targets = (y, None) if y.ndim == 2 else (None, y)
+        outputs = (batch.a[0], batch.y, batch.scale, weight_out)
+        sizes = (rows, n_in, n_out, batch_size, 0)
+        arguments = (*outputs, X, *targets, sample_weight, order, schedule, *sizes, control)
+        return self.launcher.bind("gather", X.dtype, (blocks(rows * (n_in + n_out)),), arguments)
+
+    def advance(self, control: Array, dtype: np.dtype[Any]) -> Launch:
+        """Count one step, for a `gather` of step -1: that takes the step from the control words."""
+        return self.launcher.bind("advance", dtype, (1,), (control,))
+
+    def total(self, costs: Array, slots: Array, out: Array) -> Launch:
+        """Add up the costs of an epoch in a fixed order."""
+        return self.launcher.bind("total", costs.dtype, (1,), (costs, costs.size, slots, MAX_BLOCKS, out))
+
+
+def at_step(gather: Launch, step: int) -> Launch:
+    """Return the launch of `Steps.gather` for a step, -1 for that of the control words: its last argument but one."""
+    kernel, (grid, block, arguments) = gather.func, gather.args  # type: ignore[attr-defined]
+    return partial(kernel, grid, block, (*arguments[:-2], np.int32(step), arguments[-1]))

@@ -1,0 +1,196 @@
+"""The CuPy backend on a real NVIDIA GPU: ``pytest -m gpu``. Skipped where there is none."""
+
+import gc
+import itertools
+
+import numpy as np
+import pytest
+
+import bpgpu
+from bpgpu import gradcheck
+from bpgpu.backends import cuda_launch, cuda_probe
+from bpgpu.backends.cuda_steps import STEP
+from bpgpu.kernels import cuda_kernels
+from bpgpu.plan import Dropout, Plan
+from tests.test_cupy_backend import GEMMS, RULES, TOLERANCE, assert_same, data, pair, parameters
+
+
+def obstacle():
+    """Return what stands in the way of a GPU here, or an empty string."""
+    try:
+        cuda_probe.probe()
+    except bpgpu.BackendUnavailableError as error:
+        return error.reason
+    return ""
+
+
+WHY_NOT = obstacle()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=f"needs an NVIDIA GPU: {WHY_NOT}")]
+
+
+@pytest.fixture
+def backend():
+    """Return a function that makes a CuPy backend."""
+    from bpgpu.backends.cupy_backend import CupyBackend
+
+    return CupyBackend
+
+
+# Parity
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("gemm", GEMMS)
+def test_gradients_of_every_activation_and_cost(backend, gemm, dtype):
+    chosen = backend(gemm=gemm)
+    for case in gradcheck.CASES:
+        gradcheck.check_case(case, chosen, dtype)  # raises if one is wrong
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}{rule.n_state}")
+@pytest.mark.parametrize(("gemm", "dtype"), itertools.product(GEMMS, TOLERANCE))
+def test_training_is_the_references(backend, rule, gemm, dtype):
+    X, y = data()
+    masks = [np.random.default_rng(1).integers(0, 2, (5, 7)), None, None]
+    nets = pair(backend(gemm=gemm), dtype=dtype, l2=0.3, dropout=0.3, connectivity=masks)
+    histories = [
+        net.fit(X, y, optimizer=rule, epochs=3, batch_size=16, validation_data=(X, y), sample_weight=np.arange(50.0))
+        for net in nets
+    ]
+    assert_same(*nets)
+    for name in ("loss", "validation_loss"):
+        np.testing.assert_allclose(*(getattr(history, name) for history in histories), rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("gemm", ["auto", *GEMMS])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 257, 2), (33, 65, 129, 31), (300, 700, 10)], ids=str)
+def test_sizes_of_every_kind_train_alike(backend, sizes, gemm):
+    """More than one tile, ragged edges, and both sides of the choice of the product."""
+    rng = np.random.default_rng(2)
+    X, y = rng.standard_normal((517, sizes[0])), rng.standard_normal((517, sizes[-1]))
+    activations = [*["tanh"] * (len(sizes) - 2), "identity"]
+    nets = pair(backend(gemm=gemm), sizes, activations, "mean_squared_error", dtype="float64")
+    for net in nets:
+        net.fit(X, y, epochs=2, batch_size=200)
+    assert_same(*nets)
+    np.testing.assert_allclose(nets[0].predict(X), nets[1].predict(X), rtol=1e-9, atol=1e-9)
+
+
+def test_every_kernel_is_launched(backend, monkeypatch):
+    """Networks whose training needs all kernels of the signature table, each held to the reference."""
+    launched, bind = set(), cuda_launch.Launcher.bind
+
+    def noting(launcher, name, *args, **options):
+        launched.add(name)
+        return bind(launcher, name, *args, **options)
+
+    monkeypatch.setattr(cuda_launch.Launcher, "bind", noting)
+    X, y = data()
+    networks = [
+        {"l2": 0.1, "dropout": 0.2},
+        {"activations": ("softmax", "tanh", "sigmoid"), "cost": "binary_cross_entropy"},
+        {"activations": ("relu", "relu", "softmax"), "cost": "mean_squared_error"},
+    ]
+    for gemm, (options, rule) in itertools.product(GEMMS, itertools.product(networks, RULES)):
+        nets = pair(backend(gemm=gemm), dtype="float64", **options)
+        for net in nets:
+            net.fit(X, y, optimizer=rule, epochs=1, batch_size=16)
+        assert_same(*nets)
+    chosen, reference = backend(), bpgpu.get_backend("numpy")
+    dropped = []
+    for each in (chosen, reference):
+        x = each.asarray(X, np.dtype("float64"))
+        out = each.empty(X.shape, np.dtype("float64"))
+        each.dropout(x, Dropout(0.5, 3, 1, 2, 1), out=out)
+        dropped.append(each.to_numpy(out))
+    np.testing.assert_array_equal(*dropped)
+    advance = chosen.steps.launcher.bind("advance", np.dtype("float64"), (1,), (chosen._at_step(4),))
+    with chosen.stream:
+        advance()
+    assert chosen.to_numpy(chosen.control)[STEP] == 5
+    assert launched == set(cuda_kernels.ABI)
+
+
+# What only a device can show
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("gemm", GEMMS)
+def test_the_same_training_gives_the_same_bytes(backend, gemm, dtype):
+    X, y = data(200)
+    found = []
+    for _ in range(3):
+        net = pair(backend(gemm=gemm), (5, 130, 70, 3), dtype=dtype, l2=0.1, dropout=0.2)[0]
+        history = net.fit(X, y, optimizer=bpgpu.Adam(clip_norm=0.5), epochs=3, batch_size=64)
+        found.append((parameters(net).tobytes(), history.loss))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("gemm", GEMMS)
+def test_work_on_cupys_own_stream_before_and_after_is_in_order(backend, gemm):
+    """Parameters that the user changes on CuPy's current stream, without waiting, and reads there after training."""
+    X, y = data()
+    chosen = backend(gemm=gemm)
+    cupy = chosen.xp
+    nets = pair(chosen, dtype="float64")
+    for net, xp in zip(nets, (cupy, np), strict=True):
+        ballast = xp.ones((512, 512), dtype=np.float64)
+        for _ in range(50):  # keeps the device busy while the host goes on
+            ballast = xp.matmul(ballast, ballast)
+            ballast /= 512.0
+        net.parameters *= ballast[0, 0] + 1.0  # doubled, behind the products
+        net.fit(X, y, epochs=1, batch_size=16)
+        net.parameters *= 0.5
+        net.fit(X, y, epochs=1, batch_size=16)
+    halved = nets[0].parameters * 0.5
+    np.testing.assert_array_equal(cupy.asnumpy(halved), parameters(nets[0]) * 0.5)
+    assert_same(*nets)
+
+
+def test_gradients_are_ready_for_cupys_own_stream(backend):
+    X, y = data()
+    nets = pair(backend(), dtype="float64", l2=0.1)
+    for step, net in itertools.product(range(20), nets):
+        _, gradients = net.backprop(X, y, step=step)
+        for W, b, (dW, db) in zip(net.weights, net.biases, gradients, strict=True):
+            W -= 0.1 * dW
+            b -= 0.1 * db
+    assert_same(*nets)
+
+
+@pytest.mark.parametrize("gemm", GEMMS)
+def test_twenty_fits_leave_no_memory_behind(backend, gemm):
+    X, y = data(500)
+    chosen, used = backend(gemm=gemm), []
+    for fits in (1, 20):
+        for _ in range(fits):
+            net = bpgpu.MLP((5, 300, 3), ("relu", "softmax"), "cross_entropy", dropout=0.2, backend=chosen)
+            net.fit(X, y, optimizer=bpgpu.Adam(), epochs=1, batch_size=100)
+        del net
+        gc.collect()
+        chosen.synchronize()
+        used.append(chosen.xp.get_default_memory_pool().used_bytes())
+    assert used[1] <= used[0]
+
+
+def test_a_plan_larger_than_free_memory_is_refused_before_anything_is_allocated(backend):
+    chosen = backend()
+    pool = chosen.xp.get_default_memory_pool()
+    net = bpgpu.MLP((5, 7, 3), ("relu", "softmax"), "cross_entropy", backend=chosen)
+    rows = chosen.free_memory() // 4  # a row has more than one float32
+    before = pool.used_bytes()
+    with pytest.raises(MemoryError, match=r"needs .* MiB on .* which has .* MiB free; a batch_size of \d+ fits"):
+        Plan(net.architecture, rows, chosen).allocate()
+    assert pool.used_bytes() == before
+
+
+def test_training_goes_on_after_numbers_that_are_not_finite(backend):
+    X, y = data(48)
+    nets = pair(backend(), activations=("relu", "relu", "identity"), cost="squared_error", dtype="float64")
+    for net in nets:
+        with pytest.raises(bpgpu.NonFiniteError):
+            net.fit(X, np.eye(3)[y], optimizer=bpgpu.SGD(1e6), epochs=99, batch_size=16)
+    assert np.isfinite(parameters(nets[0])).all()
+    for net in nets:
+        net.fit(X, np.eye(3)[y], optimizer=bpgpu.SGD(1e-4), epochs=2, batch_size=16)
+    assert_same(*nets)

@@ -1,0 +1,150 @@
+"""The hardware report on the simulated GPU and without any GPU."""
+
+import json
+import sys
+
+import pytest
+
+from bpgpu import hardware_parts, hardware_peers, hardware_report
+from bpgpu.backends import _construct
+from tests.simgpu import cupy as simulated
+from tests.simgpu import device
+
+needs_simulator = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Backends are made once in a process; none of the simulated GPU may outlive its test."""
+    _construct.cache_clear()
+    yield
+    _construct.cache_clear()
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+def written(folder):
+    """Return the JSON file, which must be strict JSON, and the Markdown file."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (folder / "hardware-report.json").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=refuse), (folder / "hardware-report.md").read_text(encoding="utf-8")
+
+
+def rows(report, part):
+    return report["parts"][part]["rows"]
+
+
+@needs_simulator
+def test_every_part_on_the_simulated_gpu(monkeypatch, tmp_path, lines):
+    gpu = simulated.install(monkeypatch)
+    name = gpu.cuda.runtime.getDeviceProperties(0)["name"]
+    name = name.decode() if isinstance(name, bytes) else name
+    report = hardware_report.run(tmp_path / "new", lines.append, quick=True)
+    found, text = written(tmp_path / "new")
+    assert found == report
+    assert (report["finished"], report["failed"]) == (True, [])
+    assert list(report["parts"]) == list(hardware_report.PARTS)
+    facts = {row["fact"]: row["value"] for row in rows(report, "facts")}
+    assert "simulated" in name.lower()
+    assert facts["GPU"] == name
+    assert name in text
+    assert facts["CUDA runtime"] == "13.2"
+    assert {"date", "bpgpu", "NumPy", "Python", "CuPy", "NVIDIA driver"} <= set(facts)
+    assert len(rows(report, "gradients")) == len(rows(report, "parity")) == 4
+    for row in rows(report, "parity"):
+        assert max(row["gradient"], row["parameters"], row["loss"]) <= row["tolerance"]
+    assert max(row["gradient"] for row in rows(report, "parity")) > 0
+    assert all(row["derivatives"] > 0 and row["largest"] <= row["tolerance"] for row in rows(report, "gradients"))
+    assert [row["ok"] for row in rows(report, "rerun")] == [True] * 4
+    assert all(row["pool bytes before"] == row["pool bytes after"] > 0 for row in rows(report, "leaks"))
+    timed = {row["what"]: row for row in rows(report, "timings") if "median_s" in row}
+    assert {"bpgpu numpy", "bpgpu cupy, gemm=cublas", "bpgpu cupy, gemm=fused"} <= set(timed)
+    assert timed["bpgpu cupy, gemm=fused"]["device"] == name
+    assert all(0 < row["least_s"] <= row["median_s"] <= row["most_s"] for row in timed.values())
+    assert "its timings say nothing" in text
+    assert "facts: ok" in lines
+
+
+@needs_simulator
+def test_a_part_that_fails_is_written_down_and_the_rest_runs(monkeypatch, tmp_path, lines):
+    def broken(quick):
+        yield {"gemm": "cublas", "ok": False, "largest": float("nan")}
+        raise RuntimeError("the driver\nhas gone")
+
+    simulated.install(monkeypatch)
+    monkeypatch.setitem(hardware_report.PARTS, "gradients", broken)
+    monkeypatch.setitem(hardware_parts.TOLERANCE, "float64", -1.0)
+    report = hardware_report.run(tmp_path, lines.append, quick=True)
+    found, text = written(tmp_path)
+    assert found["failed"] == report["failed"] == ["gradients", "parity"]
+    assert report["parts"]["gradients"]["status"] == "failed"
+    assert report["parts"]["gradients"]["problems"] == [
+        "RuntimeError: the driver has gone",
+        "gemm cublas, largest nan",
+    ]
+    assert rows(report, "gradients") == [{"gemm": "cublas", "ok": False, "largest": "nan"}]
+    assert [row["ok"] for row in rows(report, "parity")] == [True, False] * 2
+    assert len(report["parts"]["parity"]["problems"]) == 2
+    assert {part: report["parts"][part]["status"] for part in ("rerun", "leaks", "timings")} == dict.fromkeys(
+        ("rerun", "leaks", "timings"), "ok"
+    )
+    assert "- FAILED RuntimeError: the driver has gone" in text
+    assert "Failed: gradients, parity." in text
+
+
+@needs_simulator
+def test_a_leak_and_a_different_rerun_are_failures(monkeypatch, tmp_path, lines):
+    gpu = simulated.install(monkeypatch)
+    kept, fit = [], hardware_parts.MLP.fit
+
+    def leaking(net, *args, **options):
+        kept.append(gpu.zeros((4096,)))
+        net.architecture.views(net.parameters)[0][0][...] *= 1 + 1e-3 * len(kept)
+        return fit(net, *args, **options)
+
+    monkeypatch.setattr(hardware_parts.MLP, "fit", leaking)
+    parts = {part: hardware_report.PARTS[part] for part in ("rerun", "leaks")}
+    monkeypatch.setattr(hardware_report, "PARTS", parts)
+    report = hardware_report.run(tmp_path, lines.append, quick=True)
+    assert report["failed"] == ["rerun", "leaks"]
+    leak = rows(report, "leaks")[0]
+    assert leak["pool bytes after"] - leak["pool bytes before"] >= hardware_parts.FITS * 4096 * 8
+
+
+def test_a_crash_leaves_the_parts_before_it(monkeypatch, tmp_path, lines):
+    def crash(quick):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(hardware_report, "PARTS", {"facts": hardware_parts.facts, "gradients": crash})
+    with pytest.raises(KeyboardInterrupt):
+        hardware_report.run(tmp_path, lines.append, quick=True)
+    found, text = written(tmp_path)
+    assert list(found["parts"]) == ["facts"]
+    assert not found["finished"]
+    assert "Not finished" in text
+
+
+def test_without_a_gpu_every_figure_of_one_is_missing_with_the_reason(monkeypatch, tmp_path, lines):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(hardware_parts.shutil, "which", lambda program: None)
+    report = hardware_report.run(tmp_path, lines.append, quick=True)
+    assert report["failed"] == ["gradients", "parity", "rerun", "leaks"]
+    assert all("cupy" in " ".join(report["parts"][part]["problems"]).lower() for part in report["failed"])
+    facts = {row["fact"]: row["value"] for row in rows(report, "facts")}
+    assert facts["GPU"].startswith("not available: BackendUnavailableError")
+    assert facts["NVIDIA driver"] == "not available: there is no nvidia-smi"
+    assert not any("cupy" in row["what"] for row in rows(report, "timings") if "median_s" in row)
+    assert "bpgpu cupy" in {row["what"] for row in rows(report, "timings") if "not available" in row}
+
+
+def test_a_framework_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr(hardware_peers.importlib.util, "find_spec", lambda name: None)
+    found = [epochs((2, 2), None, None, 1, 1) for epochs in hardware_peers.PEERS.values()]
+    assert found == ["torch is not installed", "JAX is not installed"]
