@@ -22,6 +22,7 @@ from bpgpu.kernels import cuda_kernels
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
 VECTOR_LOADS = {"gather", "bias_sigma", "hidden_delta", "dropout", "gemm_forward", "gemm_hidden", "gemm_gradient"}
+pytestmark = pytest.mark.xdist_group("gate")  # the gate compiles once
 REQUIRED = "gpu-static" in os.environ.get("BPGPU_REQUIRE_BACKENDS", "").split(",")
 
 
