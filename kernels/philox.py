@@ -38,6 +38,11 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int], rounds: int = 
     return np.stack([c0, c1, c2, c3]).astype(np.uint32)
 
 
+def threshold(rate: float) -> int:
+    """Return the word below which an element is dropped, for a rate in [0, 1)."""
+    return min(round(rate * 2**32), 2**32 - 1)
+
+
 def keep_mask(
     shape: tuple[int, int], rate: float, *, seed: int, epoch: int, step: int, layer: int
 ) -> NDArray[np.bool_]:
@@ -65,7 +70,6 @@ def keep_mask(
     counter: NDArray[Any] = np.empty((4, -(-size // 4)), dtype=np.uint32)
     counter[0] = np.arange(counter.shape[1])
     counter[1:] = np.array([[step], [epoch], [layer]], dtype=np.uint32)
-    threshold = min(round(rate * 2**32), 2**32 - 1)
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    keep: NDArray[np.bool_] = words.T.reshape(-1)[:size] >= np.uint32(threshold)
+    keep: NDArray[np.bool_] = words.T.reshape(-1)[:size] >= np.uint32(threshold(rate))
     return keep.reshape(shape)

@@ -14,6 +14,7 @@ import numpy as np
 from bpgpu.activations import IDENTITY, Activation
 from bpgpu.backends.cuda_launch import MAX_BLOCKS, Launch, Launcher, blocks
 from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
+from bpgpu.kernels.philox import threshold
 from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from bpgpu.plan import Batch, Dropout
 
@@ -79,9 +80,8 @@ RULES: tuple[type[Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)
 def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
     if dropout is None:
         return NO_DROPOUT
-    threshold = min(round(dropout.rate * 2**32), 2**32 - 1)
     key = (dropout.seed & 0xFFFFFFFF, dropout.seed >> 32)
-    return (threshold, 1 / (1 - dropout.rate), *key, dropout.epoch, dropout.layer)
+    return (threshold(dropout.rate), 1 / (1 - dropout.rate), *key, dropout.epoch, dropout.layer)
 
 
 class Steps:
