@@ -4,13 +4,18 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bpgpu.costs import Cost
+from bpgpu.interop import on_gpu
+
+if TYPE_CHECKING:
+    from bpgpu.backends.base import Backend
 
 Matrix = np.ndarray[Any, Any]
+Array = Any  # of NumPy or, where it lies on the backend's device, of the backend
 
 
 def numeric(name: str, value: Any) -> Matrix:
@@ -58,14 +63,14 @@ def finite(name: str, array: Matrix, dtype: np.dtype[Any]) -> Matrix:
     return converted
 
 
-def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any]) -> Matrix:
-    """Return the input as an array of shape (n, columns), n at least 1, finite, of `dtype`.
+def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any], backend: "Backend") -> Array:
+    """Return the input as an array of shape (n, columns), n at least 1, finite, of `dtype`, where it lies.
 
     Raises
     ------
     ValueError, TypeError
     """
-    array = numeric(name, X)
+    array = X if on_gpu(X) else numeric(name, X)
     if array.ndim != 2:
         fix = f"; for one sample pass {name}[None, :]" if array.ndim == 1 else "; flatten each sample to a row"
         raise ValueError(f"{name} must have shape (samples, {columns}), got {array.ndim} dimensions{fix}")
@@ -73,11 +78,20 @@ def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any]) -> Matrix:
         raise ValueError(f"{name} must have at least one row, got shape {array.shape}")
     if array.shape[1] != columns:
         raise ValueError(f"{name} must have {columns} columns, the size of the input layer, got shape {array.shape}")
-    return finite(name, array, dtype)
+    return _finite_in_place(name, array, dtype, backend)
 
 
-def targets(name: str, y: Any, n: int, outputs: int, cost: Cost, dtype: np.dtype[Any]) -> Matrix:
-    """Return the targets as floats of shape (n, outputs), or as integer labels of shape (n,).
+def _finite_in_place(name: str, array: Array, dtype: np.dtype[Any], backend: "Backend") -> Array:
+    """Return what `finite` does, on the device for an array that lies there."""
+    if on_gpu(array) and array.dtype.kind in "buif":
+        converted = backend.asarray(array, dtype)
+        if backend.all_finite(converted):
+            return converted
+    return finite(name, numeric(name, backend.to_numpy(array)), dtype)
+
+
+def targets(name: str, y: Any, n: int, outputs: int, cost: Cost, dtype: np.dtype[Any], backend: "Backend") -> Array:
+    """Return the targets as floats of shape (n, outputs), where they lie, or as integer labels of shape (n,).
 
     One-dimensional targets are the one column of a single output, or the labels 0 ... K-1 of K outputs.
 
@@ -85,17 +99,19 @@ def targets(name: str, y: Any, n: int, outputs: int, cost: Cost, dtype: np.dtype
     ------
     ValueError, TypeError
     """
-    array = numeric(name, y)
+    array = y if on_gpu(y) else numeric(name, y)
     expected = f"({n}, {outputs})" + (f" or ({n},)" if outputs == 1 else f", or ({n},) of labels 0 ... {outputs - 1}")
     if array.ndim not in (1, 2) or len(array) != n or (array.ndim == 2 and array.shape[1] != outputs):
         raise ValueError(f"{name} must have shape {expected}, for {n} samples and {outputs} outputs; got {array.shape}")
     if array.ndim == 1 and outputs > 1:
-        return _labels(name, array, outputs)
-    values = finite(name, array.reshape(n, outputs), dtype)
-    if cost.wants_probabilities and not ((values >= 0) & (values <= 1)).all():
-        outside = values[(values < 0) | (values > 1)][0]
-        raise ValueError(f"{name} must lie in [0, 1] for the cost {cost.name!r}, got {outside}")
-    return values
+        return _labels(name, numeric(name, backend.to_numpy(array)), outputs)
+    targets = _finite_in_place(name, array.reshape(n, outputs), dtype, backend)
+    if cost.wants_probabilities:
+        values = backend.to_numpy(targets)
+        if not ((values >= 0) & (values <= 1)).all():
+            outside = values[(values < 0) | (values > 1)][0]
+            raise ValueError(f"{name} must lie in [0, 1] for the cost {cost.name!r}, got {outside}")
+    return targets
 
 
 def _labels(name: str, array: Matrix, outputs: int) -> Matrix:
@@ -110,7 +126,7 @@ def _labels(name: str, array: Matrix, outputs: int) -> Matrix:
     return array.astype(np.int32)
 
 
-def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any]) -> Matrix | None:
+def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any], backend: "Backend") -> Matrix | None:
     """Return the sample weights as an array of shape (n,), or None for None.
 
     Raises
@@ -120,7 +136,7 @@ def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any]) -> Mat
     """
     if weights is None:
         return None
-    array = numeric(name, weights)
+    array = numeric(name, backend.to_numpy(weights) if on_gpu(weights) else weights)
     if array.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one number for each sample, got {array.shape}")
     array = finite(name, array, dtype)

@@ -16,7 +16,7 @@ from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import get_backend
 from bpgpu.costs import COSTS
 from bpgpu.errors import GradientError
-from bpgpu.plan import Plan
+from bpgpu.plan import Data, Plan
 
 if TYPE_CHECKING:
     from bpgpu.backends.base import Backend
@@ -91,7 +91,7 @@ def check_gradients(
     weights, biases = zip(*gradients, strict=True)
     to_numpy = net.backend.to_numpy
     analytic = np.concatenate([to_numpy(g).ravel() for g in [*weights, *biases] if g is not None]).astype(np.float64)
-    cost, parameters = _float64_cost(net, X, y, sample_weight)
+    cost, parameters = _float64_cost(net, net._data(X, y, sample_weight))
     free = np.flatnonzero(_free_parameters(net))
     held = np.setdiff1d(np.arange(analytic.size), free)
     if np.any(analytic[held]):
@@ -183,18 +183,17 @@ def check_case(case: Case, backend: "Backend", dtype: str) -> GradientReport:
     return check_gradients(net, X, y, sample_weight)
 
 
-def _float64_cost(
-    net: "MLP", X: Any, y: Any, sample_weight: Any
-) -> tuple[Callable[[np.ndarray[Any, Any]], float], np.ndarray[Any, Any]]:
+def _float64_cost(net: "MLP", data: Data) -> tuple[Callable[[np.ndarray[Any, Any]], float], np.ndarray[Any, Any]]:
     """Return C as a function of a flat float64 vector, and the network's parameters as such a vector."""
     reference = copy.copy(net)
     reference.backend = backend = get_backend("numpy")
     reference.architecture = net_64 = dataclasses.replace(net.architecture, dtype=np.dtype(np.float64))
-    X, y, weight = reference._data(X, y, sample_weight)
-    plan = Plan(net_64, len(X), backend).allocate()
-    batch = plan.batch(len(X))
-    backend.load_batch(batch, X, y, weight, slice(None))
-    decay = net_64.l2 / len(X)
+    host = (None if array is None else net.backend.to_numpy(array) for array in (data.X, data.y, data.weight))
+    data = reference._data(*host)
+    plan = Plan(net_64, len(data), backend).allocate()
+    batch = plan.batch(len(data))
+    backend.load_batch(batch, data, slice(None))
+    decay = net_64.l2 / len(data)
 
     def cost(flat: np.ndarray[Any, Any]) -> float:
         C = backend.batch_forward(plan, batch, flat, epoch=net.epoch, step=0)

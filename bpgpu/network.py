@@ -1,11 +1,12 @@
 """The network: its parameters, forward pass, cost and gradients. It knows no device."""
 
 import dataclasses
+import functools
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -17,14 +18,28 @@ from bpgpu.costs import Cost, get_cost, leaves_domain, output_formulas
 from bpgpu.initialisers import given_weights, initial_weights
 from bpgpu.kernels.formulas import names_used
 from bpgpu.optimizers import Optimizer
-from bpgpu.plan import Architecture, Plan
+from bpgpu.plan import Architecture, Data, Plan
 
 if TYPE_CHECKING:
     from bpgpu.callbacks import Callback
     from bpgpu.training import History
 
 Array = Any
+P = ParamSpec("P")
+R = TypeVar("R")
 CHUNK = 4096  # rows that `predict` and `loss` take at a time, which bounds their memory
+
+
+def _ordered(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method of `MLP` come after what the caller has given to the device, and before what comes next."""
+
+    @functools.wraps(method)
+    def in_order(*args: P.args, **kwargs: P.kwargs) -> R:
+        net: MLP = args[0]  # type: ignore[assignment]
+        with net.backend.ordered():
+            return method(*args, **kwargs)
+
+    return in_order
 
 
 class MLP:
@@ -152,6 +167,7 @@ class MLP:
         """b_1 ... b_L, each of shape (n_l,), as views; None for each layer of a network without biases."""
         return self.architecture.views(self.parameters)[1]
 
+    @_ordered
     def forward(self, X: Array) -> list[Array]:
         """Return the activations of every layer, without dropout.
 
@@ -169,8 +185,9 @@ class MLP:
         ValueError, TypeError
             If X is not a finite matrix with n_0 columns and at least one row.
         """
-        return [self.backend.to_numpy(a) for a in self._forward(self._input(X))]
+        return [self.backend.hand_back(a, X) for a in self._forward(self._input(X))]
 
+    @_ordered
     def predict(self, X: Array) -> Array:
         """Return the output of the network, without dropout.
 
@@ -187,12 +204,13 @@ class MLP:
         ValueError, TypeError
             If X is not a finite matrix with n_0 columns and at least one row.
         """
-        X = self._input(X)
-        out = self.backend.empty((len(X), self.architecture.sizes[-1]), self.architecture.dtype)
-        for rows in _chunks(len(X)):
-            out[rows] = self._forward(X[rows])[-1]
-        return self.backend.to_numpy(out)
+        checked = self._input(X)
+        out = self.backend.empty((len(checked), self.architecture.sizes[-1]), self.architecture.dtype)
+        for rows in _chunks(len(checked)):
+            out[rows] = self._forward(checked[rows])[-1]
+        return self.backend.hand_back(out, X)
 
+    @_ordered
     def loss(self, X: Array, y: Array, sample_weight: Array | None = None) -> float:
         """Return C: the weighted mean of the samples' costs plus the penalty, without dropout.
 
@@ -213,8 +231,9 @@ class MLP:
         ValueError, TypeError
             If an array is not as described or not finite.
         """
-        return self._loss(*self._data(X, y, sample_weight))
+        return self._loss(self._data(X, y, sample_weight))
 
+    @_ordered
     def backprop(
         self, X: Array, y: Array, sample_weight: Array | None = None, *, step: int = 0
     ) -> tuple[float, list[tuple[Array, Array | None]]]:
@@ -239,14 +258,15 @@ class MLP:
             If an array is not as described or not finite.
         """
         step = checks.integer("step", step, 0, 2**32 - 1)
-        X, y, weight = self._data(X, y, sample_weight)
-        plan = Plan(self.architecture, len(X), self.backend, masks=self.masks).allocate()
-        batch = plan.batch(len(X))
-        self.backend.load_batch(batch, X, y, weight, slice(None))
+        data = self._data(X, y, sample_weight)
+        plan = Plan(self.architecture, len(data), self.backend, masks=self.masks).allocate()
+        batch = plan.batch(len(data))
+        self.backend.load_batch(batch, self.backend.place(data, plan), slice(None))
         with np.errstate(all="ignore"):  # what is not finite shows in the result
             C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=self.epoch, step=step)
         return C, list(zip(plan.dW, plan.db, strict=True))
 
+    @_ordered
     def fit(
         self,
         X: Array,
@@ -309,7 +329,7 @@ class MLP:
             validation = self._data(*validation_data, prefix="validation ")
         return fit(
             self,
-            *data,
+            data,
             optimizer=optimizer,
             epochs=epochs,
             batch_size=batch_size,
@@ -319,6 +339,7 @@ class MLP:
             progress=progress,
         )
 
+    @_ordered
     def save(self, path: str | PathLike[str]) -> None:
         """Write the network to a safetensors file, whole or not at all.
 
@@ -385,6 +406,7 @@ class MLP:
         init = [(theta[:, 1:].T, theta[:, 0]) for theta in arrays]
         return cls(sizes, activations, cost, init=init, **options)
 
+    @_ordered
     def to_theta(self) -> list[np.ndarray[Any, Any]]:
         """Return ``Theta_l = [b_l | W_l^T]`` for every layer, as new NumPy arrays of shape (n_l, n_{l-1} + 1).
 
@@ -397,7 +419,7 @@ class MLP:
         return thetas
 
     def _forward(self, X: Array) -> list[Array]:
-        a = [X]
+        a = [self.backend.asarray(X, self.architecture.dtype)]
         for W, b, sigma in zip(self.weights, self.biases, self.architecture.activations, strict=True):
             out = self.backend.empty((len(X), W.shape[1]), self.architecture.dtype)
             with np.errstate(all="ignore"):  # what is not finite shows in the result
@@ -405,36 +427,35 @@ class MLP:
             a.append(out)
         return a
 
-    def _loss(self, X: Array, y: Array, weight: Array | None) -> float:
+    def _loss(self, data: Data) -> float:
         inference = dataclasses.replace(self.architecture, dropout=0.0)
-        plan = Plan(inference, min(len(X), CHUNK), self.backend).allocate()
+        plan = Plan(inference, min(len(data), CHUNK), self.backend).within_memory().allocate()
         total_cost = total_weight = 0.0
-        for rows in _chunks(len(X)):
+        for rows in _chunks(len(data), plan.batch_size):
             batch = plan.batch(rows.stop - rows.start)
-            batch_weight = self.backend.load_batch(batch, X, y, weight, rows)
+            batch_weight = self.backend.load_batch(batch, data, rows)
             with np.errstate(all="ignore"):  # the cost itself says if it is not finite
                 cost = self.backend.batch_forward(plan, batch, self.parameters, epoch=0, step=0)
             total_cost += batch_weight * cost
             total_weight += batch_weight
         weights = self.parameters[: inference.n_weights]
-        return total_cost / total_weight + self.backend.penalty(weights, inference.l2 / len(X))
+        return total_cost / total_weight + self.backend.penalty(weights, inference.l2 / len(data))
 
     def _input(self, X: Array, name: str = "X") -> Array:
         net = self.architecture
-        return self.backend.asarray(checks.samples(name, X, net.sizes[0], net.dtype), net.dtype)
+        return checks.samples(name, self.backend.adopt(name, X), net.sizes[0], net.dtype, self.backend)
 
-    def _data(
-        self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = ""
-    ) -> tuple[Array, Array, Array | None]:
-        """Check data and bring them to the backend."""
-        net = self.architecture
-        device_X = self._input(X, f"{prefix}X")
-        checked_y = checks.targets(f"{prefix}y", y, len(device_X), net.sizes[-1], net.cost, net.dtype)
-        weight = checks.sample_weights(f"{prefix}sample_weight", sample_weight, len(device_X), net.dtype)
-        device_weight = None if weight is None else self.backend.asarray(weight, net.dtype)
-        return device_X, self.backend.asarray(checked_y, checked_y.dtype), device_weight
+    def _data(self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = "") -> Data:
+        """Check data, where they are."""
+        net, backend = self.architecture, self.backend
+        X = self._input(X, f"{prefix}X")
+        y = backend.adopt(f"{prefix}y", y)
+        y = checks.targets(f"{prefix}y", y, len(X), net.sizes[-1], net.cost, net.dtype, backend)
+        weight = backend.adopt(f"{prefix}sample_weight", sample_weight)
+        weight = checks.sample_weights(f"{prefix}sample_weight", weight, len(X), net.dtype, backend)
+        return Data(X, y, weight)
 
 
-def _chunks(n: int) -> Iterator[slice]:
-    for start in range(0, n, CHUNK):
-        yield slice(start, min(start + CHUNK, n))
+def _chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

@@ -84,6 +84,35 @@ class Dropout:
     layer: int
 
 
+@dataclass(frozen=True)
+class Data:
+    """Samples and what is wanted of them, in the arrays of a backend or, where it takes them from there, of NumPy.
+
+    Attributes
+    ----------
+    X : array, shape (n, n_0)
+    y : array, shape (n, n_L), or (n,) of integer labels
+    weight : array, shape (n,), or None
+        Sample weights; without them each is 1.
+    """
+
+    X: Any
+    y: Any
+    weight: Any = None
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in (self.X, self.y, self.weight) if array is not None)
+
+    def rows(self, rows: Any) -> "Data":
+        """Return some of the samples, by a slice (views) or an array of indices (copies)."""
+        return Data(self.X[rows], self.y[rows], None if self.weight is None else self.weight[rows])
+
+
 @dataclass
 class Batch:
     """The workspace of one batch of B rows, or a view of its first rows; lists are indexed by layer, 0 ... L.
@@ -132,6 +161,8 @@ class Plan:
     gradients : array, shape (n_parameters,)
         With `dW` and `db`, its views by layer.
     state : list of array, shape (n_parameters,)
+    last_finite : array, shape (n_parameters,), or None without a rule
+        Parameters to go back to.
     prepared : object
         What a backend keeps with the plan from one epoch to the next.
     """
@@ -164,13 +195,15 @@ class Plan:
             "delta": [None, *layers[1:]],
             "gradients": [(net.n_parameters,)],
             "state": [(net.n_parameters,)] * (self.rule.n_state if self.rule else 0),
+            "last_finite": [(net.n_parameters,) if self.rule else None],
         }
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all workspaces, gradients and optimizer state; known before anything is allocated."""
+        """Bytes on the device of all that training needs but the data; known before anything is allocated."""
         shapes = (shape for group in self._shapes().values() for shape in group if shape)
-        return sum(math.prod(shape) for shape in shapes) * self.architecture.dtype.itemsize
+        numbers = sum(math.prod(shape) for shape in shapes)
+        return numbers * self.architecture.dtype.itemsize + self.backend.workspace_nbytes(self)
 
     def allocate(self) -> "Plan":
         """Allocate everything and return the plan itself.
@@ -183,7 +216,12 @@ class Plan:
         backend, dtype = self.backend, self.architecture.dtype
         available = backend.free_memory()
         if available is not None and self.nbytes > available:
-            raise MemoryError(self._too_large(available))
+            mib, fits = 2**20, self._largest_batch(available)
+            raise MemoryError(
+                f"training in batches of {self.batch_size} needs {self.nbytes / mib:.1f} MiB on {backend.device}, "
+                f"which has {available / mib:.1f} MiB free; "
+                + (f"a batch_size of {fits} fits" if fits else "no batch_size fits")
+            )
         buffers: dict[str, list[Any]] = {
             name: [None if shape is None else backend.empty(shape, dtype) for shape in group]
             for name, group in self._shapes().items()
@@ -196,19 +234,28 @@ class Plan:
         self.gradients = buffers["gradients"][0]
         self.dW, self.db = self.architecture.views(self.gradients)
         self.state = buffers["state"]
+        self.last_finite = buffers["last_finite"][0]
         for array in self.state:
             array[...] = 0
         return self
 
-    def _too_large(self, available: int) -> str:
-        mib = 2**20
-        one, two = (Plan(self.architecture, rows, self.backend, self.rule, self.masks).nbytes for rows in (1, 2))
-        fits = (available - one) // (two - one) + 1
-        advice = f"a batch_size of {fits} fits" if fits >= 1 else "no batch_size fits"
-        return (
-            f"training in batches of {self.batch_size} needs {self.nbytes / mib:.1f} MiB on {self.backend.device}, "
-            f"which has {available / mib:.1f} MiB free; {advice}"
-        )
+    def within_memory(self) -> "Plan":
+        """Return the plan, or one for smaller batches if this one takes more than half of the memory that is free."""
+        available = self.backend.free_memory()
+        if available is None or 2 * self.nbytes <= available:
+            return self
+        return self._for(max(1, self._largest_batch(available // 2)))
+
+    def _for(self, batch_size: int) -> "Plan":
+        return Plan(self.architecture, batch_size, self.backend, self.rule, self.masks)
+
+    def _largest_batch(self, available: int) -> int:
+        """Return how many rows fit, 0 if none do."""
+        one, many = self._for(1).nbytes, self._for(1 + 2**10).nbytes
+        rows = max(0, (available - one) * 2**10 // (many - one) + 1)
+        while rows and self._for(rows).nbytes > available:  # parts are aligned, so bytes do not grow evenly
+            rows -= 1
+        return rows
 
     def batch(self, rows: int) -> Batch:
         """Return the workspace for `rows` rows, at most `batch_size`."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,12 +13,10 @@ from bpgpu import checks
 from bpgpu.callbacks import Callback, ProgressBar
 from bpgpu.errors import NonFiniteError
 from bpgpu.optimizers import Optimizer, get_optimizer
-from bpgpu.plan import Plan
+from bpgpu.plan import Data, Plan
 
 if TYPE_CHECKING:
     from bpgpu.network import MLP
-
-Array = Any
 
 
 @dataclass
@@ -82,14 +80,12 @@ class Training:
 
 def fit(
     net: "MLP",
-    X: Array,
-    y: Array,
-    weight: Array | None,
+    data: Data,
     *,
     optimizer: str | Optimizer,
     epochs: int,
     batch_size: int,
-    validation: tuple[Array, Array, Array | None] | None,
+    validation: Data | None,
     shuffle: bool,
     callbacks: Sequence[Callback],
     progress: bool,
@@ -97,16 +93,17 @@ def fit(
     """Train `net` on checked data; see `MLP.fit`."""
     rule = get_optimizer(optimizer)
     epochs = checks.integer("epochs", epochs, 1)
-    batch_size = min(checks.integer("batch_size", batch_size, 1), len(X))
+    batch_size = min(checks.integer("batch_size", batch_size, 1), len(data))
     history = History()
-    training = Training(net, rule, history, epochs, len(X))
+    training = Training(net, rule, history, epochs, len(data))
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callbacks!r}")
     listeners = [*callbacks, *([ProgressBar()] if progress else [])]
     for listener in listeners:
         listener.check(training, has_validation=validation is not None)
     plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks).allocate()
-    finite = net.backend.empty(net.parameters.shape, net.architecture.dtype)
+    data = net.backend.place(data, plan)
+    validation = None if validation is None else net.backend.place(validation, plan)
     with ExitStack() as ends:
         for listener in listeners:
             ends.callback(listener.on_train_end, training)
@@ -115,31 +112,23 @@ def fit(
             while training.epoch < epochs and not history.stop_reason:
                 for listener in listeners:
                     listener.on_epoch_begin(training)
-                finite[...] = net.parameters
-                _train_epoch(training, plan, X, y, weight, validation, shuffle)
+                plan.last_finite[...] = net.parameters
+                _train_epoch(training, plan, data, validation, shuffle)
                 for listener in listeners:
                     listener.on_epoch_end(training)
             history.stop_reason = history.stop_reason or f"finished {epochs} epochs"
         except KeyboardInterrupt:
             history.stop_reason = "interrupted"
         except NonFiniteError:
-            net.parameters[...] = finite
+            net.parameters[...] = plan.last_finite
             raise
     return history
 
 
-def _train_epoch(
-    training: Training,
-    plan: Plan,
-    X: Array,
-    y: Array,
-    weight: Array | None,
-    validation: tuple[Array, Array, Array | None] | None,
-    shuffle: bool,
-) -> None:
+def _train_epoch(training: Training, plan: Plan, data: Data, validation: Data | None, shuffle: bool) -> None:
     """Train one epoch and enter it in the history."""
     net, history = training.net, training.history
-    n, steps = len(X), -(-len(X) // plan.batch_size)
+    n, steps = len(data), -(-len(data) // plan.batch_size)
     if training.learning_rate is None:
         learning_rates = [training.optimizer.rate(plan.steps + step) for step in range(steps)]
     else:
@@ -149,19 +138,12 @@ def _train_epoch(
         order = np.random.default_rng([net.architecture.seed, 1, net.epoch]).permutation(n).astype(np.int32)
     start = time.perf_counter()
     loss = net.backend.run_epoch(
-        plan,
-        X,
-        y,
-        order,
-        parameters=net.parameters,
-        sample_weight=weight,
-        learning_rates=learning_rates,
-        epoch=net.epoch,
+        plan, data, order, parameters=net.parameters, learning_rates=learning_rates, epoch=net.epoch
     )
     seconds, validation_loss = time.perf_counter() - start, math.nan
     try:
         if validation is not None:
-            validation_loss = net._loss(*validation)
+            validation_loss = net._loss(validation)
     finally:  # the epoch is in the weights, also if its validation is interrupted
         net.epoch += 1
         history.loss.append(loss)

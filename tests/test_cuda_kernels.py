@@ -20,7 +20,7 @@ from bpgpu.activations import ACTIVATIONS
 from bpgpu.costs import COSTS as COST_TABLE
 from bpgpu.costs import CROSS_ENTROPY, output_formulas
 from bpgpu.kernels import cuda_kernels, philox
-from bpgpu.plan import Dropout
+from bpgpu.plan import Data, Dropout
 from tests.simgpu import device
 
 pytestmark = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
@@ -410,7 +410,7 @@ def gather_case(rng, dtype, *, rows=33, n_in=64, n_out=10, batch_size=40, step=1
     batch = SimpleNamespace(
         a=[np.empty((rows, n_in), dtype)], y=np.empty((rows, n_out), dtype), scale=np.empty(rows, dtype)
     )
-    total = 1.0 if rows == 0 else REFERENCE.load_batch(batch, X, Y if labels is None else labels, weight, chosen)
+    total = 1.0 if rows == 0 else REFERENCE.load_batch(batch, Data(X, Y if labels is None else labels, weight), chosen)
     schedule = nan(step + 2, 4, dtype=dtype)
     schedule[step, 3] = 1 / total
     outputs = [nan(*shape, dtype=dtype) for shape in ((rows, n_in), (rows, n_out), (rows,), (rows,))]

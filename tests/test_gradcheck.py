@@ -1,5 +1,6 @@
 """The gradient check: over the whole table, on kinks, in large networks, and that it can fail."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -123,8 +124,8 @@ class UnscaledDropout(NumpyBackend):
 
 
 class ForgottenSampleWeight(NumpyBackend):
-    def load_batch(self, batch, X, y, weight, rows):
-        return super().load_batch(batch, X, y, None, rows)
+    def load_batch(self, batch, data, rows):
+        return super().load_batch(batch, dataclasses.replace(data, weight=None), rows)
 
 
 class DiagonalSoftmax(NumpyBackend):

@@ -58,8 +58,8 @@ def test_nbytes_by_hand():
     B, parameters = 11, 5 * 7 + 7 + 7 * 3 + 3
     rows = (
         5 + 7 + 3 + (7 + 3) + 7 + (7 + 3) + 3 + 1 + 1
-    )  # a, z of both layers, h of the hidden one, delta, y, scale, cost
-    assert bpgpu.Plan(net.architecture, B, net.backend, bpgpu.Adam()).nbytes == 4 * (B * rows + 3 * parameters)
+    )  # a, z of both layers, h of the hidden one, delta, y, scale, cost; gradients, m, v and the last finite parameters
+    assert bpgpu.Plan(net.architecture, B, net.backend, bpgpu.Adam()).nbytes == 4 * (B * rows + 4 * parameters)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -6,6 +6,7 @@ but for `update`, whose name says so.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.softmax import binary_cross_entropy, softmax
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
+from bpgpu.interop import on_gpu, same_kind
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
-from bpgpu.plan import Batch, Dropout, Plan
+from bpgpu.plan import Batch, Data, Dropout, Plan
 
 Array = Any  # the backend's own array type
 
@@ -55,9 +57,56 @@ class Backend:
         """Return a new array with arbitrary content."""
         return self.xp.empty(shape, dtype=dtype)
 
+    def all_finite(self, array: Array) -> bool:
+        """Return whether no element is NaN or infinite."""
+        return bool(self.xp.isfinite(array).all())
+
     def free_memory(self) -> int | None:
         """Return the bytes that may still be allocated, or None if the backend sets no limit of its own."""
         return None
+
+    def workspace_nbytes(self, plan: Plan) -> int:
+        """Return the bytes that training allocates on the device besides what the plan itself owns and the data."""
+        return 0
+
+    def place(self, data: Data, plan: Plan) -> Data:
+        """Return the data where batches are best taken from: on the device, if they fit beside an allocated plan.
+
+        Parameters
+        ----------
+        data : Data
+            In NumPy arrays or, X and y, in the backend's own.
+        plan : Plan
+
+        Raises
+        ------
+        MemoryError
+            If there is not even room for the batches under way.
+        """
+        return data
+
+    def adopt(self, name: str, value: Any) -> Any:
+        """Return an array that lies in the device's memory as the backend's own, without a copy; others as they are.
+
+        Raises
+        ------
+        TypeError
+            If the argument `name` lies in the memory of a device that the backend does not use.
+        """
+        if on_gpu(value):
+            raise TypeError(
+                f"{name} is a {type(value).__module__.partition('.')[0]} array on a GPU, and the backend {self.name!r} "
+                "works on the CPU; pass a NumPy array, or choose backend='cupy'"
+            )
+        return value
+
+    def hand_back(self, array: Array, like: Any) -> Any:
+        """Return a result as the same kind of array as the argument `like`: of NumPy unless that has DLPack."""
+        return same_kind(self.to_numpy(array), like)
+
+    def ordered(self) -> AbstractContextManager[Any]:
+        """Return a context whose work comes after what the caller gave to the device, and before what comes next."""
+        return nullcontext()
 
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
@@ -329,33 +378,31 @@ class Backend:
         """Return ``decay / 2`` times the sum of squares of the weights."""
         return decay / 2 * float(weights @ weights) if decay else 0.0
 
-    def load_batch(self, batch: Batch, X: Array, y: Array, weight: Array | None, rows: Array | slice) -> float:
+    def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
         """Copy the rows of a batch into its workspace; expand integer labels to one-hot rows.
 
         Parameters
         ----------
         batch : Batch
             Its input, targets and scale are written.
-        X : array, shape (n, n_0)
-        y : array, shape (n, n_L), or (n,) of integer labels
-        weight : array, shape (n,), optional
-            Sample weights; without them each is 1.
-        rows : array of int, shape (B,), or slice
+        data : Data
+        rows : NumPy array of int, shape (B,), or slice
 
         Returns
         -------
         float
             The weight of the batch.
         """
-        batch.a[0][...] = X[rows]
-        if y.ndim == 2:
-            batch.y[...] = y[rows]
+        chosen = data.rows(rows)
+        batch.a[0][...] = chosen.X
+        if chosen.y.ndim == 2:
+            batch.y[...] = chosen.y
         else:
-            batch.y[...] = y[rows][:, None] == self.xp.arange(batch.y.shape[1])
-        if weight is None:
+            batch.y[...] = chosen.y[:, None] == self.xp.arange(batch.y.shape[1])
+        if chosen.weight is None:
             batch.scale[...] = 1 / len(batch.scale)
             return float(len(batch.scale))
-        batch.scale[...] = weight[rows]
+        batch.scale[...] = chosen.weight
         total = float(batch.scale.sum())
         if total > 0:  # a batch may draw rows of weight 0 only: then it has no cost but the penalty
             batch.scale /= total
@@ -364,12 +411,10 @@ class Backend:
     def run_epoch(
         self,
         plan: Plan,
-        X: Array,
-        y: Array,
+        data: Data,
         order: np.ndarray[Any, Any] | None,
         *,
         parameters: Array,
-        sample_weight: Array | None,
         learning_rates: list[float],
         epoch: int,
     ) -> float:
@@ -379,12 +424,11 @@ class Backend:
         ----------
         plan : Plan
             Allocated, with a rule.
-        X : array, shape (n, n_0)
-        y : array, shape (n, n_L), or (n,) of integer labels
+        data : Data
+            n samples.
         order : NumPy array of int32, shape (n,), optional
             The order in which the rows are taken; without it as they stand.
         parameters : array, shape (n_parameters,)
-        sample_weight : array, shape (n,), optional
         learning_rates : list of float
             One for each step.
         epoch : int
@@ -402,17 +446,17 @@ class Backend:
             the optimizer's state is not, after the last update.
         """
         assert plan.rule is not None
-        n, B, n_weights = len(X), plan.batch_size, plan.architecture.n_weights
+        n, B, n_weights = len(data), plan.batch_size, plan.architecture.n_weights
         total_cost = total_weight = 0.0
         for step, start in enumerate(range(0, n, B)):
             stop = min(start + B, n)
             batch = plan.batch(stop - start)
             rows = slice(start, stop) if order is None else order[start:stop]
-            weight = self.load_batch(batch, X, y, sample_weight, rows)
+            weight = self.load_batch(batch, data, rows)
             with np.errstate(all="ignore"):  # what is not finite is found and named
                 C = self.batch_gradients(plan, batch, parameters, epoch=epoch, step=step)
-                if not (math.isfinite(C) and self._all_finite(plan.gradients)):
-                    raise NonFiniteError(epoch + 1, step + 1, *first_fault(plan, batch, self._all_finite))
+                if not (math.isfinite(C) and self.all_finite(plan.gradients)):
+                    raise NonFiniteError(epoch + 1, step + 1, *first_fault(plan, batch, self.all_finite))
                 self.update(
                     plan.rule,
                     parameters,
@@ -427,8 +471,8 @@ class Backend:
             total_weight += weight
         # A square of a gradient that overflows in the state would stop its parameter for ever, without a word.
         for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
-            if not self._all_finite(flat):
-                layer = first_layer(plan.architecture, flat, self._all_finite)
+            if not self.all_finite(flat):
+                layer = first_layer(plan.architecture, flat, self.all_finite)
                 raise NonFiniteError(epoch + 1, step + 1, layer, quantity)
         return total_cost / total_weight
 
@@ -439,6 +483,3 @@ class Backend:
         dtype = next(x.dtype for x in (z, a, y) if x is not None)
         with np.errstate(all="ignore"):
             return formulas.numpy_function(formula, dtype)(z, a, y)
-
-    def _all_finite(self, array: Array) -> bool:
-        return bool(self.xp.isfinite(array).all())

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from bpgpu.activations import IDENTITY
-from bpgpu.backends.cuda_launch import MAX_BLOCKS, Launch
+from bpgpu.backends.cuda_launch import MAX_BLOCKS, Launch, blocks
+from bpgpu.backends.cuda_memory import ALIGN, NUMBER_OF_SLOTS, Mirror, Staging, batch_shapes, nbytes_of
 from bpgpu.backends.cuda_steps import (
     GRADIENT_FAULT,
     LATCH,
@@ -14,15 +15,15 @@ from bpgpu.backends.cuda_steps import (
     STEP,
     Steps,
     at_step,
+    chunks,
     control_words,
     rule_kernel,
 )
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.errors import NonFiniteError
-from bpgpu.plan import Batch, Dropout, Plan
+from bpgpu.plan import Batch, Data, Dropout, Plan
 
 Array = Any
-ALIGN = 256  # bytes: each part of a buffer starts where vector loads may
 
 
 @dataclass(frozen=True)
@@ -43,111 +44,135 @@ class Program:
             launch()
 
 
+def _upload_shapes(plan: Plan, n: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return what goes up before an epoch of n samples, what comes down after it first."""
+    dtype, B = plan.architecture.dtype, plan.batch_size
+    return {
+        "control": ((8,), np.int32),
+        "result": ((1,), dtype),
+        "total": ((B,), dtype),
+        "slots": ((MAX_BLOCKS,), dtype),
+        "schedule": ((-(-n // B), 4), dtype),
+        "order": ((n,), np.int32),
+    }
+
+
+def _scratch_shapes(plan: Plan) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return what the kernels need besides the plan's own workspace."""
+    net, B = plan.architecture, plan.batch_size
+    clips = plan.rule is not None and plan.rule.clip_norm is not None
+    shapes = {
+        "weight": (B,),
+        "clip": (1,) if clips else None,
+        "norms": (2 * blocks(net.n_parameters),) if clips else None,
+        "column_sums": (chunks(B) * sum(net.sizes[1:]),) if net.bias else None,
+        "mask": (net.n_weights,) if any(mask is not None for mask in plan.masks) else None,
+    }
+    return {name: (shape, net.dtype) for name, shape in shapes.items() if shape}
+
+
+def workspace_nbytes(plan: Plan) -> int:
+    """Return the bytes on the device that `Epoch` needs for any number of samples."""
+    return nbytes_of(_scratch_shapes(plan)) + nbytes_of(_upload_shapes(plan, 0))
+
+
+def epoch_nbytes(plan: Plan, n: int) -> int:
+    """Return the bytes on the device that it needs besides for n samples."""
+    return nbytes_of(_upload_shapes(plan, n)) - nbytes_of(_upload_shapes(plan, 0))
+
+
+def staging_nbytes(plan: Plan, data: Data) -> int:
+    """Return the bytes on the device that it needs besides for batches of data in host memory."""
+    return NUMBER_OF_SLOTS * nbytes_of(batch_shapes(data, plan.batch_size))
+
+
 class Epoch:
     """What a plan needs on the device besides its own workspace, prepared in its first epoch and kept with it.
 
     One buffer holds all that goes up before an epoch: control words, the accumulators (zero), the schedule and the
-    order of the samples. Its first bytes, control words and the epoch's cost, are all that comes down after it.
+    order of the samples. Its first bytes, control words and the epoch's cost, are all that comes down after it. Data
+    in host memory go up batch by batch besides.
 
     With `capture`, a non-blocking stream that nothing else uses, the step of a full batch is captured there and
     replayed as a graph.
     """
 
     @classmethod
-    def of(
-        cls,
-        plan: Plan,
-        steps: Steps,
-        parameters: Array,
-        X: Array,
-        y: Array,
-        sample_weight: Array | None,
-        capture: Any = None,
-    ) -> "Epoch":
+    def of(cls, plan: Plan, steps: Steps, parameters: Array, data: Data, capture: Any = None) -> "Epoch":
         """Return what was prepared for this plan and these arrays, or prepare it."""
-        arrays = (parameters, X, y, sample_weight)
-        if plan.prepared is None or any(a is not b for a, b in zip(plan.prepared.arrays, arrays, strict=True)):
-            plan.prepared = cls(plan, steps, arrays, capture)
-        prepared: Epoch = plan.prepared
+        prepared: Epoch | None = plan.prepared
+        if prepared is None or prepared.parameters is not parameters or prepared.data is not data:
+            plan.prepared = prepared = cls(plan, steps, parameters, data, capture)
         return prepared
 
-    def __init__(
-        self, plan: Plan, steps: Steps, arrays: tuple[Array, Array, Array, Array | None], capture: Any = None
-    ) -> None:
-        self.plan, self.steps, self.arrays, self.capture = plan, steps, arrays, capture
-        parameters, X, _, sample_weight = arrays
-        cupy, dtype = steps.cupy, parameters.dtype
-        n, B = len(X), plan.batch_size
+    def __init__(self, plan: Plan, steps: Steps, parameters: Array, data: Data, capture: Any = None) -> None:
+        self.plan, self.steps, self.parameters, self.data, self.capture = plan, steps, parameters, data, capture
+        cupy, n, B = steps.cupy, len(data), plan.batch_size
         self.n_steps = -(-n // B)
-        self.host_weight = None if sample_weight is None else cupy.asnumpy(sample_weight).astype(np.float64)
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "control": ((8,), np.int32),
-            "result": ((1,), dtype),
-            "total": ((B,), dtype),
-            "slots": ((MAX_BLOCKS,), dtype),
-            "schedule": ((self.n_steps, 4), dtype),
-            "order": ((n,), np.int32),
-        }
-        self.device, self.host = {}, {}
-        sizes = {
-            name: -(-int(np.prod(shape)) * np.dtype(t).itemsize // ALIGN) * ALIGN for name, (shape, t) in shapes.items()
-        }
-        self.upload = cupy.empty((sum(sizes.values()),), dtype=np.uint8)
-        self.staging = _pinned(cupy, self.upload.nbytes)
-        self.staging[...] = 0
-        start = 0
-        for name, (shape, kind) in shapes.items():
-            stop = start + int(np.prod(shape)) * np.dtype(kind).itemsize
-            self.device[name] = self.upload[start:stop].view(kind).reshape(shape)
-            self.host[name] = self.staging[start:stop].view(kind).reshape(shape)
-            start += sizes[name]
+        self.staging = Staging(cupy, data, B) if isinstance(data.X, np.ndarray) else None
+        self.host_weight = data.weight
+        if data.weight is not None:
+            weight = data.weight if self.staging else cupy.asnumpy(data.weight)
+            self.host_weight = weight.astype(np.float64)
+        self.mirror = Mirror(cupy, _upload_shapes(plan, n))
+        self.device = self.mirror.device
         self.down = 2 * ALIGN  # control words and result
-        self.weight = cupy.empty((B,), dtype=dtype)
-        self.mask = self._flat_mask()
-        self._programs: dict[tuple[int, bool, int], Program] = {}
+        self.scratch: dict[str, Array | None] = dict.fromkeys(("weight", "clip", "norms", "column_sums", "mask"))
+        for name, (shape, dtype) in _scratch_shapes(plan).items():
+            self.scratch[name] = cupy.empty(shape, dtype=dtype)
+        self._fill_mask()
+        self._programs: dict[tuple[int, bool, int, int], Program] = {}
 
-    def _flat_mask(self) -> Array | None:
-        masks, net = self.plan.masks, self.plan.architecture
-        if all(mask is None for mask in masks):
-            return None
-        flat = self.steps.cupy.empty((net.n_weights,), dtype=net.dtype)
-        start = 0
-        for mask, m, n in zip(masks, net.sizes[:-1], net.sizes[1:], strict=True):
+    def _fill_mask(self) -> None:
+        flat, start = self.scratch["mask"], 0
+        if flat is None:
+            return
+        sizes = self.plan.architecture.sizes
+        for mask, m, n in zip(self.plan.masks, sizes[:-1], sizes[1:], strict=True):
             flat[start : start + m * n] = 1 if mask is None else mask.reshape(-1)
             start += m * n
-        return flat
 
     def run(self, order: np.ndarray[Any, Any] | None, learning_rates: list[float], epoch: int) -> float:
         """Train one epoch; see `Backend.run_epoch`."""
         plan = self.plan
         assert plan.rule is not None
-        n, B = len(self.arrays[1]), plan.batch_size
+        n, B = len(self.data), plan.batch_size
         rows = np.arange(n) if order is None else order
         sizes = np.minimum(B, n - B * np.arange(self.n_steps))
         weights = sizes.astype(np.float64)
         if self.host_weight is not None:
             weights = np.add.reduceat(self.host_weight[rows], B * np.arange(self.n_steps))
-        host = self.host
+        host = self.mirror.host
         host["control"][...] = control_words()
         host["schedule"][...] = rule_kernel(plan.rule).schedule(np.asarray(learning_rates), plan.steps + 1, weights)
         if order is not None:
             host["order"][...] = order
-        self.upload.set(self.staging)
+        self.mirror.upload()
         for step in range(self.n_steps):
-            self._program(int(sizes[step]), order is not None, epoch).run(step)
+            self._run_step(step, rows[step * B : (step + 1) * B], order is not None, epoch)
         self.steps.total(self.device["total"], self.device["slots"], self.device["result"])()
-        down = self.upload[: self.down].get()
+        down = self.mirror.buffer[: self.down].get()
         control, result = down[:32].view(np.int32), down[ALIGN : ALIGN + 8].view(self.device["result"].dtype)[0]
         self._raise_fault(control, sizes, epoch)
         plan.steps += self.n_steps
         return float(result) / float(weights.sum())
 
-    def _program(self, rows: int, ordered: bool, epoch: int) -> Program:
+    def _run_step(self, step: int, rows: np.ndarray[Any, Any], ordered: bool, epoch: int) -> None:
+        if self.staging is None:
+            self._program(len(rows), ordered, epoch).run(step)
+            return
+        place = step % NUMBER_OF_SLOTS
+        slot = self.staging.slots[place]
+        self.staging.bring(slot, rows)
+        self._program(len(rows), False, epoch, place).run(step)
+        self.staging.release(slot)
+
+    def _program(self, rows: int, ordered: bool, epoch: int, slot: int = 0) -> Program:
         """Return the step with this many rows; only dropout makes it differ from epoch to epoch."""
-        key = (rows, ordered, epoch if self.plan.architecture.dropout else 0)
+        key = (rows, ordered, epoch if self.plan.architecture.dropout else 0, slot)
         if key not in self._programs:
             self._programs = {k: program for k, program in self._programs.items() if k[2] == key[2]}
-            program = self._bind(rows, ordered, epoch)
+            program = self._bind(rows, ordered, epoch, slot)
             full = rows == self.plan.batch_size
             self._programs[key] = self._captured(program) if full and self.capture is not None else program
         return self._programs[key]
@@ -164,30 +189,32 @@ class Epoch:
                 graph = stream.end_capture()
         return replace(program, graph=graph)
 
-    def _bind(self, rows: int, ordered: bool, epoch: int) -> Program:
+    def _bind(self, rows: int, ordered: bool, epoch: int, slot: int) -> Program:
         plan, steps, device = self.plan, self.steps, self.device
         net, rule = plan.architecture, plan.rule
         assert rule is not None
-        parameters, X, y, sample_weight = self.arrays
+        parameters, scratch = self.parameters, self.scratch
         control, schedule = device["control"], device["schedule"]
         batch = plan.batch(rows)
         order = device["order"] if ordered else None
-        gather = steps.gather(batch, self.weight, X, y, sample_weight, order, schedule, plan.batch_size, control)
+        # Of resident data step s takes the rows from s B on, of a slot those from 0 on.
+        data, stride = (self.data, plan.batch_size) if self.staging is None else (self.staging.slots[slot].data, 0)
+        gather = steps.gather(batch, scratch["weight"], data, order, schedule, stride, control)
         launches = self._forward(batch, epoch)
         launches += self._backward(batch, epoch)
         decay = net.l2 / rows
         clip = None
         if rule.clip_norm is not None:
-            clip = steps.cupy.empty((1,), dtype=net.dtype)
-            arguments = (plan.gradients, parameters, self.mask, net.n_weights, decay, rule.clip_norm)
-            launches += steps.clip(*arguments, out=clip)
+            clip = scratch["clip"]
+            arguments = (plan.gradients, parameters, scratch["mask"], net.n_weights, decay, rule.clip_norm)
+            launches += steps.clip(*arguments, norms=scratch["norms"], out=clip)
         penalty = (decay / 2, device["slots"]) if net.l2 else None
         launches += steps.update(
             rule,
             parameters,
             plan.gradients,
             plan.state,
-            self.mask,
+            scratch["mask"],
             net.n_weights,
             decay,
             clip,
@@ -204,7 +231,7 @@ class Epoch:
     def _forward(self, batch: Batch, epoch: int) -> list[Launch]:
         net, steps, device = self.plan.architecture, self.steps, self.device
         control, L = device["control"], len(net.activations)
-        weights, biases = net.views(self.arrays[0])
+        weights, biases = net.views(self.parameters)
         W, b, sigma = [None, *weights], [None, *biases], [IDENTITY, *net.activations]
         z, a, h = batch.z, batch.a, batch.h
         launches: list[Launch] = []
@@ -235,7 +262,7 @@ class Epoch:
             a=a[L],
             delta=batch.delta[L],
             row_cost=batch.cost,
-            weight=self.weight,
+            weight=self.scratch["weight"],
             total=device["total"],
         )
 
@@ -243,7 +270,7 @@ class Epoch:
         plan, steps = self.plan, self.steps
         net, control = plan.architecture, self.device["control"]
         L = len(net.activations)
-        W, sigma = [None, *net.views(self.arrays[0])[0]], [IDENTITY, *net.activations]
+        W, sigma = [None, *net.views(self.parameters)[0]], [IDENTITY, *net.activations]
         dW, db = [None, *plan.dW], [None, *plan.db]
         a, h, z, delta = batch.a, batch.h, batch.z, batch.delta
         launches: list[Launch] = []
@@ -255,7 +282,7 @@ class Epoch:
             launches += steps.weight_gradient(h[l - 1], delta[l], None, None, 0.0, out=dW[l], out_b=db[l])
             if net.bias and not steps.fused(len(batch.y), dW[l]):
                 left.append((delta[l], db[l]))
-        return launches + (steps.column_sums(left) if left else [])
+        return launches + (steps.column_sums(left, self.scratch["column_sums"]) if left else [])
 
     def _raise_fault(self, control: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], epoch: int) -> None:
         """Raise what the kernels found; gated by the latch, they have repeated the faulty step and changed nothing."""
@@ -273,8 +300,3 @@ class Epoch:
             layer = first_layer(net, flat, lambda part: bool(np.isfinite(part).all()))
             quantity = "gradient" if control[LATCH] == 2 else "weight"
         raise NonFiniteError(epoch + 1, step + 1, layer, quantity)
-
-
-def _pinned(cupy: Any, nbytes: int) -> np.ndarray[Any, Any]:
-    """Return page-locked host memory, from which a copy does not make the host wait."""
-    return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), dtype=np.uint8, count=nbytes)

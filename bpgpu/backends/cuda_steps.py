@@ -16,7 +16,7 @@ from bpgpu.backends.cuda_launch import MAX_BLOCKS, Launch, Launcher, blocks
 from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.kernels.philox import threshold
 from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
-from bpgpu.plan import Batch, Dropout
+from bpgpu.plan import Batch, Data, Dropout
 
 Array = Any
 Gemm = Literal["auto", "cublas", "fused"]
@@ -34,6 +34,11 @@ NO_DROPOUT = (0, 1.0, 0, 0, 0, 0)
 def control_words(step: int = 0) -> np.ndarray[Any, Any]:
     """Return fresh control words: latch open, the step, no faults found (each is the smallest flat index)."""
     return np.array([0, step, INT_MAX, INT_MAX, 0, 0, 0, 0], dtype=np.int32)
+
+
+def chunks(rows: int) -> int:
+    """Return into how many parts the rows of a batch are cut to sum its columns."""
+    return max(1, min(64, rows // WARP))
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,11 @@ class Steps:
     cupy : module
     launcher : Launcher
     gemm : {"auto", "cublas", "fused"}
+    allow_tf32 : bool
     """
 
-    def __init__(self, cupy: Any, launcher: Launcher, gemm: Gemm) -> None:
-        self.cupy, self.launcher, self.gemm = cupy, launcher, gemm
+    def __init__(self, cupy: Any, launcher: Launcher, gemm: Gemm, allow_tf32: bool = False) -> None:
+        self.cupy, self.launcher, self.gemm, self.allow_tf32 = cupy, launcher, gemm, allow_tf32
 
     def fused(self, rows: int, W: Array) -> bool:
         """Return whether the three products of a layer take the fused GEMM: the one place of that choice."""
@@ -111,7 +117,8 @@ class Steps:
 
     def _matmul(self, a: Array, b: Array, out: Array) -> Launch:
         """Return a cuBLAS product: no copy is made if a and b are C- or F-contiguous and out is C-contiguous."""
-        return partial(self.cupy.matmul, a, b, out=out)
+        product = partial(self.cupy.matmul, a, b, out=out)
+        return product if a.dtype == np.float64 else partial(_in_precision, self.cupy, product, self.allow_tf32)
 
     def forward(
         self,
@@ -239,37 +246,49 @@ class Steps:
             launches.append(lambda: out.__imul__(mask))
         return launches
 
-    def column_sums(self, pairs: Sequence[tuple[Array, Array]]) -> list[Launch]:
-        """Sum the columns of each array of the pairs into the vector beside it: all in two launches, in fixed order."""
+    def column_sums(self, pairs: Sequence[tuple[Array, Array]], partial_sums: Array) -> list[Launch]:
+        """Sum the columns of each array of the pairs into the vector beside it: all in two launches, in fixed order.
+
+        `partial_sums` is room for `chunks` numbers a column.
+        """
         rows, dtype = len(pairs[0][0]), pairs[0][0].dtype
-        chunks = max(1, min(64, rows // WARP))
         widths = [delta.shape[1] for delta, _ in pairs]
-        offsets = chunks * (np.cumsum(widths) - widths)
+        offsets = chunks(rows) * (np.cumsum(widths) - widths)
         table = self.cupy.asarray(
             np.array(
                 [[d.data.ptr, out.data.ptr, n, at] for (d, out), n, at in zip(pairs, widths, offsets, strict=True)],
                 dtype=np.int64,
             )
         )
-        partial_sums = self.cupy.empty((chunks * sum(widths),), dtype=dtype)
         across = sum(-(-n // COLUMNS) for n in widths)
-        first = (table, len(pairs), rows, chunks, partial_sums)
-        second = (table, len(pairs), chunks, partial_sums)
+        first = (table, len(pairs), rows, chunks(rows), partial_sums)
+        second = (table, len(pairs), chunks(rows), partial_sums)
         return [
-            self.launcher.bind("column_sums_partial", dtype, (across, chunks), first, block=COLUMNS),
+            self.launcher.bind("column_sums_partial", dtype, (across, chunks(rows)), first, block=COLUMNS),
             self.launcher.bind("column_sums_final", dtype, (across,), second, block=COLUMNS),
         ]
 
     def clip(
-        self, g: Array, p: Array, mask: Array | None, n_weights: int, decay: float, clip_norm: float, *, out: Array
+        self,
+        g: Array,
+        p: Array,
+        mask: Array | None,
+        n_weights: int,
+        decay: float,
+        clip_norm: float,
+        *,
+        norms: Array,
+        out: Array,
     ) -> list[Launch]:
-        """Compute the factor that brings the norm of all gradients down to `clip_norm`, in two launches."""
+        """Compute the factor that brings the norm of all gradients down to `clip_norm`, in two launches.
+
+        `norms` is room for two numbers for each of the blocks of g.
+        """
         count = blocks(g.size)
-        partial_norms = self.cupy.empty((2 * count,), dtype=g.dtype)
-        first = (g, p, mask, g.size, n_weights, decay, partial_norms)
+        first = (g, p, mask, g.size, n_weights, decay, norms)
         return [
             self.launcher.bind("norm_partial", g.dtype, (count,), first),
-            self.launcher.bind("norm_final", g.dtype, (1,), (partial_norms, count, clip_norm, out)),
+            self.launcher.bind("norm_final", g.dtype, (1,), (norms, count, clip_norm, out)),
         ]
 
     def update(
@@ -314,22 +333,23 @@ class Steps:
         self,
         batch: Batch,
         weight_out: Array,
-        X: Array,
-        y: Array,
-        sample_weight: Array | None,
+        data: Data,
         order: Array | None,
         schedule: Array,
-        batch_size: int,
+        stride: int,
         control: Array,
     ) -> Launch:
-        """Bring the rows of step 0 into the batch; `at_step` makes the launch of another step from this one."""
+        """Bring the rows of step 0 into the batch; `at_step` makes the launch of another step from this one.
+
+        Step s takes the rows, in order, from ``s * stride`` on.
+        """
         rows, n_in = batch.a[0].shape
         n_out = batch.y.shape[1]
-        targets = (y, None) if y.ndim == 2 else (None, y)
+        targets = (data.y, None) if data.y.ndim == 2 else (None, data.y)
         outputs = (batch.a[0], batch.y, batch.scale, weight_out)
-        sizes = (rows, n_in, n_out, batch_size, 0)
-        arguments = (*outputs, X, *targets, sample_weight, order, schedule, *sizes, control)
-        return self.launcher.bind("gather", X.dtype, (blocks(rows * (n_in + n_out)),), arguments)
+        sizes = (rows, n_in, n_out, stride, 0)
+        arguments = (*outputs, data.X, *targets, data.weight, order, schedule, *sizes, control)
+        return self.launcher.bind("gather", data.X.dtype, (blocks(rows * (n_in + n_out)),), arguments)
 
     def advance(self, control: Array, dtype: np.dtype[Any]) -> Launch:
         """Count one step, for a `gather` of step -1: that takes the step from the control words."""
@@ -344,3 +364,14 @@ def at_step(gather: Launch, step: int) -> Launch:
     """Return the launch of `Steps.gather` for a step, -1 for that of the control words: its last argument but one."""
     kernel, (grid, block, arguments) = gather.func, gather.args  # type: ignore[attr-defined]
     return partial(kernel, grid, block, (*arguments[:-2], np.int32(step), arguments[-1]))
+
+
+def _in_precision(cupy: Any, product: Launch, tf32: bool) -> None:
+    """Run a float32 product with or without TF32, whatever CUPY_TF32 says: CuPy keeps the choice for all products."""
+    kind = "COMPUTE_TYPE_TF32" if tf32 else "COMPUTE_TYPE_DEFAULT"
+    before = cupy._core.get_compute_type(np.float32)
+    cupy._core.set_compute_type(np.float32, getattr(cupy._core._routines_linalg, kind))
+    try:
+        product()
+    finally:
+        cupy._core.set_compute_type(np.float32, before)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.backends.base import Array, Backend
-from bpgpu.plan import Plan
+from bpgpu.plan import Data, Plan
 
 # Products of fewer multiply-adds than this lose more to waking BLAS's threads than they gain by them, and very much
 # more where other work shares the processors.
@@ -26,12 +26,10 @@ class NumpyBackend(Backend):
     def run_epoch(
         self,
         plan: Plan,
-        X: Array,
-        y: Array,
+        data: Data,
         order: np.ndarray[Any, Any] | None,
         *,
         parameters: Array,
-        sample_weight: Array | None,
         learning_rates: list[float],
         epoch: int,
     ) -> float:
@@ -41,12 +39,5 @@ class NumpyBackend(Backend):
         largest = plan.batch_size * max(m * n for m, n in pairwise(plan.architecture.sizes))
         with threadpool_limits(limits=1 if largest < THREADED_PRODUCT else None, user_api="blas"):
             return super().run_epoch(
-                plan,
-                X,
-                y,
-                order,
-                parameters=parameters,
-                sample_weight=sample_weight,
-                learning_rates=learning_rates,
-                epoch=epoch,
+                plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )

@@ -15,7 +15,7 @@ do but no code here should rely on, it refuses.
 import ctypes
 import gc
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ NAMES = {
     "": (
         "ndarray empty zeros ones full arange asarray ascontiguousarray asnumpy from_dlpack "
         "add subtract multiply divide maximum minimum power sign abs absolute sqrt square exp log tanh isfinite isnan "
-        "sum where matmul ufunc RawModule get_default_memory_pool __version__"
+        "sum where matmul ufunc RawModule get_default_memory_pool _core __version__"
     ),
     "cuda": (
         "Stream Event Graph Device MemoryPool MemoryPointer PinnedMemoryPointer alloc_pinned_memory "
@@ -48,6 +48,7 @@ def install(monkeypatch: Any) -> Any:
     cuda._reset()
     settings.reset()
     counters.reset()
+    _compute_types.update(dict.fromkeys(_compute_types, COMPUTE_TYPE_DEFAULT))
     fake, fake_cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
     for module, source, names in ((fake, sys.modules[__name__], NAMES[""]), (fake_cuda, cuda, NAMES["cuda"])):
         for name in names.split():
@@ -220,12 +221,29 @@ def matmul(a: ndarray, b: ndarray, *, out: ndarray | None = None) -> ndarray:
     operands = [_contiguous(a), _contiguous(b)]
     counters.matmuls += 1
     product = out if direct and out is not None else ndarray(shape, dtype)
-    launch(lambda: np.copyto(product._host, np.matmul(*(x._host for x in operands))))
+    tf32 = dtype == np.float32 and _compute_types["float32"] == COMPUTE_TYPE_TF32
+    rounded = _to_tf32 if tf32 else np.asarray
+    launch(lambda: np.copyto(product._host, np.matmul(*(rounded(x._host) for x in operands))))
     if out is None or direct:
         return product
     counters.hidden_copies += 1
     out[...] = product
     return out
+
+
+COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 1, 7
+_compute_types = dict.fromkeys(("float32", "float64"), COMPUTE_TYPE_DEFAULT)
+_core = SimpleNamespace(
+    get_compute_type=lambda dtype: _compute_types[np.dtype(dtype).name],
+    set_compute_type=lambda dtype, compute_type: _compute_types.update({np.dtype(dtype).name: compute_type}),
+    _routines_linalg=SimpleNamespace(COMPUTE_TYPE_DEFAULT=COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32=COMPUTE_TYPE_TF32),
+)
+
+
+def _to_tf32(x: Host) -> Host:
+    """Round to 10 bits of mantissa, half away from 0."""
+    bits = np.ascontiguousarray(x).view(np.uint32) + np.uint32(1 << 12)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def _product_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
