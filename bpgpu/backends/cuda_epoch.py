@@ -104,7 +104,7 @@ class Epoch:
         self.down = 2 * ALIGN  # control words and result
         self.weight = cupy.empty((B,), dtype=dtype)
         self.mask = self._flat_mask()
-        self._programs: dict[tuple[int, bool, int], Program] = {}
+        self._programs: dict[tuple[int, bool], Program] = {}
 
     def _flat_mask(self) -> Array | None:
         masks, net = self.plan.masks, self.plan.architecture
@@ -128,13 +128,13 @@ class Epoch:
         if self.host_weight is not None:
             weights = np.add.reduceat(self.host_weight[rows], B * np.arange(self.n_steps))
         host = self.host
-        host["control"][...] = control_words()
+        host["control"][...] = control_words(epoch=epoch)
         host["schedule"][...] = rule_kernel(plan.rule).schedule(np.asarray(learning_rates), plan.steps + 1, weights)
         if order is not None:
             host["order"][...] = order
         self.upload.set(self.staging)
         for step in range(self.n_steps):
-            self._program(int(sizes[step]), order is not None, epoch).run(step)
+            self._program(int(sizes[step]), order is not None).run(step)
         self.steps.total(self.device["total"], self.device["slots"], self.device["result"])()
         down = self.upload[: self.down].get()
         control, result = down[:32].view(np.int32), down[ALIGN : ALIGN + 8].view(self.device["result"].dtype)[0]
@@ -142,12 +142,11 @@ class Epoch:
         plan.steps += self.n_steps
         return float(result) / float(weights.sum())
 
-    def _program(self, rows: int, ordered: bool, epoch: int) -> Program:
-        """Return the step with this many rows; only dropout makes it differ from epoch to epoch."""
-        key = (rows, ordered, epoch if self.plan.architecture.dropout else 0)
+    def _program(self, rows: int, ordered: bool) -> Program:
+        """Return the step with this many rows, the same in every epoch."""
+        key = (rows, ordered)
         if key not in self._programs:
-            self._programs = {k: program for k, program in self._programs.items() if k[2] == key[2]}
-            program = self._bind(rows, ordered, epoch)
+            program = self._bind(rows, ordered)
             full = rows == self.plan.batch_size
             self._programs[key] = self._captured(program) if full and self.capture is not None else program
         return self._programs[key]
@@ -164,7 +163,7 @@ class Epoch:
                 graph = stream.end_capture()
         return replace(program, graph=graph)
 
-    def _bind(self, rows: int, ordered: bool, epoch: int) -> Program:
+    def _bind(self, rows: int, ordered: bool) -> Program:
         plan, steps, device = self.plan, self.steps, self.device
         net, rule = plan.architecture, plan.rule
         assert rule is not None
@@ -173,8 +172,8 @@ class Epoch:
         batch = plan.batch(rows)
         order = device["order"] if ordered else None
         gather = steps.gather(batch, self.weight, X, y, sample_weight, order, schedule, plan.batch_size, control)
-        launches = self._forward(batch, epoch)
-        launches += self._backward(batch, epoch)
+        launches = self._forward(batch)
+        launches += self._backward(batch)
         decay = net.l2 / rows
         clip = None
         if rule.clip_norm is not None:
@@ -197,11 +196,11 @@ class Epoch:
         )
         return Program(gather, launches)
 
-    def _dropout(self, layer: int, epoch: int) -> Dropout | None:
+    def _dropout(self, layer: int) -> Dropout | None:
         net = self.plan.architecture
-        return Dropout(net.dropout, net.seed, epoch, 0, layer) if net.dropout else None  # the step is on the device
+        return Dropout(net.dropout, net.seed, 0, 0, layer) if net.dropout else None  # epoch, step: in the control words
 
-    def _forward(self, batch: Batch, epoch: int) -> list[Launch]:
+    def _forward(self, batch: Batch) -> list[Launch]:
         net, steps, device = self.plan.architecture, self.steps, self.device
         control, L = device["control"], len(net.activations)
         weights, biases = net.views(self.arrays[0])
@@ -209,7 +208,7 @@ class Epoch:
         z, a, h = batch.z, batch.a, batch.h
         launches: list[Launch] = []
         for l in range(1, L):
-            dropout = self._dropout(l, epoch)
+            dropout = self._dropout(l)
             dropped = h[l] if dropout else None
             launches += steps.forward(
                 h[l - 1],
@@ -239,7 +238,7 @@ class Epoch:
             total=device["total"],
         )
 
-    def _backward(self, batch: Batch, epoch: int) -> list[Launch]:
+    def _backward(self, batch: Batch) -> list[Launch]:
         plan, steps = self.plan, self.steps
         net, control = plan.architecture, self.device["control"]
         L = len(net.activations)
@@ -248,7 +247,7 @@ class Epoch:
         a, h, z, delta = batch.a, batch.h, batch.z, batch.delta
         launches: list[Launch] = []
         for l in range(L - 1, 0, -1):
-            dropout = self._dropout(l, epoch)
+            dropout = self._dropout(l)
             launches += steps.hidden(delta[l + 1], W[l + 1], a[l], z[l], sigma[l], dropout, control, out=delta[l])
         left = []
         for l in range(1, L + 1):  # penalty and mask are the update's
