@@ -30,7 +30,6 @@ DTYPES = [pytest.param(np.float32, id="float32"), pytest.param(np.float64, id="f
 SHAPES = [(1, 1), (1, 31), (33, 1), (9, 33), (31, 65), (3, 257), (2, 1031)]
 GRIDS = [1, 2, 40]
 DROP = Dropout(0.3, 0x0123456789ABCDEF, 2, 5, 3)
-NO_DROPOUT = (np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0))
 MAX = 2**31 - 1
 
 SWISH = bpgpu.Activation(
@@ -133,23 +132,21 @@ def launch(kernel, grid, *args, block=256, offset=0):
     return runs[0]
 
 
-def control(step=0, latch=0, closed=0):
-    return np.array([latch, step, MAX, MAX, closed, 0, 0, 0], np.int32)
+def control(step=0, latch=0, closed=0, epoch=0):
+    return np.array([latch, step, MAX, MAX, closed, np.uint32(epoch).view(np.int32), 0, 0], np.int32)
+
+
+def control_of(dropout):
+    return control(step=dropout.step, epoch=dropout.epoch)
 
 
 def dropout_args(dropout, dtype):
     """Return DROPOUT_ARGS of a kernel."""
     if dropout is None:
-        return (np.uint32(0), dtype(1), *NO_DROPOUT[1:])
+        return np.uint32(0), dtype(1), np.uint32(0), np.uint32(0), np.uint32(0)
     threshold = min(round(dropout.rate * 2**32), 2**32 - 1)
     key = np.uint32(dropout.seed & 0xFFFFFFFF), np.uint32(dropout.seed >> 32)
-    return (
-        np.uint32(threshold),
-        dtype(1 / (1 - dropout.rate)),
-        *key,
-        np.uint32(dropout.epoch),
-        np.uint32(dropout.layer),
-    )
+    return np.uint32(threshold), dtype(1 / (1 - dropout.rate)), *key, np.uint32(dropout.layer)
 
 
 def nan(*shape, dtype):
@@ -230,7 +227,7 @@ def check_bias(kernel, sigma, dtype, spread=3.0):
         want_a, want_z, want_h = np.empty_like(product), np.empty_like(product), np.empty_like(product)
         REFERENCE.forward(product, np.eye(n, dtype=dtype), b, sigma, out=want_a, out_z=want_z)
         z, h = (nan(rows, n, dtype=dtype) if optional else None for _ in range(2))
-        ctl = control(step=DROP.step)
+        ctl = control_of(DROP)
         sizes = np.int32(rows), np.int32(n)
         a, h, z, *_ = launch(kernel, grid, product, h, z, b, *sizes, *dropout_args(dropout, dtype), ctl, offset=offset)
         close(a, want_a)
@@ -330,10 +327,10 @@ def check_hidden(kernel, sigma, dtype):
         dropout = DROP if optional else None
         needed = z if sigma.derivative_needs_z else None
         REFERENCE.hidden_delta(product, np.eye(n, dtype=dtype), a, sigma, out=want, z=needed, dropout=dropout)
-        args = np.int32(rows), np.int32(n), *dropout_args(dropout, dtype), control(step=DROP.step)
+        args = np.int32(rows), np.int32(n), *dropout_args(dropout, dtype), control_of(DROP)
         delta, *_, ctl = launch(kernel, grid, product, a, needed, *args, offset=offset)
         close(delta, want)
-        assert ctl.tolist() == control(step=DROP.step).tolist()
+        assert ctl.tolist() == control_of(DROP).tolist()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -378,7 +375,7 @@ def test_dropout_has_the_bits_of_the_reference(where, dtype):
     threshold, _, *rest = dropout_args(where, dtype)
     for (rows, n), grid, in_place, offset in variants():
         x, out = np.ones((rows, n), dtype), nan(rows, n, dtype=dtype)
-        args = np.int32(rows), np.int32(n), threshold, dtype(1), *rest, control(step=where.step)
+        args = np.int32(rows), np.int32(n), threshold, dtype(1), *rest, control_of(where)
         out, *_ = launch(kernel, grid, x if in_place else out, x, *args, offset=offset)
         np.testing.assert_array_equal(out, philox.keep_mask((rows, n), **vars(where)))
 
@@ -388,7 +385,7 @@ def test_dropout_scales_what_it_keeps(dtype):
     kernel = module("dropout.cu", dtype).get_function("dropout")
     x = np.random.default_rng(4).normal(size=(31, 33)).astype(dtype)
     out, want = nan(31, 33, dtype=dtype), np.empty_like(x)
-    ctl = control(step=DROP.step)
+    ctl = control_of(DROP)
     out, *_ = launch(kernel, 2, out, x, np.int32(31), np.int32(33), *dropout_args(DROP, dtype), ctl)
     REFERENCE.dropout(x, DROP, out=want)
     np.testing.assert_array_equal(out, want)

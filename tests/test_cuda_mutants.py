@@ -201,6 +201,8 @@ MUTANTS = [
     Mutant("kept the other way", PHILOX, "words.w[k] >= d.threshold", "words.w[k] < d.threshold", hidden),
     Mutant("not scaled", PHILOX, "? v.x[k] * d.keep : T(0)", "? v.x[k] : T(0)", hidden),
     Mutant("step forgotten", PHILOX, "threshold ? (unsigned)ctl[1] : 0u", "0u", dropout),
+    Mutant("epoch forgotten", PHILOX, "threshold ? (unsigned)ctl[5] : 0u", "0u", dropout),
+    Mutant("epoch of the wrong word", PHILOX, "(unsigned)ctl[5]", "(unsigned)ctl[4]", dropout),
     # forward.cu
     Mutant("bias runs over", "forward.cu", "j + 1 < n ? j + 1 : 0", "j + 1 <= n ? j + 1 : 0", forward),
     Mutant(

@@ -8,6 +8,7 @@ import pytest
 import bpgpu
 from bpgpu import gradcheck
 from bpgpu.data import load_digits
+from bpgpu.plan import Dropout
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
@@ -122,6 +123,16 @@ def test_user_formulas_run_as_kernels(backend):
     assert_same(*nets)
 
 
+@pytest.mark.parametrize(("epoch", "step"), [(0, 7), (7, 0), (2**31, 2**31 - 1), (2**32 - 1, 2**32 - 1)])
+def test_a_single_call_of_dropout_takes_epoch_and_step(backend, epoch, step):
+    found = []
+    for each in (backend(), bpgpu.get_backend("numpy")):
+        x = each.asarray(np.ones((33, 31)), np.dtype("float32"))
+        each.dropout(x, Dropout(0.4, 2**40 + 5, epoch, step, 2), out=x)
+        found.append(each.to_numpy(x))
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_rule_of_the_users_own_runs_step_by_step(backend):
     class SignDescent(bpgpu.Optimizer):
         def apply(self, p, g, state, *, t, eta, n_weights, xp):
@@ -201,11 +212,13 @@ def counts(counters):
 
 
 @pytest.mark.parametrize(("clip_norm", "extra"), [(None, 0), (1.0, 2)])
+@pytest.mark.parametrize("dropout", [0, 0.2])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize(("gemm", "per_step"), [("cublas", lambda L: 5 * L + 2), ("fused", lambda L: 3 * L + 2)])
-def test_an_epoch_costs_exactly_this(gpu, backend, gemm, per_step, layers, clip_norm, extra):
+def test_an_epoch_costs_exactly_this(gpu, backend, gemm, per_step, layers, dropout, clip_norm, extra):
     """Launches by the number of layers; one upload, download and synchronisation; no allocation, no hidden copy."""
-    net = pair(backend(gemm=gemm), (5, *[7] * (layers - 1), 3), [*["relu"] * (layers - 1), "softmax"], l2=0.1)[0]
+    activations = [*["relu"] * (layers - 1), "softmax"]
+    net = pair(backend(gemm=gemm), (5, *[7] * (layers - 1), 3), activations, l2=0.1, dropout=dropout)[0]
     X, y = data(64)
     spent = []
 
@@ -278,10 +291,10 @@ def test_launches_are_checked_before_a_raw_kernel_gets_them(gpu, backend):
     launcher = backend().steps.launcher
     x = gpu.zeros((4, 6), dtype=np.float32)
     control = gpu.zeros((8,), dtype=np.int32)
-    drop = (0, 1.0, 0, 0, 0, 0)
+    drop = (0, 1.0, 0, 0, 0)
     launcher.bind("dropout", x.dtype, (1,), (x, x, 4, 6, *drop, control))()
     for arguments, message in (
-        ((x, x, 4, 6, *drop), "takes 11 arguments, got 10"),
+        ((x, x, 4, 6, *drop), "takes 10 arguments, got 9"),
         ((x, x.T, 4, 6, *drop, control), "C-contiguous CuPy array of float32"),
         ((x, x.astype(np.float64), 4, 6, *drop, control), "C-contiguous CuPy array of float32, got ndarray of float64"),
         ((x, np.zeros((4, 6), np.float32), 4, 6, *drop, control), "must be a C-contiguous CuPy array"),

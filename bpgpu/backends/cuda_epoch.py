@@ -121,7 +121,7 @@ class Epoch:
         for name, (shape, dtype) in _scratch_shapes(plan).items():
             self.scratch[name] = cupy.empty(shape, dtype=dtype)
         self._fill_mask()
-        self._programs: dict[tuple[int, bool, int, int], Program] = {}
+        self._programs: dict[tuple[int, bool, int], Program] = {}
 
     def _fill_mask(self) -> None:
         flat, start = self.scratch["mask"], 0
@@ -143,13 +143,13 @@ class Epoch:
         if self.host_weight is not None:
             weights = np.add.reduceat(self.host_weight[rows], B * np.arange(self.n_steps))
         host = self.mirror.host
-        host["control"][...] = control_words()
+        host["control"][...] = control_words(epoch=epoch)
         host["schedule"][...] = rule_kernel(plan.rule).schedule(np.asarray(learning_rates), plan.steps + 1, weights)
         if order is not None:
             host["order"][...] = order
         self.mirror.upload()
         for step in range(self.n_steps):
-            self._run_step(step, rows[step * B : (step + 1) * B], order is not None, epoch)
+            self._run_step(step, rows[step * B : (step + 1) * B], order is not None)
         self.steps.total(self.device["total"], self.device["slots"], self.device["result"])()
         down = self.mirror.buffer[: self.down].get()
         control, result = down[:32].view(np.int32), down[ALIGN : ALIGN + 8].view(self.device["result"].dtype)[0]
@@ -157,22 +157,21 @@ class Epoch:
         plan.steps += self.n_steps
         return float(result) / float(weights.sum())
 
-    def _run_step(self, step: int, rows: np.ndarray[Any, Any], ordered: bool, epoch: int) -> None:
+    def _run_step(self, step: int, rows: np.ndarray[Any, Any], ordered: bool) -> None:
         if self.staging is None:
-            self._program(len(rows), ordered, epoch).run(step)
+            self._program(len(rows), ordered).run(step)
             return
         place = step % NUMBER_OF_SLOTS
         slot = self.staging.slots[place]
         self.staging.bring(slot, rows)
-        self._program(len(rows), False, epoch, place).run(step)
+        self._program(len(rows), False, place).run(step)
         self.staging.release(slot)
 
-    def _program(self, rows: int, ordered: bool, epoch: int, slot: int = 0) -> Program:
-        """Return the step with this many rows; only dropout makes it differ from epoch to epoch."""
-        key = (rows, ordered, epoch if self.plan.architecture.dropout else 0, slot)
+    def _program(self, rows: int, ordered: bool, slot: int = 0) -> Program:
+        """Return the step with this many rows, the same in every epoch."""
+        key = (rows, ordered, slot)
         if key not in self._programs:
-            self._programs = {k: program for k, program in self._programs.items() if k[2] == key[2]}
-            program = self._bind(rows, ordered, epoch, slot)
+            program = self._bind(rows, ordered, slot)
             full = rows == self.plan.batch_size
             self._programs[key] = self._captured(program) if full and self.capture is not None else program
         return self._programs[key]
@@ -189,7 +188,7 @@ class Epoch:
                 graph = stream.end_capture()
         return replace(program, graph=graph)
 
-    def _bind(self, rows: int, ordered: bool, epoch: int, slot: int) -> Program:
+    def _bind(self, rows: int, ordered: bool, slot: int) -> Program:
         plan, steps, device = self.plan, self.steps, self.device
         net, rule = plan.architecture, plan.rule
         assert rule is not None
@@ -200,8 +199,8 @@ class Epoch:
         # Of resident data step s takes the rows from s B on, of a slot those from 0 on.
         data, stride = (self.data, plan.batch_size) if self.staging is None else (self.staging.slots[slot].data, 0)
         gather = steps.gather(batch, scratch["weight"], data, order, schedule, stride, control)
-        launches = self._forward(batch, epoch)
-        launches += self._backward(batch, epoch)
+        launches = self._forward(batch)
+        launches += self._backward(batch)
         decay = net.l2 / rows
         clip = None
         if rule.clip_norm is not None:
@@ -224,11 +223,11 @@ class Epoch:
         )
         return Program(gather, launches)
 
-    def _dropout(self, layer: int, epoch: int) -> Dropout | None:
+    def _dropout(self, layer: int) -> Dropout | None:
         net = self.plan.architecture
-        return Dropout(net.dropout, net.seed, epoch, 0, layer) if net.dropout else None  # the step is on the device
+        return Dropout(net.dropout, net.seed, 0, 0, layer) if net.dropout else None  # epoch, step: in the control words
 
-    def _forward(self, batch: Batch, epoch: int) -> list[Launch]:
+    def _forward(self, batch: Batch) -> list[Launch]:
         net, steps, device = self.plan.architecture, self.steps, self.device
         control, L = device["control"], len(net.activations)
         weights, biases = net.views(self.parameters)
@@ -236,7 +235,7 @@ class Epoch:
         z, a, h = batch.z, batch.a, batch.h
         launches: list[Launch] = []
         for l in range(1, L):
-            dropout = self._dropout(l, epoch)
+            dropout = self._dropout(l)
             dropped = h[l] if dropout else None
             launches += steps.forward(
                 h[l - 1],
@@ -266,7 +265,7 @@ class Epoch:
             total=device["total"],
         )
 
-    def _backward(self, batch: Batch, epoch: int) -> list[Launch]:
+    def _backward(self, batch: Batch) -> list[Launch]:
         plan, steps = self.plan, self.steps
         net, control = plan.architecture, self.device["control"]
         L = len(net.activations)
@@ -275,7 +274,7 @@ class Epoch:
         a, h, z, delta = batch.a, batch.h, batch.z, batch.delta
         launches: list[Launch] = []
         for l in range(L - 1, 0, -1):
-            dropout = self._dropout(l, epoch)
+            dropout = self._dropout(l)
             launches += steps.hidden(delta[l + 1], W[l + 1], a[l], z[l], sigma[l], dropout, control, out=delta[l])
         left = []
         for l in range(1, L + 1):  # penalty and mask are the update's

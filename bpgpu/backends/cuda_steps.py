@@ -28,12 +28,15 @@ WARP = 32
 COLUMNS = 128  # of a block of the column sums
 INT_MAX = 2**31 - 1
 LATCH, STEP, GRADIENT_FAULT, STATE_FAULT = 0, 1, 2, 3
-NO_DROPOUT = (0, 1.0, 0, 0, 0, 0)
+NO_DROPOUT = (0, 1.0, 0, 0, 0)
 
 
-def control_words(step: int = 0) -> np.ndarray[Any, Any]:
-    """Return fresh control words: latch open, the step, no faults found (each is the smallest flat index)."""
-    return np.array([0, step, INT_MAX, INT_MAX, 0, 0, 0, 0], dtype=np.int32)
+def control_words(step: int = 0, epoch: int = 0) -> np.ndarray[Any, Any]:
+    """Return fresh control words (``common.cuh``): latch open, the step, no faults found, the epoch.
+
+    A fault is the smallest flat index; step and epoch are 32 bits without a sign in int32.
+    """
+    return np.array([0, step, INT_MAX, INT_MAX, 0, epoch, 0, 0], dtype=np.uint32).view(np.int32)
 
 
 def chunks(rows: int) -> int:
@@ -83,10 +86,11 @@ RULES: tuple[type[Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)
 
 
 def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
+    # Step and epoch are in the control words, so that a launch serves all of them.
     if dropout is None:
         return NO_DROPOUT
     key = (dropout.seed & 0xFFFFFFFF, dropout.seed >> 32)
-    return (threshold(dropout.rate), 1 / (1 - dropout.rate), *key, dropout.epoch, dropout.layer)
+    return (threshold(dropout.rate), 1 / (1 - dropout.rate), *key, dropout.layer)
 
 
 class Steps:

@@ -40,8 +40,7 @@ class CupyBackend(Backend):
     graph : bool
         Capture the step of a full batch once, as a CUDA graph, and replay it: one call from the host for all of its
         kernels, with the same result to the bit. Takes the fused GEMM for every product, as CuPy cannot capture
-        cuBLAS. A step with dropout is captured anew in every epoch; a rule of the user's own runs without graphs.
-        Off by default, for no hardware has run it yet.
+        cuBLAS; a rule of the user's own runs without graphs. Off by default, for no hardware has run it yet.
 
     Raises
     ------
@@ -150,9 +149,9 @@ class CupyBackend(Backend):
             for launch in launches:
                 launch()
 
-    def _at_step(self, step: int) -> Array:
-        """Return the control words for a single call, set to a step; dropout reads it from there."""
-        self.control.set(control_words(step), stream=self.stream)
+    def _at_step(self, step: int, epoch: int = 0) -> Array:
+        """Return the control words for a single call, set to a step and epoch; dropout reads them from there."""
+        self.control.set(control_words(step, epoch), stream=self.stream)
         return self.control
 
     # The steps of the contract
@@ -170,7 +169,7 @@ class CupyBackend(Backend):
         self._run(self.steps.forward(a_prev, W, b, activation, self.control, a=out, z=out_z))
 
     def dropout(self, x: Array, dropout: Dropout, *, out: Array) -> None:
-        self._run(self.steps.dropout(x, dropout, self._at_step(dropout.step), out=out))
+        self._run(self.steps.dropout(x, dropout, self._at_step(dropout.step, dropout.epoch), out=out))
 
     def output_delta(
         self,
@@ -200,7 +199,7 @@ class CupyBackend(Backend):
         z: Array | None = None,
         dropout: Dropout | None = None,
     ) -> None:
-        control = self.control if dropout is None else self._at_step(dropout.step)
+        control = self.control if dropout is None else self._at_step(dropout.step, dropout.epoch)
         self._run(self.steps.hidden(delta, W, a, z, activation, dropout, control, out=out))
 
     def weight_gradient(

@@ -76,11 +76,18 @@ __device__ __forceinline__ T block_sum(T x)
     return total;
 }
 
-// The latch, ctl[0]: 0 while all is finite, 1 if a z, cost or delta was not, 2 if a gradient was not, 3 if a parameter
-// or state was not after its update. ctl[1] is the step in the epoch; ctl[2] and ctl[3] are the smallest index of such
-// a gradient and of such a parameter. ctl[4] is set by the first `gather` after a fault: an update that closed the
-// latch at once behind its own first fault would leave it to chance which of its blocks still run, and with it which
-// fault is the first. So 2 and 3 alone do not close it.
+// The control words, ctl, by which the host and the kernels talk:
+//
+//   ctl[0]  the latch: 0 while all is finite, 1 if a z, cost or delta was not, 2 if a gradient was not, 3 if a parameter
+//           or state was not after its update
+//   ctl[1]  the step in the epoch, set by `gather` or counted by `advance`
+//   ctl[2]  the smallest index of a gradient that was not finite
+//   ctl[3]  the smallest index of a parameter that, or whose state, was not
+//   ctl[4]  1 once the latch is closed, which the first `gather` after a fault does: an update that closed it at once
+//           behind its own first fault would leave it to chance which of its blocks still run, and with it which fault
+//           is the first. So 2 and 3 alone do not close it.
+//   ctl[5]  the epoch, 32 bits without a sign, set by the host
+//   ctl[6]  and ctl[7] are free
 
 __device__ __forceinline__ bool closed(const int* ctl) { return ctl[0] == 1 || ctl[4] != 0; }
 

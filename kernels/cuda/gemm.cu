@@ -173,9 +173,9 @@ struct Forward {
 
 extern "C" __global__ void __launch_bounds__(256) gemm_forward(
     const T* a_prev, const T* W, const T* b, T* a, T* h, T* z, int rows, int m, int n,
-    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned epoch, unsigned layer, const int* ctl)
+    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned layer, const int* ctl)
 {
-    const Dropout dropout = make_dropout(threshold, keep, key0, key1, epoch, layer, ctl);
+    const Dropout dropout = make_dropout(threshold, keep, key0, key1, layer, ctl);
     multiply(Operand<true>{a_prev, rows, m}, Operand<false>{W, m, n}, nullptr, Forward{b, a, h, z, n, dropout});
 }
 
@@ -204,9 +204,9 @@ struct Hidden {
 
 extern "C" __global__ void __launch_bounds__(256) gemm_hidden(
     const T* delta, const T* W, const T* a, const T* z, T* out, int rows, int m, int n,
-    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned epoch, unsigned layer, int* ctl)
+    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned layer, int* ctl)
 {
-    const Dropout dropout = make_dropout(threshold, keep, key0, key1, epoch, layer, ctl);
+    const Dropout dropout = make_dropout(threshold, keep, key0, key1, layer, ctl);
     multiply(Operand<true>{delta, rows, n}, Operand<true>{W, m, n}, nullptr, Hidden{a, z, out, m, dropout, ctl});
 }
 

@@ -2,16 +2,16 @@
 //
 // Computes  delta after the layer's dropout, times sigma'(z).
 // Reads     delta (the product, rows x n), a and z (rows x n; z may be null where sigma' does not read it),
-//           ctl[1] where there is dropout.
+//           ctl[1] and ctl[5] where there is dropout.
 // Writes    delta in place, ctl[0].
 // Bytes     per element 3 sizeof(T), one more with z. hidden_softmax passes over a row twice; the second time it lies
 //           in a cache.
 
 extern "C" __global__ void hidden_delta(
     T* delta, const T* a, const T* z, int rows, int n,
-    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned epoch, unsigned layer, int* ctl)
+    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned layer, int* ctl)
 {
-    const Dropout dropout = make_dropout(threshold, keep, key0, key1, epoch, layer, ctl);
+    const Dropout dropout = make_dropout(threshold, keep, key0, key1, layer, ctl);
     const long long size = (long long)rows * n;
     bool all_finite = true;
     for (long long i = 4 * thread_index(); i < size; i += 4 * thread_count()) {
@@ -30,9 +30,9 @@ extern "C" __global__ void hidden_delta(
 // read by one lane only.
 extern "C" __global__ void hidden_softmax(
     T* delta, const T* a, const T* z, int rows, int n,
-    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned epoch, unsigned layer, int* ctl)
+    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned layer, int* ctl)
 {
-    const Dropout dropout = make_dropout(threshold, keep, key0, key1, epoch, layer, ctl);
+    const Dropout dropout = make_dropout(threshold, keep, key0, key1, layer, ctl);
     bool all_finite = true;
     for (long long row = warp_index(); row < rows; row += warp_count()) {
         const long long start = row * n;

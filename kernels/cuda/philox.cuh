@@ -3,16 +3,16 @@
 struct Dropout {
     unsigned threshold;  // an element is dropped if its word is below; 0 means no dropout
     T keep;              // 1 / (1 - rate)
-    unsigned key0, key1, epoch, layer, step;
+    unsigned key0, key1, layer, epoch, step;
 };
 
 struct Words { unsigned w[4]; };
 
-// The step is ctl[1], which is only read where there is dropout.
+// The step is ctl[1], the epoch ctl[5]; they are only read where there is dropout.
 __device__ __forceinline__ Dropout make_dropout(
-    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned epoch, unsigned layer, const int* ctl)
+    unsigned threshold, T keep, unsigned key0, unsigned key1, unsigned layer, const int* ctl)
 {
-    return {threshold, keep, key0, key1, epoch, layer, threshold ? (unsigned)ctl[1] : 0u};
+    return {threshold, keep, key0, key1, layer, threshold ? (unsigned)ctl[5] : 0u, threshold ? (unsigned)ctl[1] : 0u};
 }
 
 // Counter (block, step, epoch, layer): the words of elements 4 block to 4 block + 3.

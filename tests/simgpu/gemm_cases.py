@@ -9,7 +9,7 @@ import numpy as np
 from bpgpu.kernels import cuda_kernels, formulas, philox
 from tests.simgpu import device
 
-_DROPOUT = ("threshold", "keep", "key0", "key1", "epoch", "layer", "ctl")
+_DROPOUT = ("threshold", "keep", "key0", "key1", "layer", "ctl")
 ARGUMENTS = {
     "gemm_forward": ("a_prev", "W", "b", "a", "h", "z", "rows", "m", "n", *_DROPOUT),
     "gemm_hidden": ("delta", "W", "a", "z", "out", "rows", "m", "n", *_DROPOUT),
@@ -78,7 +78,7 @@ class Launch:
             elif name in values:
                 self.arrays[name] = _guarded(values[name], math.nan, case.shift)
         self.ctl = np.zeros(8, dtype=np.int32)
-        self.ctl[1] = STEP
+        self.ctl[1], self.ctl[5] = STEP, EPOCH
         self.scalars = {
             "rows": np.int32(rows),
             "m": np.int32(m),
@@ -87,7 +87,6 @@ class Launch:
             "keep": T(1 / (1 - case.rate)),
             "key0": np.uint32(SEED & 0xFFFFFFFF),
             "key1": np.uint32(SEED >> 32),
-            "epoch": np.uint32(EPOCH),
             "layer": np.uint32(LAYER),
             "decay": T(case.decay),
         }
