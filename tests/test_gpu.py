@@ -12,6 +12,7 @@ from bpgpu.backends import cuda_launch, cuda_probe
 from bpgpu.backends.cuda_steps import STEP
 from bpgpu.kernels import cuda_kernels
 from bpgpu.plan import Dropout, Plan
+from tests import test_cupy_staging as staging
 from tests.test_cupy_backend import GEMMS, RULES, TOLERANCE, assert_same, data, pair, parameters
 
 
@@ -194,3 +195,65 @@ def test_training_goes_on_after_numbers_that_are_not_finite(backend):
     for net in nets:
         net.fit(X, np.eye(3)[y], optimizer=bpgpu.SGD(1e-4), epochs=2, batch_size=16)
     assert_same(*nets)
+
+
+# Memory and arrays of others
+
+
+@pytest.mark.parametrize("targets", ["labels", "one-hot"])
+@pytest.mark.parametrize("graph", [False, True], ids=["launches", "graph"])
+def test_data_that_stay_on_the_host_train_alike(backend, monkeypatch, targets, graph):
+    results = []
+    for room in (None, staging.ROOM):
+        net = staging.network(backend(gemm="fused", graph=graph), dropout=0.2)
+        if room is not None:
+            monkeypatch.setattr(net.backend, "free_memory", lambda: staging.ROOM)
+        X, y = staging.data(targets)
+        placed, place = [], net.backend.place
+        monkeypatch.setattr(
+            net.backend, "place", lambda *args, place=place, placed=placed: placed.append(place(*args)) or placed[-1]
+        )
+        history = net.fit(X, y, epochs=20, batch_size=staging.BATCH)
+        assert isinstance(placed[0].X, np.ndarray) == (room is not None)
+        results.append((parameters(net).tobytes(), history.loss))
+    assert results[0] == results[1]
+
+
+def test_streams_are_ordered_both_ways(backend):
+    """X is still being made on the caller's stream; the result is read there at once."""
+    X, y = data(4096)
+    net = pair(backend())[0]
+    cupy, expected, cost = net.backend.xp, net.predict(X), net.loss(X, y)
+    with cupy.cuda.Stream(non_blocking=True):
+        for _ in range(20):
+            late = cupy.asarray(X, dtype=np.float32)
+            for _ in range(200):
+                late = late * 1.0
+            out = net.predict(late)
+            np.testing.assert_array_equal((out * 1.0).get(), expected)
+            assert net.loss(late * 1.0, y) == cost
+
+
+@pytest.mark.parametrize("name", ["torch", "jax.numpy"])
+def test_arrays_of_other_libraries(backend, name):
+    library = pytest.importorskip(name)
+    X, _ = data()
+    net = pair(backend())[0]
+    given = library.asarray(X.astype(np.float32))
+    given = given.cuda() if name == "torch" else given
+    out = net.predict(given)
+    assert type(out) is type(given)
+    np.testing.assert_array_equal(np.asarray(out.cpu() if name == "torch" else out), net.predict(X))
+
+
+def test_tf32_changes_products_only_where_it_is_allowed(backend):
+    X = np.random.default_rng(0).standard_normal((512, 512))
+    found = []
+    for allowed in (False, True):
+        net = bpgpu.MLP([512, 512], "identity", "squared_error", backend=backend(gemm="cublas", allow_tf32=allowed))
+        exact = X @ net.backend.to_numpy(net.weights[0]).astype(np.float64)
+        found.append(np.abs(net.predict(X) - exact).max() / np.abs(exact).max())
+    assert found[0] < 1e-5
+    assert found[1] < 1e-2
+    if net.backend.steps.allow_tf32:  # the device has it
+        assert found[1] > 10 * found[0]
