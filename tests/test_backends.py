@@ -280,6 +280,16 @@ def test_softmax_with_binary_cross_entropy_is_exact_where_an_output_is_rounded_t
     close(delta, [expected], dtype)
 
 
+@pytest.mark.parametrize("z", [0, 1, 1e6])
+def test_softmax_with_binary_cross_entropy_of_equal_outputs_is_the_same_at_any_z(backend, dtype, z):
+    y = np.array([[0, 1]], dtype)
+    a, delta, row_cost = (np.full(s, np.nan, dtype) for s in ((1, 2), (1, 2), (1,)))
+    arguments = np.full((1, 2), z, dtype), y, np.ones(1, dtype), get_activation("softmax")
+    backend.output_delta(*arguments, get_cost("binary_cross_entropy"), out_a=a, out_delta=delta, out_cost=row_cost)
+    close(row_cost, [2 * np.log(2)], dtype)
+    close(delta, [[1, -1]], dtype)
+
+
 @pytest.mark.parametrize("error", [bpgpu.NonFiniteError(1, 2, 3, "cost"), bpgpu.BackendUnavailableError("cupy", "why")])
 def test_errors_cross_processes(error):
     other = pickle.loads(pickle.dumps(error))
