@@ -14,6 +14,7 @@ import bpgpu
 from bpgpu.activations import ACTIVATIONS, get_activation
 from bpgpu.backends.base import Backend
 from bpgpu.costs import get_cost
+from bpgpu.kernels import philox
 from bpgpu.plan import Dropout
 
 # As an attribute of bpgpu, `backends` is the function that lists them.
@@ -176,6 +177,17 @@ def test_dropout_may_work_in_place_and_keeps_its_bits(backend, dtype):
     assert set(np.unique(out)) == {dtype.type(0), dtype.type(1 / 0.6)}
     backend.dropout(x, key, out=x)
     np.testing.assert_array_equal(x, out)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_dropout_drops_is_zero_also_if_it_is_not_finite(backend, dtype, value):
+    key = Dropout(rate=0.4, seed=5, epoch=1, step=2, layer=1)
+    kept = philox.keep_mask((33, 31), **vars(key))
+    x, out = np.full((33, 31), value, dtype), np.empty((33, 31), dtype)
+    backend.dropout(x, key, out=out)
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
+    backend.hidden_delta(x[:, :1], np.ones((31, 1), dtype), x, get_activation("identity"), out=out, dropout=key)
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
 
 
 # The choice

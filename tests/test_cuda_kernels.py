@@ -432,6 +432,26 @@ def test_dropout_scales_what_it_keeps(dtype):
     np.testing.assert_array_equal(out, want)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_dropout_drops_is_zero_also_if_it_is_not_finite(value):
+    """In kernels that take four elements at a time, and in one that takes them singly."""
+    kept = philox.keep_mask((33, 31), **vars(DROP))
+    x = np.full((33, 31), value, np.float32)
+    sizes, drop = (np.int32(33), np.int32(31)), dropout_args(DROP, np.float32)
+    kernel = module("dropout.cu", np.float32).get_function("dropout")
+    out, *_ = launch(kernel, 2, nan(33, 31, dtype=np.float32), x, *sizes, *drop, control_of(DROP))
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
+    kernel = hidden_module(np.float32).get_function("hidden_delta__identity")
+    out, *_, ctl = launch(kernel, 2, x, x, None, *sizes, *drop, control_of(DROP))
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
+    assert ctl[0] == 1
+    x[kept] = 1  # now all that is not finite is dropped
+    kernel = hidden_module(np.float32).get_function("hidden_softmax__identity")
+    out, *_, ctl = launch(kernel, 2, x, np.ones_like(x), None, *sizes, *drop, control_of(DROP))
+    assert np.isfinite(out).all()
+    assert ctl[0] == 0
+
+
 # gather.cu
 
 

@@ -102,6 +102,10 @@ def fault_sgd():
     checks.test_update_of_a_fault("sgd")
 
 
+def dropped_faults():
+    checks.test_what_dropout_drops_is_zero_also_if_it_is_not_finite(np.inf)
+
+
 def sure_outputs():
     checks.test_softmax_cross_entropy_of_sure_outputs(F32)
 
@@ -204,6 +208,20 @@ MUTANTS = [
     Mutant("wrong word", PHILOX, "i % 2 ? words.w[3] : words.w[2]", "i % 2 ? words.w[2] : words.w[3]", hidden_softmax),
     Mutant("kept the other way", PHILOX, "words.w[k] >= d.threshold", "words.w[k] < d.threshold", hidden),
     Mutant("not scaled", PHILOX, "? v.x[k] * d.keep : T(0)", "? v.x[k] : T(0)", hidden),
+    Mutant(
+        "dropped by a product with 0",
+        PHILOX,
+        "words.w[k] >= d.threshold ? v.x[k] * d.keep : T(0)",
+        "v.x[k] * (words.w[k] >= d.threshold ? d.keep : T(0))",
+        dropped_faults,
+    ),
+    Mutant(
+        "one dropped by a product with 0",
+        PHILOX,
+        "(i % 4 < 2 ? w01 : w23) >= d.threshold ? x * d.keep : T(0)",
+        "x * ((i % 4 < 2 ? w01 : w23) >= d.threshold ? d.keep : T(0))",
+        dropped_faults,
+    ),
     Mutant("step forgotten", PHILOX, "threshold ? (unsigned)ctl[1] : 0u", "0u", dropout),
     Mutant("epoch forgotten", PHILOX, "threshold ? (unsigned)ctl[5] : 0u", "0u", dropout),
     Mutant("epoch of the wrong word", PHILOX, "(unsigned)ctl[5]", "(unsigned)ctl[4]", dropout),
