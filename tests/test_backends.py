@@ -14,6 +14,7 @@ import bpgpu
 from bpgpu.activations import ACTIVATIONS, get_activation
 from bpgpu.backends.base import Backend
 from bpgpu.costs import get_cost
+from bpgpu.kernels import philox
 from bpgpu.plan import Dropout
 
 # As an attribute of bpgpu, `backends` is the function that lists them.
@@ -178,6 +179,17 @@ def test_dropout_may_work_in_place_and_keeps_its_bits(backend, dtype):
     np.testing.assert_array_equal(x, out)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_dropout_drops_is_zero_also_if_it_is_not_finite(backend, dtype, value):
+    key = Dropout(rate=0.4, seed=5, epoch=1, step=2, layer=1)
+    kept = philox.keep_mask((33, 31), **vars(key))
+    x, out = np.full((33, 31), value, dtype), np.empty((33, 31), dtype)
+    backend.dropout(x, key, out=out)
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
+    backend.hidden_delta(x[:, :1], np.ones((31, 1), dtype), x, get_activation("identity"), out=out, dropout=key)
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
+
+
 # The choice
 
 
@@ -278,6 +290,16 @@ def test_softmax_with_binary_cross_entropy_is_exact_where_an_output_is_rounded_t
     q1, q2 = -1.0, a1 / (1 - a1)  # (a_k - y_k) / (1 - a_k)
     expected = [a0 - a0 * (q1 + q2), (a1 - 1) - 0.5 * a0 - a1 * q2, a1 - 0.5 * a0 - a1 * q1]
     close(delta, [expected], dtype)
+
+
+@pytest.mark.parametrize("z", [0, 1, 1e6])
+def test_softmax_with_binary_cross_entropy_of_equal_outputs_is_the_same_at_any_z(backend, dtype, z):
+    y = np.array([[0, 1]], dtype)
+    a, delta, row_cost = (np.full(s, np.nan, dtype) for s in ((1, 2), (1, 2), (1,)))
+    arguments = np.full((1, 2), z, dtype), y, np.ones(1, dtype), get_activation("softmax")
+    backend.output_delta(*arguments, get_cost("binary_cross_entropy"), out_a=a, out_delta=delta, out_cost=row_cost)
+    close(row_cost, [2 * np.log(2)], dtype)
+    close(delta, [[1, -1]], dtype)
 
 
 @pytest.mark.parametrize("error", [bpgpu.NonFiniteError(1, 2, 3, "cost"), bpgpu.BackendUnavailableError("cupy", "why")])

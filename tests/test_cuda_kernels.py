@@ -17,8 +17,8 @@ import pytest
 
 import bpgpu
 from bpgpu.activations import ACTIVATIONS
+from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.costs import COSTS as COST_TABLE
-from bpgpu.costs import CROSS_ENTROPY, output_formulas
 from bpgpu.kernels import cuda_kernels, philox
 from bpgpu.plan import Data, Dropout
 from tests.simgpu import device
@@ -160,9 +160,9 @@ def close(got, want, factor=64):
     np.testing.assert_allclose(got, want, rtol=eps, atol=eps * np.abs(want).max(initial=0))
 
 
-def variants():
+def variants(shapes=SHAPES):
     """Shapes and grids; what may be null given and not; arrays on and off their alignment."""
-    for k, (optional, shape) in enumerate(itertools.product([True, False], SHAPES)):
+    for k, (optional, shape) in enumerate(itertools.product([True, False], shapes)):
         yield shape, GRIDS[k % 3], optional, k % 2
 
 
@@ -253,10 +253,12 @@ def test_bias_softmax(dtype, spread):
 # output.cu, output_softmax.cu
 
 
-def check_output(kernel, sigma, cost, dtype, factor=2000):
+def check_output(kernel, sigma, cost, dtype, factor=2000, shapes=SHAPES, gap=0):
+    """Hold an output kernel against the reference; with a gap, one z of each row is larger than the others by that."""
     rng = np.random.default_rng(2)
-    for (rows, n), grid, optional, offset in variants():
+    for (rows, n), grid, optional, offset in variants(shapes):
         product = rng.uniform(-2, 2, size=(rows, n)).astype(dtype)
+        product[np.arange(rows), rng.integers(n, size=rows)] += gap
         y = rng.uniform(size=(rows, n)).astype(dtype) * (rng.uniform(size=(rows, n)) < 0.7).astype(dtype)
         b = rng.normal(size=n).astype(dtype) / 4 if optional else None
         weight = rng.uniform(0.5, 2, size=rows).astype(dtype) if optional else None
@@ -313,6 +315,45 @@ def test_softmax_cross_entropy_of_sure_outputs(dtype):
     assert delta.tolist() == [[1, -1, 0], [0, 0, 0]]
     assert cost.tolist() == [2e4, 0]
     assert ctl[0] == 0
+
+
+# Two outputs or more: with one, softmax_cost runs.
+SEVERAL = [(9, 2), (5, 31), (7, 33), (31, 65), (3, 257), (2, 1031)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gap", [0, 40, 200])
+def test_softmax_binary_cross_entropy(gap, dtype):
+    kernel = softmax_module(dtype).get_function("softmax_binary_cross_entropy__binary_cross_entropy")
+    check_output(kernel, ACTIVATIONS["softmax"], BINARY_CROSS_ENTROPY, dtype, shapes=SEVERAL, gap=gap)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 31, 33, 65])
+def test_softmax_binary_cross_entropy_of_outputs_that_are_rounded_or_equal(n, dtype):
+    """Against the reference in float64; column 0 and the last, from width 33 on also 0 and 32, are of one lane."""
+    kernel = softmax_module(dtype).get_function("softmax_binary_cross_entropy__binary_cross_entropy")
+    z, y = [], []
+    for first, last, target in itertools.product([0, 17, 40, 200, 4000], [0, 39, 40, 4000], [0, 0.5, 1]):
+        z.append(np.zeros(n))
+        y.append(np.linspace(0, 1, n)[::-1].copy())
+        z[-1][0], z[-1][-1] = first, last
+        z[-1][32 % n] = z[-1][32 % n] or last
+        y[-1][0] = target
+    z, y = np.array(z, dtype), np.array(y, dtype)
+    rows = len(z)
+    wanted = np.empty((rows, n)), np.empty((rows, n)), np.empty(rows)
+    sigma, cost = ACTIVATIONS["softmax"], BINARY_CROSS_ENTROPY
+    arguments = z.astype(float), y.astype(float), np.ones(rows), sigma, cost
+    REFERENCE.output_delta(*arguments, out_a=wanted[0], out_delta=wanted[1], out_cost=wanted[2])
+    outputs = nan(rows, n, dtype=dtype), nan(rows, n, dtype=dtype), nan(rows, dtype=dtype)
+    inputs = None, y, np.ones(rows, dtype), None, None, np.int32(rows), np.int32(n), dtype(1)
+    _, *got, ctl = launch(kernel, 2, z, *outputs, *inputs, control())
+    eps = 200 * np.finfo(dtype).eps
+    for one, want in zip(got, wanted, strict=False):
+        np.testing.assert_allclose(one, want, rtol=eps, atol=eps)
+    assert ((got[0] == 1).any(axis=1) & (y[:, 0] != 1)).sum() > 10
+    assert ctl.tolist() == control().tolist()
 
 
 # hidden.cu
@@ -389,6 +430,26 @@ def test_dropout_scales_what_it_keeps(dtype):
     out, *_ = launch(kernel, 2, out, x, np.int32(31), np.int32(33), *dropout_args(DROP, dtype), ctl)
     REFERENCE.dropout(x, DROP, out=want)
     np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_dropout_drops_is_zero_also_if_it_is_not_finite(value):
+    """In kernels that take four elements at a time, and in one that takes them singly."""
+    kept = philox.keep_mask((33, 31), **vars(DROP))
+    x = np.full((33, 31), value, np.float32)
+    sizes, drop = (np.int32(33), np.int32(31)), dropout_args(DROP, np.float32)
+    kernel = module("dropout.cu", np.float32).get_function("dropout")
+    out, *_ = launch(kernel, 2, nan(33, 31, dtype=np.float32), x, *sizes, *drop, control_of(DROP))
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
+    kernel = hidden_module(np.float32).get_function("hidden_delta__identity")
+    out, *_, ctl = launch(kernel, 2, x, x, None, *sizes, *drop, control_of(DROP))
+    np.testing.assert_array_equal(out, np.where(kept, x, 0))
+    assert ctl[0] == 1
+    x[kept] = 1  # now all that is not finite is dropped
+    kernel = hidden_module(np.float32).get_function("hidden_softmax__identity")
+    out, *_, ctl = launch(kernel, 2, x, np.ones_like(x), None, *sizes, *drop, control_of(DROP))
+    assert np.isfinite(out).all()
+    assert ctl[0] == 0
 
 
 # gather.cu
@@ -729,6 +790,9 @@ def test_output_sets_the_latch(row, value):
         ),
         "softmax_cost": softmax_module(np.float32).get_function("softmax_cost__squared_error"),
         "softmax_cross_entropy": softmax_module(np.float32).get_function("softmax_cross_entropy__cross_entropy"),
+        "softmax_binary_cross_entropy": softmax_module(np.float32).get_function(
+            "softmax_binary_cross_entropy__binary_cross_entropy"
+        ),
     }
     shape = (33, 40)
     for kernel in cases.values():
@@ -784,6 +848,7 @@ def test_no_rows(dtype):
         output_module(dtype).get_function("output_delta__tanh_squared_error"),
         softmax_module(dtype).get_function("softmax_cost__squared_error"),
         softmax_module(dtype).get_function("softmax_cross_entropy__cross_entropy"),
+        softmax_module(dtype).get_function("softmax_binary_cross_entropy__binary_cross_entropy"),
     ]
     for kernel in kernels:
         inputs = np.ones(5, dtype), empty, line, line, line, *sizes, dtype(1), ctl

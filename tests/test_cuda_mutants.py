@@ -46,6 +46,10 @@ def output_softmax_cost():
     output_softmax("softmax_cost", "squared_error")
 
 
+def output_softmax_binary():
+    checks.test_softmax_binary_cross_entropy_of_outputs_that_are_rounded_or_equal(33, F32)
+
+
 def hidden():
     sigma = ACTIVATIONS["silu"]
     built = checks.module("hidden.cu", F32, sigma_prime=sigma.derivative)
@@ -96,6 +100,10 @@ def norm_of_nan():
 
 def fault_sgd():
     checks.test_update_of_a_fault("sgd")
+
+
+def dropped_faults():
+    checks.test_what_dropout_drops_is_zero_also_if_it_is_not_finite(np.inf)
 
 
 def sure_outputs():
@@ -200,6 +208,20 @@ MUTANTS = [
     Mutant("wrong word", PHILOX, "i % 2 ? words.w[3] : words.w[2]", "i % 2 ? words.w[2] : words.w[3]", hidden_softmax),
     Mutant("kept the other way", PHILOX, "words.w[k] >= d.threshold", "words.w[k] < d.threshold", hidden),
     Mutant("not scaled", PHILOX, "? v.x[k] * d.keep : T(0)", "? v.x[k] : T(0)", hidden),
+    Mutant(
+        "dropped by a product with 0",
+        PHILOX,
+        "words.w[k] >= d.threshold ? v.x[k] * d.keep : T(0)",
+        "v.x[k] * (words.w[k] >= d.threshold ? d.keep : T(0))",
+        dropped_faults,
+    ),
+    Mutant(
+        "one dropped by a product with 0",
+        PHILOX,
+        "(i % 4 < 2 ? w01 : w23) >= d.threshold ? x * d.keep : T(0)",
+        "x * ((i % 4 < 2 ? w01 : w23) >= d.threshold ? d.keep : T(0))",
+        dropped_faults,
+    ),
     Mutant("step forgotten", PHILOX, "threshold ? (unsigned)ctl[1] : 0u", "0u", dropout),
     Mutant("epoch forgotten", PHILOX, "threshold ? (unsigned)ctl[5] : 0u", "0u", dropout),
     Mutant("epoch of the wrong word", PHILOX, "(unsigned)ctl[5]", "(unsigned)ctl[4]", dropout),
@@ -224,7 +246,7 @@ MUTANTS = [
         "scale of the column", "output.cu", "share = factor * scale[row]", "share = factor * scale[row % n]", output
     ),
     Mutant("z not written back", "output.cu", "            z[i] = zi;\n", "", output),
-    Mutant("total not added to", "output.cu", "total_cost[row] += sum", "total_cost[row] = sum", output),
+    Mutant("total not added to", COMMON, "total_cost[row] += sum", "total_cost[row] = sum", output),
     Mutant(
         "latch forgotten",
         "output.cu",
@@ -234,21 +256,64 @@ MUTANTS = [
     ),
     Mutant(
         "cost not looked at",
-        "output.cu",
-        "        all_finite = all_finite && is_finite(sum);\n",
-        "",
+        COMMON,
+        "return is_finite(sum);",
+        "return true;",
         checks.test_each_output_may_set_the_latch,
     ),
     Mutant("latch overwritten", COMMON, "if (!all_finite && ctl[0] == 0)", "if (!all_finite)", latch_kept),
     # output_softmax.cu
     Mutant("targets taken to add up to 1", "output_softmax.cu", "sum_y * ai - yi", "ai - yi", output_softmax),
-    Mutant("0 log 0", "output_softmax.cu", "yi == T(0) ? T(0) : -yi * log_ai", "-yi * log_ai", sure_outputs),
+    Mutant("0 log 0", "output_softmax.cu", "y == T(0) ? T(0) : y * log_a", "y * log_a", sure_outputs),
     Mutant(
         "Jacobian without its sum",
         "output_softmax.cu",
         "(delta[i] - a[i] * sum_ga) * share",
         "(delta[i] - a[i]) * share",
         output_softmax_cost,
+    ),
+    Mutant(
+        "share of the others as a difference",
+        "output_softmax.cu",
+        "top - largest + log(rest) - log_total",
+        "log(T(1) - T(1) / (T(1) + odds))",
+        output_softmax_binary,
+    ),
+    Mutant("largest among the others", "output_softmax.cu", "if (j != m) rest +=", "rest +=", output_softmax_binary),
+    Mutant(
+        "every lane of equals has the largest",
+        "output_softmax.cu",
+        "has_it = lane == warp_max(own.first == largest ? lane : T(-1))",
+        "has_it = own.first == largest",
+        output_softmax_binary,
+    ),
+    Mutant(
+        "others of the largest's lane forgotten",
+        "output_softmax.cu",
+        "warp_max(has_it ? own.second : own.first)",
+        "warp_max(has_it ? minus_infinity() : own.first)",
+        output_softmax_binary,
+    ),
+    Mutant(
+        "second of a lane only if it was the first",
+        "output_softmax.cu",
+        "        else if (v > found.second)\n            found.second = v;\n",
+        "",
+        output_softmax_binary,
+    ),
+    Mutant(
+        "own term not left out",
+        "output_softmax.cu",
+        "j == m ? quotients : quotients - error / (T(1) - ai)",
+        "quotients",
+        output_softmax_binary,
+    ),
+    Mutant(
+        "term of the largest forgotten",
+        "output_softmax.cu",
+        "(error - ai * others - delta[i] * error_m) * share",
+        "(error - ai * others) * share",
+        output_softmax_binary,
     ),
     # hidden.cu
     Mutant(
@@ -452,7 +517,8 @@ def test_bug_is_caught(mutant, monkeypatch):
 
 @sanitizer
 def test_no_kernel_reads_or_writes_outside():
-    names = "forward softmax output output_softmax output_softmax_cost hidden hidden_softmax dropout gather column_sums"
+    names = "forward softmax output output_softmax output_softmax_cost output_softmax_binary hidden hidden_softmax"
+    names += " dropout gather column_sums"
     calls = [f"{name}()" for name in (*names.split(), "norm", "total", "update('adamw', 3.0)")]
     device.run_sanitized("from tests.test_cuda_mutants import *; " + "; ".join(calls))
 

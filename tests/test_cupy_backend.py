@@ -7,6 +7,8 @@ import pytest
 
 import bpgpu
 from bpgpu import gradcheck
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.costs import COSTS
 from bpgpu.data import load_digits
 from bpgpu.plan import Dropout
 from tests.simgpu import cupy as simulated
@@ -121,6 +123,24 @@ def test_user_formulas_run_as_kernels(backend):
     for net in nets:
         net.fit(X, y, epochs=2)
     assert_same(*nets)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+@pytest.mark.parametrize("cost", ["binary_cross_entropy", "cross_entropy"])
+def test_softmax_whose_output_is_rounded_to_one(backend, cost, outputs):
+    """Also of one output, which is always 1."""
+    found = []
+    for each in (backend(), bpgpu.get_backend("numpy")):
+        double = np.dtype("float64")
+        z, y = np.zeros((3, outputs)), np.zeros((3, outputs))
+        z[:, 0], y[:, -1] = [0, 40, 200], 0.75
+        arrays = [each.empty(shape, double) for shape in (z.shape, z.shape, (3,))]
+        inputs = (each.asarray(x, double) for x in (z, y, np.ones(3)))
+        names = dict(zip(("out_a", "out_delta", "out_cost"), arrays, strict=True))
+        each.output_delta(*inputs, ACTIVATIONS["softmax"], COSTS[cost], **names)
+        found.append([each.to_numpy(array) for array in arrays])
+    for got, wanted in zip(*found, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-13)
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 7), (7, 0), (2**31, 2**31 - 1), (2**32 - 1, 2**32 - 1)])

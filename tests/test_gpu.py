@@ -91,6 +91,7 @@ def test_every_kernel_is_launched(backend, monkeypatch):
         {"l2": 0.1, "dropout": 0.2},
         {"activations": ("softmax", "tanh", "sigmoid"), "cost": "binary_cross_entropy"},
         {"activations": ("relu", "relu", "softmax"), "cost": "mean_squared_error"},
+        {"activations": ("relu", "relu", "softmax"), "cost": "binary_cross_entropy"},
     ]
     for gemm, (options, rule) in itertools.product(GEMMS, itertools.product(networks, RULES)):
         nets = pair(backend(gemm=gemm), dtype="float64", **options)

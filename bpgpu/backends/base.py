@@ -142,7 +142,7 @@ class Backend:
         out[...] = softmax(self.xp, z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
 
     def dropout(self, x: Array, dropout: Dropout, *, out: Array) -> None:
-        """Compute ``x / (1 - rate)`` where the element is kept and 0 where it is dropped.
+        """Compute ``x / (1 - rate)`` where the element is kept and 0 where it is dropped, whatever it was.
 
         The same `dropout` drops the same elements, in activations on the way forward and in errors on the way back;
         `bpgpu.kernels.philox.keep_mask` says which.
@@ -155,7 +155,8 @@ class Backend:
             May be `x`.
         """
         keep = self.xp.asarray(philox.keep_mask(x.shape, **vars(dropout)))
-        self.xp.multiply(x, keep * x.dtype.type(1 / (1 - dropout.rate)), out=out)
+        scaled = x * x.dtype.type(1 / (1 - dropout.rate))
+        out[...] = self.xp.where(keep, scaled, x.dtype.type(0))  # a product with 0 would be NaN where x is infinite
 
     # Error
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
 from bpgpu.backends.cuda_launch import MAX_BLOCKS, Launch, Launcher, blocks
-from bpgpu.costs import CROSS_ENTROPY, Cost, output_formulas
+from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.kernels.philox import threshold
 from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from bpgpu.plan import Batch, Data, Dropout
@@ -182,7 +182,8 @@ class Steps:
         """Activation, costs of the rows and delta of the output layer; `total` adds up the weighted costs."""
         rows, n = z.shape
         if activation.rowwise:
-            kernel = "softmax_cross_entropy" if cost == CROSS_ENTROPY else "softmax_cost"
+            exact = cost == CROSS_ENTROPY or (cost == BINARY_CROSS_ENTROPY and n > 1)
+            kernel = f"softmax_{cost.name}" if exact else "softmax_cost"
             formulas = {"cost_value": cost.value, "cost_gradient": cost.gradient}
         else:
             kernel = "output_delta"

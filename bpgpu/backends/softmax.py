@@ -26,11 +26,9 @@ def binary_cross_entropy(xp: Any, z: Array, y: Array) -> tuple[Array, Array, Arr
     others = xp.where(largest, -xp.inf, z).astype(z.dtype)
     r, _ = softmax(xp, others)
     top = others.max(axis=1, keepdims=True)
-    log_rest = top + xp.log(xp.exp(others - top).sum(axis=1, keepdims=True))  # log-sum-exp of the others
-    log_sum = xp.where(largest, z, 0).sum(axis=1, keepdims=True) - xp.where(largest, log_a, 0).sum(
-        axis=1, keepdims=True
-    )
-    log_complement = xp.where(largest, log_rest - log_sum, xp.log1p(-xp.where(largest, 0, a)))
+    log_rest = xp.log(xp.exp(others - top).sum(axis=1, keepdims=True))
+    # Of the largest (top + log_rest) - (z - log_a), two logarithms of sums; z and top, which may be large, first.
+    log_complement = xp.where(largest, top - z + log_rest + log_a, xp.log1p(-xp.where(largest, 0, a)))
     values = -(_times(xp, y, log_a) + _times(xp, 1 - y, log_complement))
     quotient = xp.where(largest, 0, (a - y) / xp.where(largest, 1, 1 - a)).astype(z.dtype)
     error_of_largest = xp.where(largest, a - y, 0).sum(axis=1, keepdims=True)

@@ -76,6 +76,15 @@ __device__ __forceinline__ T block_sum(T x)
     return total;
 }
 
+// The cost of a row, from what each lane of its warp has summed up; returns whether it is finite.
+__device__ __forceinline__ bool write_cost(T sum, long long row, T factor, const T* weight, T* cost, T* total_cost)
+{
+    sum = factor * warp_sum(sum) * (weight ? weight[row] : T(1));
+    if (lane_index() == 0) cost[row] = sum;
+    if (lane_index() == 0 && total_cost) total_cost[row] += sum;
+    return is_finite(sum);
+}
+
 // The control words, ctl, by which the host and the kernels talk:
 //
 //   ctl[0]  the latch: 0 while all is finite, 1 if a z, cost or delta was not, 2 if a gradient was not, 3 if a parameter

@@ -26,10 +26,7 @@ extern "C" __global__ void output_delta(
             delta[i] = di;
             all_finite = all_finite && is_finite(zi) && is_finite(ai) && is_finite(di);
         }
-        sum = factor * warp_sum(sum) * (weight ? weight[row] : T(1));
-        if (lane_index() == 0) cost[row] = sum;
-        if (lane_index() == 0 && total_cost) total_cost[row] += sum;
-        all_finite = all_finite && is_finite(sum);
+        all_finite = write_cost(sum, row, factor, weight, cost, total_cost) && all_finite;
     }
     latch_unless(all_finite, ctl);
 }

@@ -9,20 +9,35 @@
 //
 // One warp to a row, 8 rows to a block of 256 threads; each element is written and read by one lane only.
 
-// Adds b to the z of a row; leaves exp(z - largest) in a.
-__device__ __forceinline__ void exponentials(T* z, T* a, const T* b, long long start, int n, T& largest, T& total)
+// The largest z that a lane has seen of a row, its column, and the largest of its others.
+struct Largest { T first, second; int column; };
+
+// Adds b to the z of a row.
+__device__ __forceinline__ Largest add_bias(T* z, const T* b, long long start, int n)
 {
-    largest = minus_infinity();
+    Largest found = {minus_infinity(), minus_infinity(), -1};
     for (int j = lane_index(); j < n; j += WARP) {
         const T v = z[start + j] + (b ? b[j] : T(0));
         z[start + j] = v;
-        largest = v > largest ? v : largest;
+        if (v > found.first)
+            found = {v, found.first, j};
+        else if (v > found.second)
+            found.second = v;
     }
-    largest = warp_max(largest);
+    return found;
+}
+
+// Adds b to the z of a row; leaves exp(z - largest) in a.
+__device__ __forceinline__ void exponentials(T* z, T* a, const T* b, long long start, int n, T& largest, T& total)
+{
+    largest = warp_max(add_bias(z, b, start, n).first);
     total = T(0);
     for (int j = lane_index(); j < n; j += WARP) total += a[start + j] = exp(z[start + j] - largest);
     total = warp_sum(total);
 }
+
+// y log a, 0 where y is 0, also if log a is -infinity.
+__device__ __forceinline__ T times_log(T y, T log_a) { return y == T(0) ? T(0) : y * log_a; }
 
 // The cost -sum_k y_k log a_k, whose delta is sum_k y_k (a_i - [i = k]); sum_k y_k is 1 for probabilities.
 extern "C" __global__ void softmax_cross_entropy(
@@ -41,20 +56,70 @@ extern "C" __global__ void softmax_cross_entropy(
             const long long i = start + j;
             const T ai = a[i] / total, log_ai = z[i] - largest - log_total, yi = y[i];
             const T di = (sum_y * ai - yi) * share;
-            sum += yi == T(0) ? T(0) : -yi * log_ai;  // 0 also where log a is -infinity
+            sum -= times_log(yi, log_ai);
             a[i] = ai;
             delta[i] = di;
             all_finite = all_finite && is_finite(z[i]) && is_finite(ai) && is_finite(di);
         }
-        sum = factor * warp_sum(sum) * (weight ? weight[row] : T(1));
-        if (lane_index() == 0) cost[row] = sum;
-        if (lane_index() == 0 && total_cost) total_cost[row] += sum;
-        all_finite = all_finite && is_finite(sum);
+        all_finite = write_cost(sum, row, factor, weight, cost, total_cost) && all_finite;
     }
     latch_unless(all_finite, ctl);
 }
 
-// Any cost, g = dC/da: delta_i = a_i (g_i - sum_k g_k a_k).
+// The binary cross-entropy, for two outputs or more; exact also where an output is rounded to 1. Only the largest, a_m,
+// can come near it, so 1 - a_m is not a difference but the share of the others: with their softmax r and
+// odds = (1 - a_m) / a_m it is odds / (1 + odds), and a_i = r_i (1 - a_m). Then
+// delta_i = (a_i - y_i) - a_i sum_{k != i} (a_k - y_k) / (1 - a_k), of which r_i (a_m - y_m) is the term of k = m.
+extern "C" __global__ void softmax_binary_cross_entropy(
+    T* z, T* a, T* delta, T* cost, const T* b, const T* y, const T* scale, const T* weight, T* total_cost,
+    int rows, int n, T factor, int* ctl)
+{
+    bool all_finite = true;
+    for (long long row = warp_index(); row < rows; row += warp_count()) {
+        const long long start = row * n;
+        const Largest own = add_bias(z, b, start, n);
+        const T largest = warp_max(own.first), lane = T(lane_index());
+        const bool has_it = lane == warp_max(own.first == largest ? lane : T(-1));  // one lane, also of equals
+        const int m = has_it ? own.column : -1;
+        const T top = warp_max(has_it ? own.second : own.first);  // the largest of the others
+        T rest = T(0);
+        for (int j = lane_index(); j < n; j += WARP)
+            if (j != m) rest += delta[start + j] = exp(z[start + j] - top);
+        rest = warp_sum(rest);
+        const T gap = exp(top - largest), odds = gap * rest, log_total = log1p(odds);
+        const T log_others = top - largest + log(rest) - log_total;  // log(1 - a_m)
+        T error_m = T(0), quotients = T(0), sum = T(0);
+        for (int j = lane_index(); j < n; j += WARP) {
+            const long long i = start + j;
+            const T yi = y[i];
+            if (j == m) {
+                a[i] = T(1) / (T(1) + odds);
+                delta[i] = T(0);
+                error_m = a[i] - yi;
+                sum -= times_log(yi, -log_total) + times_log(T(1) - yi, log_others);
+            } else {
+                a[i] = delta[i] * gap / (T(1) + odds);
+                delta[i] /= rest;  // r_i
+                quotients += (a[i] - yi) / (T(1) - a[i]);
+                sum -= times_log(yi, z[i] - largest - log_total) + times_log(T(1) - yi, log1p(-a[i]));
+            }
+        }
+        error_m = warp_sum(error_m);
+        quotients = warp_sum(quotients);
+        const T share = factor * scale[row];
+        for (int j = lane_index(); j < n; j += WARP) {
+            const long long i = start + j;
+            const T ai = a[i], error = ai - y[i], others = j == m ? quotients : quotients - error / (T(1) - ai);
+            const T di = (error - ai * others - delta[i] * error_m) * share;
+            delta[i] = di;
+            all_finite = all_finite && is_finite(z[i]) && is_finite(ai) && is_finite(di);
+        }
+        all_finite = write_cost(sum, row, factor, weight, cost, total_cost) && all_finite;
+    }
+    latch_unless(all_finite, ctl);
+}
+
+// Any other cost, g = dC/da: delta_i = a_i (g_i - sum_k g_k a_k).
 extern "C" __global__ void softmax_cost(
     T* z, T* a, T* delta, T* cost, const T* b, const T* y, const T* scale, const T* weight, T* total_cost,
     int rows, int n, T factor, int* ctl)
@@ -80,10 +145,7 @@ extern "C" __global__ void softmax_cost(
             delta[i] = di;
             all_finite = all_finite && is_finite(z[i]) && is_finite(a[i]) && is_finite(di);
         }
-        sum = factor * warp_sum(sum) * (weight ? weight[row] : T(1));
-        if (lane_index() == 0) cost[row] = sum;
-        if (lane_index() == 0 && total_cost) total_cost[row] += sum;
-        all_finite = all_finite && is_finite(sum);
+        all_finite = write_cost(sum, row, factor, weight, cost, total_cost) && all_finite;
     }
     latch_unless(all_finite, ctl);
 }
