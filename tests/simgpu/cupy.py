@@ -13,6 +13,7 @@ do but no code here should rely on, it refuses.
 """
 
 import ctypes
+import functools
 import gc
 import sys
 from types import ModuleType
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from bpgpu.backends import _construct
 from tests.simgpu import cuda, device
 from tests.simgpu.arrays import Host, elementwise, launch, ndarray, operand, wrap
 from tests.simgpu.state import counters, settings
@@ -48,6 +50,8 @@ def install(monkeypatch: Any) -> Any:
     cuda._reset()
     settings.reset()
     counters.reset()
+    # Backends are made once in a process; none of this device may outlive the test.
+    monkeypatch.setattr(sys.modules["bpgpu.backends"], "_construct", functools.cache(_construct.__wrapped__))
     fake, fake_cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
     for module, source, names in ((fake, sys.modules[__name__], NAMES[""]), (fake_cuda, cuda, NAMES["cuda"])):
         for name in names.split():
