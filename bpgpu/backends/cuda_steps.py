@@ -77,6 +77,11 @@ GEMM_FORMULAS = {"sigma": IDENTITY.value, "sigma_prime": IDENTITY.derivative}
 RULES: tuple[type[Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)
 
 
+def row_chunks(rows: int) -> int:
+    """Return in how many chunks of rows the column sums begin."""
+    return max(1, min(64, rows // WARP))
+
+
 def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
     if dropout is None:
         return NO_DROPOUT
@@ -242,7 +247,7 @@ class Steps:
     def column_sums(self, pairs: Sequence[tuple[Array, Array]]) -> list[Launch]:
         """Sum the columns of each array of the pairs into the vector beside it: all in two launches, in fixed order."""
         rows, dtype = len(pairs[0][0]), pairs[0][0].dtype
-        chunks = max(1, min(64, rows // WARP))
+        chunks = row_chunks(rows)
         widths = [delta.shape[1] for delta, _ in pairs]
         offsets = chunks * (np.cumsum(widths) - widths)
         table = self.cupy.asarray(
