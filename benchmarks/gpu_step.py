@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from bpgpu.backends.cuda_launch import blocks
-from bpgpu.backends.cuda_steps import TILE
+from bpgpu.backends.cuda_steps import TILE, row_chunks
 
 TILE_DEPTH = 16  # of the fused GEMM
 INDEX = 4  # bytes of a label and of an entry of the permutation
@@ -99,7 +99,7 @@ def launches(step: Step, *, fused: bool) -> list[Launch]:
         written = product.written + (b[l] if fused else 0)
         found.append(Launch(**(vars(product) | {"written": written})))
     if step.bias and not fused:
-        partial_sums = max(1, min(64, B // 32)) * sum(n[1:])
+        partial_sums = row_chunks(B) * sum(n[1:])
         found.append(Launch("column_sums_partial", None, B * sum(n[1:]), partial_sums))
         found.append(Launch("column_sums_final", None, partial_sums, sum(n[1:])))
     if step.clip:

@@ -1,11 +1,14 @@
 """Fixtures that several test files share."""
 
+import functools
 import signal
+import sys
 
 import numpy as np
 import pytest
 
 import bpgpu
+from bpgpu.backends import _construct
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +17,12 @@ def ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def no_backend_made(monkeypatch):
+    """Make every backend anew in this test, and none of them in the next: usually each is made once in a process."""
+    monkeypatch.setattr(sys.modules["bpgpu.backends"], "_construct", functools.cache(_construct.__wrapped__))
 
 
 @pytest.fixture

@@ -219,12 +219,10 @@ def test_a_backend_object_is_taken_as_it_is():
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    """A registry of stand-ins, with nothing constructed yet."""
+def registry(no_backend_made, monkeypatch):
+    """A registry of stand-ins."""
     monkeypatch.setattr(choice, "REGISTRY", dict(choice.REGISTRY))
-    choice._construct.cache_clear()
-    yield choice.REGISTRY
-    choice._construct.cache_clear()
+    return choice.REGISTRY
 
 
 def test_a_backend_whose_library_is_broken_keeps_the_cause_and_names_the_fix(registry, monkeypatch):

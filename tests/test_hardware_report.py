@@ -6,19 +6,10 @@ import sys
 import pytest
 
 from bpgpu import hardware_parts, hardware_peers, hardware_report
-from bpgpu.backends import _construct
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
 needs_simulator = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
-
-
-@pytest.fixture(autouse=True)
-def forgotten():
-    """Backends are made once in a process; none of the simulated GPU may outlive its test."""
-    _construct.cache_clear()
-    yield
-    _construct.cache_clear()
 
 
 @pytest.fixture
@@ -131,7 +122,7 @@ def test_a_crash_leaves_the_parts_before_it(monkeypatch, tmp_path, lines):
     assert "Not finished" in text
 
 
-def test_without_a_gpu_every_figure_of_one_is_missing_with_the_reason(monkeypatch, tmp_path, lines):
+def test_without_a_gpu_every_figure_of_one_is_missing_with_the_reason(no_backend_made, monkeypatch, tmp_path, lines):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(hardware_parts.shutil, "which", lambda program: None)
     report = hardware_report.run(tmp_path, lines.append, quick=True)

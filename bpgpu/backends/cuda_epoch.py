@@ -15,8 +15,8 @@ from bpgpu.backends.cuda_steps import (
     STEP,
     Steps,
     at_step,
-    chunks,
     control_words,
+    row_chunks,
     rule_kernel,
 )
 from bpgpu.backends.faults import first_fault, first_layer
@@ -65,7 +65,7 @@ def _scratch_shapes(plan: Plan) -> dict[str, tuple[tuple[int, ...], Any]]:
         "weight": (B,),
         "clip": (1,) if clips else None,
         "norms": (2 * blocks(net.n_parameters),) if clips else None,
-        "column_sums": (chunks(B) * sum(net.sizes[1:]),) if net.bias else None,
+        "column_sums": (row_chunks(B) * sum(net.sizes[1:]),) if net.bias else None,
         "mask": (net.n_weights,) if any(mask is not None for mask in plan.masks) else None,
     }
     return {name: (shape, net.dtype) for name, shape in shapes.items() if shape}

@@ -39,11 +39,6 @@ def control_words(step: int = 0, epoch: int = 0) -> np.ndarray[Any, Any]:
     return np.array([0, step, INT_MAX, INT_MAX, 0, epoch, 0, 0], dtype=np.uint32).view(np.int32)
 
 
-def chunks(rows: int) -> int:
-    """Return into how many parts the rows of a batch are cut to sum its columns."""
-    return max(1, min(64, rows // WARP))
-
-
 @dataclass(frozen=True)
 class RuleKernel:
     """How the kernels know a rule: by name, its numbers h0 ... h5 (see ``update.cu``), and which state it keeps."""
@@ -83,6 +78,11 @@ def rule_kernel(rule: Optimizer) -> RuleKernel:
 GEMM_FORMULAS = {"sigma": IDENTITY.value, "sigma_prime": IDENTITY.derivative}
 
 RULES: tuple[type[Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)
+
+
+def row_chunks(rows: int) -> int:
+    """Return in how many chunks of rows the column sums begin."""
+    return max(1, min(64, rows // WARP))
 
 
 def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
@@ -254,11 +254,12 @@ class Steps:
     def column_sums(self, pairs: Sequence[tuple[Array, Array]], partial_sums: Array) -> list[Launch]:
         """Sum the columns of each array of the pairs into the vector beside it: all in two launches, in fixed order.
 
-        `partial_sums` is room for `chunks` numbers a column.
+        `partial_sums` is room for `row_chunks` numbers a column.
         """
         rows, dtype = len(pairs[0][0]), pairs[0][0].dtype
+        chunks = row_chunks(rows)
         widths = [delta.shape[1] for delta, _ in pairs]
-        offsets = chunks(rows) * (np.cumsum(widths) - widths)
+        offsets = chunks * (np.cumsum(widths) - widths)
         table = self.cupy.asarray(
             np.array(
                 [[d.data.ptr, out.data.ptr, n, at] for (d, out), n, at in zip(pairs, widths, offsets, strict=True)],
@@ -266,10 +267,10 @@ class Steps:
             )
         )
         across = sum(-(-n // COLUMNS) for n in widths)
-        first = (table, len(pairs), rows, chunks(rows), partial_sums)
-        second = (table, len(pairs), chunks(rows), partial_sums)
+        first = (table, len(pairs), rows, chunks, partial_sums)
+        second = (table, len(pairs), chunks, partial_sums)
         return [
-            self.launcher.bind("column_sums_partial", dtype, (across, chunks(rows)), first, block=COLUMNS),
+            self.launcher.bind("column_sums_partial", dtype, (across, chunks), first, block=COLUMNS),
             self.launcher.bind("column_sums_final", dtype, (across,), second, block=COLUMNS),
         ]
 

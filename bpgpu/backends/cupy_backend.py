@@ -16,7 +16,7 @@ from bpgpu.activations import Activation
 from bpgpu.backends import cuda_epoch, cuda_probe
 from bpgpu.backends.base import Backend
 from bpgpu.backends.cuda_launch import Launch, Launcher, blocks
-from bpgpu.backends.cuda_steps import RULES, Gemm, Steps, chunks, control_words, rule_kernel
+from bpgpu.backends.cuda_steps import RULES, Gemm, Steps, control_words, row_chunks, rule_kernel
 from bpgpu.costs import Cost
 from bpgpu.interop import on_gpu, same_kind
 from bpgpu.optimizers import Optimizer
@@ -215,7 +215,7 @@ class CupyBackend(Backend):
     ) -> None:
         sums = []
         if out_b is not None:
-            partial_sums = self.empty((chunks(len(delta)) * delta.shape[1],), delta.dtype)
+            partial_sums = self.empty((row_chunks(len(delta)) * delta.shape[1],), delta.dtype)
             sums = self.steps.column_sums([(delta, out_b)], partial_sums)
         self._run([*self.steps.weight_gradient(a_prev, delta, W, mask, decay, out=out_W), *sums])
 

@@ -13,6 +13,7 @@ do but no code here should rely on, it refuses.
 """
 
 import ctypes
+import functools
 import gc
 import sys
 from types import ModuleType, SimpleNamespace
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from bpgpu.backends import _construct
 from tests.simgpu import cuda, device
 from tests.simgpu.arrays import Host, elementwise, launch, ndarray, operand, wrap
 from tests.simgpu.state import counters, settings
@@ -49,6 +51,8 @@ def install(monkeypatch: Any) -> Any:
     settings.reset()
     counters.reset()
     _compute_types.update(dict.fromkeys(_compute_types, COMPUTE_TYPE_DEFAULT))
+    # Backends are made once in a process; none of this device may outlive the test.
+    monkeypatch.setattr(sys.modules["bpgpu.backends"], "_construct", functools.cache(_construct.__wrapped__))
     fake, fake_cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
     for module, source, names in ((fake, sys.modules[__name__], NAMES[""]), (fake_cuda, cuda, NAMES["cuda"])):
         for name in names.split():
@@ -219,7 +223,7 @@ def matmul(a: ndarray, b: ndarray, *, out: ndarray | None = None) -> ndarray:
     if out is not None and not np.can_cast(dtype, out.dtype, "same_kind"):
         raise TypeError(f"cannot cast the product, {dtype}, to {out.dtype}")
     operands = [_contiguous(a), _contiguous(b)]
-    counters.matmuls += 1
+    counters.log.append("cublas")
     product = out if direct and out is not None else ndarray(shape, dtype)
     tf32 = dtype == np.float32 and _compute_types["float32"] == COMPUTE_TYPE_TF32
     rounded = _to_tf32 if tf32 else np.asarray
@@ -304,7 +308,7 @@ class _Function:
             raise TypeError(f"{kernel.name} takes {len(kernel.types)} arguments, got {len(args)}")
         values = tuple(_argument(kernel.name, *pair) for pair in zip(kernel.types, args, strict=True))
         run = kernel.bind(grid, block, values, shared_mem=shared_mem, order=settings.order, seed=settings.seed)
-        counters.kernels[kernel.name] += 1
+        counters.log.append(kernel.name)
         launch(run)
 
 
