@@ -284,6 +284,19 @@ def test_a_weight_that_overflows_is_found_in_its_own_step(backend):
     np.testing.assert_array_equal(parameters(net), before)
 
 
+def test_a_batch_after_numbers_that_are_not_finite_is_as_any(backend):
+    """The latch that they close is opened for the next call."""
+    X, y = data()
+    nets = pair(backend(), activations=("relu", "relu", "identity"), cost="squared_error")
+    for net in nets:
+        before = net.backend.to_numpy(net.parameters).copy()
+        net.parameters[...] = 1e38
+        assert not np.isfinite(net.loss(X, np.eye(3)[y]))
+        net.parameters[...] = net.backend.asarray(before, np.dtype(np.float32))
+    losses = [net.loss(2 * X, np.eye(3)[y]) for net in nets]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_plan_too_large_for_the_device_names_both_figures_and_a_batch_that_fits(gpu, backend):
     net = pair(backend())[0]
     X, y = data(5000)
@@ -297,9 +310,9 @@ def test_a_plan_too_large_for_the_device_names_both_figures_and_a_batch_that_fit
 
 
 def test_the_first_use_says_that_no_hardware_has_run_this(backend, caplog):
-    from bpgpu.backends import cupy_backend
+    from bpgpu.backends import cuda_backend
 
-    cupy_backend._say_once_that_no_hardware_has_run_this.cache_clear()
+    cuda_backend._say_once_that_no_hardware_has_run_this.cache_clear()
     with caplog.at_level("WARNING", logger="bpgpu"):
         backend()
         backend()

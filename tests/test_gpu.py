@@ -107,9 +107,9 @@ def test_every_kernel_is_launched(backend, monkeypatch):
         dropped.append(each.to_numpy(out))
     np.testing.assert_array_equal(*dropped)
     advance = chosen.steps.launcher.bind("advance", np.dtype("float64"), (1,), (chosen._at_step(4),))
-    with chosen.stream:
+    with chosen.memory.stream:
         advance()
-    assert chosen.to_numpy(chosen.control)[STEP] == 5
+    assert chosen.to_numpy(chosen._control)[STEP] == 5
     assert launched == set(cuda_kernels.ABI)
 
 

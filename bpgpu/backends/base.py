@@ -349,7 +349,7 @@ class Backend:
         self.output_delta(
             z[L], batch.y, batch.scale, sigma[L], net.cost, out_a=a[L], out_delta=batch.delta[L], out_cost=batch.cost
         )
-        return float(batch.scale @ batch.cost)
+        return self.dot(batch.scale, batch.cost)
 
     def batch_gradients(self, plan: Plan, batch: Batch, parameters: Array, *, epoch: int, step: int) -> float:
         """Run one batch forward and back; leave its gradients in `plan`.
@@ -377,7 +377,11 @@ class Backend:
 
     def penalty(self, weights: Array, decay: float) -> float:
         """Return ``decay / 2`` times the sum of squares of the weights."""
-        return decay / 2 * float(weights @ weights) if decay else 0.0
+        return decay / 2 * self.dot(weights, weights) if decay else 0.0
+
+    def dot(self, x: Array, y: Array) -> float:
+        """Return the sum of the products of two vectors."""
+        return float(x @ y)
 
     def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
         """Copy the rows of a batch into its workspace; expand integer labels to one-hot rows.

@@ -1,7 +1,7 @@
 """A whole epoch on the device: one upload, the steps without synchronisation, allocation or transfer, one download."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from bpgpu.backends.cuda_steps import (
     LATCH,
     STATE_FAULT,
     STEP,
-    Steps,
     at_step,
     control_words,
     row_chunks,
@@ -22,6 +21,9 @@ from bpgpu.backends.cuda_steps import (
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Batch, Data, Dropout, Plan
+
+if TYPE_CHECKING:
+    from bpgpu.backends.cuda_backend import CudaBackend
 
 Array = Any
 
@@ -93,33 +95,30 @@ class Epoch:
     order of the samples. Its first bytes, control words and the epoch's cost, are all that comes down after it. Data
     in host memory go up batch by batch besides.
 
-    With `capture`, a non-blocking stream that nothing else uses, the step of a full batch is captured there and
+    If the backend has a stream to capture on, which nothing else uses, the step of a full batch is captured there and
     replayed as a graph.
     """
 
     @classmethod
-    def of(cls, plan: Plan, steps: Steps, parameters: Array, data: Data, capture: Any = None) -> "Epoch":
+    def of(cls, plan: Plan, backend: "CudaBackend", parameters: Array, data: Data) -> "Epoch":
         """Return what was prepared for this plan and these arrays, or prepare it."""
         prepared: Epoch | None = plan.prepared
         if prepared is None or prepared.parameters is not parameters or prepared.data is not data:
-            plan.prepared = prepared = cls(plan, steps, parameters, data, capture)
+            plan.prepared = prepared = cls(plan, backend, parameters, data)
         return prepared
 
-    def __init__(self, plan: Plan, steps: Steps, parameters: Array, data: Data, capture: Any = None) -> None:
-        self.plan, self.steps, self.parameters, self.data, self.capture = plan, steps, parameters, data, capture
-        cupy, n, B = steps.cupy, len(data), plan.batch_size
+    def __init__(self, plan: Plan, backend: "CudaBackend", parameters: Array, data: Data) -> None:
+        self.plan, self.backend, self.parameters, self.data = plan, backend, parameters, data
+        self.steps, memory, n, B = backend.steps, backend.memory, len(data), plan.batch_size
         self.n_steps = -(-n // B)
-        self.staging = Staging(cupy, data, B) if isinstance(data.X, np.ndarray) else None
-        self.host_weight = data.weight
-        if data.weight is not None:
-            weight = data.weight if self.staging else cupy.asnumpy(data.weight)
-            self.host_weight = weight.astype(np.float64)
-        self.mirror = Mirror(cupy, _upload_shapes(plan, n))
+        self.staging = Staging(memory, data, B) if isinstance(data.X, np.ndarray) else None
+        self.host_weight = None if data.weight is None else backend.to_numpy(data.weight).astype(np.float64)
+        self.mirror = Mirror(memory, _upload_shapes(plan, n))
         self.device = self.mirror.device
         self.down = 2 * ALIGN  # control words and result
         self.scratch: dict[str, Array | None] = dict.fromkeys(("weight", "clip", "norms", "column_sums", "mask"))
         for name, (shape, dtype) in _scratch_shapes(plan).items():
-            self.scratch[name] = cupy.empty(shape, dtype=dtype)
+            self.scratch[name] = memory.empty(shape, dtype)
         self._fill_mask()
         self._programs: dict[tuple[int, bool, int], Program] = {}
 
@@ -151,7 +150,7 @@ class Epoch:
         for step in range(self.n_steps):
             self._run_step(step, rows[step * B : (step + 1) * B], order is not None)
         self.steps.total(self.device["total"], self.device["slots"], self.device["result"])()
-        down = self.mirror.buffer[: self.down].get()
+        down = self.backend.memory.download(self.mirror.buffer[: self.down])
         control, result = down[:32].view(np.int32), down[ALIGN : ALIGN + 8].view(self.device["result"].dtype)[0]
         self._raise_fault(control, sizes, epoch)
         plan.steps += self.n_steps
@@ -173,13 +172,13 @@ class Epoch:
         if key not in self._programs:
             program = self._bind(rows, ordered, slot)
             full = rows == self.plan.batch_size
-            self._programs[key] = self._captured(program) if full and self.capture is not None else program
+            self._programs[key] = self._captured(program) if full and self.backend.capture is not None else program
         return self._programs[key]
 
     def _captured(self, program: Program) -> Program:
         """Return the program as a graph, of a step that the device counts."""
         advance = self.steps.advance(self.device["control"], self.plan.architecture.dtype)
-        with self.capture as stream:
+        with self.backend.capture as stream:
             stream.begin_capture()
             try:
                 for launch in (at_step(program.gather, -1), *program.launches, advance):
@@ -291,8 +290,7 @@ class Epoch:
         net = plan.architecture
         index = {2: control[GRADIENT_FAULT], 3: control[STATE_FAULT]}.get(int(control[LATCH]))
         if index is None:
-            finite = self.steps.cupy.isfinite
-            layer, quantity = first_fault(plan, plan.batch(int(sizes[step])), lambda array: bool(finite(array).all()))
+            layer, quantity = first_fault(plan, plan.batch(int(sizes[step])), self.backend.all_finite)
         else:
             flat = np.zeros(net.n_parameters)
             flat[index] = np.nan

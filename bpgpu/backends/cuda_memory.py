@@ -6,7 +6,8 @@ memory and copied on a stream of its own; two buffers on either side take turns.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +17,42 @@ Array = Any
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # name: (shape, dtype)
 ALIGN = 256  # bytes: each part of a buffer starts where vector loads may
 NUMBER_OF_SLOTS = 2
+
+
+class Memory(Protocol):
+    """A device's memory, as a library gives it.
+
+    Attributes
+    ----------
+    stream : stream
+        The backend's own, on which everything happens that is not given another.
+    """
+
+    stream: Any
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Return a context in which the library's own operations go to `stream`."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return a new array on the device, with arbitrary content."""
+
+    def pinned(self, nbytes: int) -> np.ndarray[Any, Any]:
+        """Return page-locked memory of the host, as uint8; from there a copy does not make the host wait."""
+
+    def upload(self, target: Array, source: np.ndarray[Any, Any], stream: Any = None) -> None:
+        """Copy an array to the device; only from page-locked memory does this return before it is done."""
+
+    def download(self, array: Array) -> np.ndarray[Any, Any]:
+        """Return a copy on the host, once it is there."""
+
+    def new_stream(self) -> Any:
+        """Return a stream that is in no order with any other."""
+
+    def new_event(self) -> Any:
+        """Return an event, with ``record(stream)`` and, for the host to wait for it, ``synchronize()``."""
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """Let what is given to a stream from now on come after an event."""
 
 
 def nbytes_of(shapes: Shapes) -> int:
@@ -39,18 +76,18 @@ class Mirror:
     device, host : dict of arrays
     """
 
-    def __init__(self, cupy: Any, shapes: Shapes) -> None:
+    def __init__(self, memory: Memory, shapes: Shapes) -> None:
         nbytes = nbytes_of(shapes)
-        self.buffer = cupy.empty((nbytes,), dtype=np.uint8)
-        # From page-locked memory a copy does not make the host wait.
-        self.staging = np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), dtype=np.uint8, count=nbytes)
+        self.memory = memory
+        self.buffer = memory.empty((nbytes,), np.dtype(np.uint8))
+        self.staging = memory.pinned(nbytes)
         self.staging[...] = 0
         self.device = _cut(self.buffer, shapes)
         self.host = _cut(self.staging, shapes)
 
     def upload(self, stream: Any = None) -> None:
-        """Copy the host's side to the device's, on a stream or the current one."""
-        self.buffer.set(self.staging, stream=stream)
+        """Copy the host's side to the device's."""
+        self.memory.upload(self.buffer, self.staging, stream)
 
 
 def _cut(buffer: Array, shapes: Shapes) -> dict[str, Array]:
@@ -65,10 +102,10 @@ def _cut(buffer: Array, shapes: Shapes) -> dict[str, Array]:
 class Slot:
     """Room for one batch on both sides, and how far work with it has come."""
 
-    def __init__(self, cupy: Any, shapes: Shapes) -> None:
-        self.mirror = Mirror(cupy, shapes)
+    def __init__(self, memory: Memory, shapes: Shapes) -> None:
+        self.mirror = Mirror(memory, shapes)
         self.data = Data(**self.mirror.device)
-        self.copied, self.used = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+        self.copied, self.used = memory.new_event(), memory.new_event()
 
 
 class Staging:
@@ -76,31 +113,31 @@ class Staging:
 
     Parameters
     ----------
-    cupy : module
+    memory : Memory
     data : Data
         Of NumPy arrays.
     batch_size : int
     """
 
-    def __init__(self, cupy: Any, data: Data, batch_size: int) -> None:
+    def __init__(self, memory: Memory, data: Data, batch_size: int) -> None:
         shapes = batch_shapes(data, batch_size)
-        self.cupy, self.host_data = cupy, data
-        self.copies = cupy.cuda.Stream(non_blocking=True)
-        self.slots = [Slot(cupy, shapes) for _ in range(NUMBER_OF_SLOTS)]
+        self.memory, self.host_data = memory, data
+        self.copies = memory.new_stream()
+        self.slots = [Slot(memory, shapes) for _ in range(NUMBER_OF_SLOTS)]
 
     def bring(self, slot: Slot, rows: np.ndarray[Any, Any]) -> None:
-        """Copy these rows to a slot; what is given to the current stream after this call finds them there."""
+        """Copy these rows to a slot; what is given to the backend's stream after this call finds them there."""
         slot.copied.synchronize()  # the host may write: the last copy out of its side is done
         for name, target in slot.mirror.host.items():
             np.take(getattr(self.host_data, name), rows, axis=0, out=target[: len(rows)], mode="clip")
-        self.copies.wait_event(slot.used)  # the device's side may be written: the last batch was read
+        self.memory.wait(self.copies, slot.used)  # the device's side may be written: the last batch was read
         slot.mirror.upload(self.copies)
         slot.copied.record(self.copies)
-        self.cupy.cuda.get_current_stream().wait_event(slot.copied)
+        self.memory.wait(self.memory.stream, slot.copied)
 
     def release(self, slot: Slot) -> None:
-        """Say that what has been given to the current stream is all that reads the slot."""
-        slot.used.record(self.cupy.cuda.get_current_stream())
+        """Say that what has been given to the backend's stream is all that reads the slot."""
+        slot.used.record(self.memory.stream)
 
 
 def batch_shapes(data: Data, batch_size: int) -> Shapes:

@@ -98,14 +98,16 @@ class Steps:
 
     Parameters
     ----------
-    cupy : module
     launcher : Launcher
     gemm : {"auto", "cublas", "fused"}
+    cupy : module, optional
+        For cuBLAS.
     allow_tf32 : bool
+        In cuBLAS.
     """
 
-    def __init__(self, cupy: Any, launcher: Launcher, gemm: Gemm, allow_tf32: bool = False) -> None:
-        self.cupy, self.launcher, self.gemm, self.allow_tf32 = cupy, launcher, gemm, allow_tf32
+    def __init__(self, launcher: Launcher, gemm: Gemm, cupy: Any = None, allow_tf32: bool = False) -> None:
+        self.launcher, self.gemm, self.cupy, self.allow_tf32 = launcher, gemm, cupy, allow_tf32
 
     def fused(self, rows: int, W: Array) -> bool:
         """Return whether the three products of a layer take the fused GEMM: the one place of that choice."""
