@@ -30,6 +30,8 @@ from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 Row = dict[str, Any]
 
 GEMMS = ("cublas", "fused")
+# Of training an epoch on the CuPy backend: its options.
+WAYS: dict[str, dict[str, Any]] = {f"gemm={gemm}": {"gemm": gemm} for gemm in GEMMS} | {"graph=True": {"graph": True}}
 # Of parameters of size 1 after three epochs: what the simulated GPU keeps. No hardware has tried it yet.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-11}
 FITS = 20  # of the leak check
@@ -95,7 +97,7 @@ def facts(quick: bool) -> Iterator[Row]:
 
     wanted: dict[str, Callable[[], Any]] = {
         "date": lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "GPU": lambda: get_cupy("auto").device,
+        "GPU": lambda: get_cupy().device,
         "compute capability": lambda: "{major}.{minor}".format(**properties()),
         "GPU memory, bytes": lambda: int(gpu().memGetInfo()[1]),
         "NVIDIA driver": _driver,
@@ -119,7 +121,7 @@ def gradients(quick: bool) -> Iterator[Row]:
     """Yield the gradient check, against central differences in float64 on the CPU, for every activation and cost."""
     cases = gradcheck.CASES[40:41] if quick else gradcheck.CASES
     for gemm, dtype in itertools.product(GEMMS, TOLERANCE):
-        backend, errors, checked, failures = get_cupy(gemm), [0.0], 0, []
+        backend, errors, checked, failures = get_cupy(gemm=gemm), [0.0], 0, []
         for case in cases:
             try:
                 report = gradcheck.check_case(case, backend, dtype)
@@ -138,7 +140,7 @@ def parity(quick: bool) -> Iterator[Row]:
     for gemm, dtype, network, rule in itertools.product(GEMMS, TOLERANCE, networks, rules):
         row: Row = {"network": str(network), "optimizer": repr(rule), "dtype": dtype, "gemm": gemm}
         try:
-            differences = _differences(network, rule, dtype, get_cupy(gemm))
+            differences = _differences(network, rule, dtype, get_cupy(gemm=gemm))
         except Exception as error:
             yield row | {"ok": False, "error": text(error)}
             continue
@@ -148,23 +150,34 @@ def parity(quick: bool) -> Iterator[Row]:
 
 def rerun(quick: bool) -> Iterator[Row]:
     """Yield whether the same training twice gives the same bytes."""
-    for gemm, dtype, network in itertools.product(GEMMS, TOLERANCE, NETWORKS[:1] if quick else NETWORKS):
-        X, y = network.data(200)
-        found = []
-        for _ in range(2):
-            net = network.make(get_cupy(gemm), dtype)
-            history = net.fit(X, y, optimizer=Adam(0.01, clip_norm=0.5), epochs=3, batch_size=32)
-            found.append((net.backend.to_numpy(net.parameters).tobytes(), history.loss))
-        yield {"network": str(network), "dtype": dtype, "gemm": gemm, "ok": found[0] == found[1]}
+    rule = Adam(0.01, clip_norm=0.5)
+    for way, dtype, network in itertools.product(WAYS, TOLERANCE, NETWORKS[:1] if quick else NETWORKS):
+        first, second = (_trained(network, rule, dtype, get_cupy(**WAYS[way])) for _ in range(2))
+        yield {"network": str(network), "dtype": dtype, "way": way, "ok": first == second}
+
+
+def graphs(quick: bool) -> Iterator[Row]:
+    """Yield whether training by graphs gives the same bytes as the same kernels launched one by one."""
+    networks, rules = (NETWORKS[:1], RULES[-1:]) if quick else (NETWORKS, RULES)
+    for dtype, network, rule in itertools.product(TOLERANCE, networks, rules):
+        row: Row = {"network": str(network), "optimizer": repr(rule), "dtype": dtype}
+        try:
+            plain, replayed = (
+                _trained(network, rule, dtype, get_cupy(gemm="fused", graph=graph)) for graph in (False, True)
+            )
+        except Exception as error:
+            yield row | {"ok": False, "error": text(error)}
+            continue
+        yield row | {"ok": plain == replayed}
 
 
 def leaks(quick: bool) -> Iterator[Row]:
     """Yield the device memory in use before and after twenty fits, the first fit of all not counted."""
     network = NETWORKS[0] if quick else NETWORKS[-1]
     X, y = network.data(100)
-    for gemm in GEMMS:
-        backend = get_cupy(gemm)
-        row: Row = {"gemm": gemm, "fits": FITS}
+    for way, options in WAYS.items():
+        backend = get_cupy(**options)
+        row: Row = {"way": way, "fits": FITS}
         for when, fits in (("before", 1), ("after", FITS)):
             for _ in range(fits):
                 network.make(backend, "float32").fit(X, y, epochs=1, batch_size=32)
@@ -180,7 +193,8 @@ def timings(quick: bool) -> Iterator[Row]:
     makers: dict[str, Callable[[], Backend]] = {}
     for info in backends():
         if info.name == "cupy" and info.available:
-            makers |= {f"bpgpu cupy, gemm={gemm}": partial(get_cupy, gemm) for gemm in ("auto", *GEMMS)}
+            makers["bpgpu cupy"] = get_cupy
+            makers |= {f"bpgpu cupy, {way}": partial(get_cupy, **options) for way, options in WAYS.items()}
         elif info.available:
             makers[f"bpgpu {info.name}"] = partial(get_backend, info.name)
         else:
@@ -196,11 +210,11 @@ def timings(quick: bool) -> Iterator[Row]:
                 yield _timed(row | {"what": what}, partial(epochs, sizes, *network.data(n), batch, rounds))
 
 
-def get_cupy(gemm: str) -> Any:
-    """Return a CuPy backend with this matrix product; without a GPU raise BackendUnavailableError, with the fix."""
+def get_cupy(**options: Any) -> Any:
+    """Return a CuPy backend with these options; without a GPU raise BackendUnavailableError, with the fix."""
     from bpgpu.backends.cupy_backend import CupyBackend
 
-    return CupyBackend(gemm=gemm)  # type: ignore[arg-type]
+    return CupyBackend(**options)
 
 
 class _Clock(Callback):
@@ -237,6 +251,14 @@ def _timed(row: Row, epochs: Callable[[], hardware_peers.Epochs]) -> Row:
     device, seconds = result
     figures = {"median_s": statistics.median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
     return row | {"device": device} | figures | {"epochs": len(seconds), "ok": True}
+
+
+def _trained(network: Network, rule: Optimizer, dtype: str, backend: Backend) -> tuple[bytes, list[float]]:
+    """Return the parameters and the losses: 200 samples, so that the last batch is smaller than the others."""
+    X, y = network.data(200)
+    net = network.make(backend, dtype)
+    history = net.fit(X, y, optimizer=rule, epochs=3, batch_size=32)
+    return backend.to_numpy(net.parameters).tobytes(), history.loss
 
 
 def _differences(network: Network, rule: Optimizer, dtype: str, backend: Backend) -> dict[str, float]:

@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "gradients": hardware_parts.gradients,
     "parity": hardware_parts.parity,
     "rerun": hardware_parts.rerun,
+    "graphs": hardware_parts.graphs,
     "leaks": hardware_parts.leaks,
     "timings": hardware_parts.timings,
 }

@@ -25,6 +25,7 @@ def obstacle():
     return ""
 
 
+WAYS = [*({"gemm": gemm} for gemm in GEMMS), {"graph": True}]
 WHY_NOT = obstacle()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=f"needs an NVIDIA GPU: {WHY_NOT}")]
 
@@ -113,26 +114,61 @@ def test_every_kernel_is_launched(backend, monkeypatch):
     assert launched == set(cuda_kernels.ABI)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}{rule.n_state}")
+@pytest.mark.parametrize("dropout", [0, 0.3])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_graphs_give_the_bytes_of_the_same_kernels_one_by_one(backend, rule, dropout, dtype):
+    """Five full batches of an epoch are replayed, and the smaller sixth is not."""
+    X, y = data(93)
+    found = []
+    for chosen in (backend(gemm="fused"), backend(graph=True)):
+        net, reference = pair(chosen, (5, 70, 6, 3), dtype=dtype, l2=0.3, dropout=dropout)
+        for _ in range(2):  # the second goes on from the first
+            history = net.fit(X, y, optimizer=rule, epochs=3, batch_size=16, sample_weight=np.arange(93.0))
+        found.append((parameters(net).tobytes(), history.loss))
+    assert found[0] == found[1]
+    for _ in range(2):
+        reference.fit(X, y, optimizer=rule, epochs=3, batch_size=16, sample_weight=np.arange(93.0))
+    assert_same(net, reference)
+
+
+def test_a_graph_that_meets_a_fault_reports_it_and_the_next_training_is_right(backend):
+    X, y = data(48)
+    X[20] = 1e38
+    messages = []
+    for chosen in (backend(gemm="fused"), backend(graph=True)):
+        net, reference = pair(chosen, activations="identity", cost="squared_error")
+        with pytest.raises(bpgpu.NonFiniteError) as caught:
+            net.fit(X, np.eye(3)[y], epochs=1, batch_size=16, shuffle=False)
+        messages.append(str(caught.value))
+        nets = net, reference
+        net.parameters[...] = chosen.asarray(reference.parameters, net.architecture.dtype)
+        for each in nets:
+            each.fit(*data(48), optimizer=bpgpu.SGD(1e-3), epochs=2, batch_size=16)
+        assert_same(*nets)
+    assert messages[0] == messages[1]
+
+
 # What only a device can show
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("gemm", GEMMS)
-def test_the_same_training_gives_the_same_bytes(backend, gemm, dtype):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_the_same_training_gives_the_same_bytes(backend, way, dtype):
     X, y = data(200)
     found = []
     for _ in range(3):
-        net = pair(backend(gemm=gemm), (5, 130, 70, 3), dtype=dtype, l2=0.1, dropout=0.2)[0]
+        net = pair(backend(**way), (5, 130, 70, 3), dtype=dtype, l2=0.1, dropout=0.2)[0]
         history = net.fit(X, y, optimizer=bpgpu.Adam(clip_norm=0.5), epochs=3, batch_size=64)
         found.append((parameters(net).tobytes(), history.loss))
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("gemm", GEMMS)
-def test_work_on_cupys_own_stream_before_and_after_is_in_order(backend, gemm):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_work_on_cupys_own_stream_before_and_after_is_in_order(backend, way):
     """Parameters that the user changes on CuPy's current stream, without waiting, and reads there after training."""
     X, y = data()
-    chosen = backend(gemm=gemm)
+    chosen = backend(**way)
     cupy = chosen.xp
     nets = pair(chosen, dtype="float64")
     for net, xp in zip(nets, (cupy, np), strict=True):
@@ -160,10 +196,10 @@ def test_gradients_are_ready_for_cupys_own_stream(backend):
     assert_same(*nets)
 
 
-@pytest.mark.parametrize("gemm", GEMMS)
-def test_twenty_fits_leave_no_memory_behind(backend, gemm):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_twenty_fits_leave_no_memory_behind(backend, way):
     X, y = data(500)
-    chosen, used = backend(gemm=gemm), []
+    chosen, used = backend(**way), []
     for fits in (1, 20):
         for _ in range(fits):
             net = bpgpu.MLP((5, 300, 3), ("relu", "softmax"), "cross_entropy", dropout=0.2, backend=chosen)

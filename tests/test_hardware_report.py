@@ -52,10 +52,13 @@ def test_every_part_on_the_simulated_gpu(monkeypatch, tmp_path, lines):
         assert max(row["gradient"], row["parameters"], row["loss"]) <= row["tolerance"]
     assert max(row["gradient"] for row in rows(report, "parity")) > 0
     assert all(row["derivatives"] > 0 and row["largest"] <= row["tolerance"] for row in rows(report, "gradients"))
-    assert [row["ok"] for row in rows(report, "rerun")] == [True] * 4
+    assert [row["ok"] for row in rows(report, "rerun")] == [True] * 6
+    assert [row["ok"] for row in rows(report, "graphs")] == [True] * 2
+    assert gpu.counters.graph_launches > 0
     assert all(row["pool bytes before"] == row["pool bytes after"] > 0 for row in rows(report, "leaks"))
     timed = {row["what"]: row for row in rows(report, "timings") if "median_s" in row}
-    assert {"bpgpu numpy", "bpgpu cupy, gemm=cublas", "bpgpu cupy, gemm=fused"} <= set(timed)
+    ways = {"bpgpu cupy", "bpgpu cupy, gemm=cublas", "bpgpu cupy, gemm=fused", "bpgpu cupy, graph=True"}
+    assert {"bpgpu numpy"} | ways <= set(timed)
     assert timed["bpgpu cupy, gemm=fused"]["device"] == name
     assert all(0 < row["least_s"] <= row["median_s"] <= row["most_s"] for row in timed.values())
     assert "its timings say nothing" in text
@@ -82,15 +85,14 @@ def test_a_part_that_fails_is_written_down_and_the_rest_runs(monkeypatch, tmp_pa
     assert rows(report, "gradients") == [{"gemm": "cublas", "ok": False, "largest": "nan"}]
     assert [row["ok"] for row in rows(report, "parity")] == [True, False] * 2
     assert len(report["parts"]["parity"]["problems"]) == 2
-    assert {part: report["parts"][part]["status"] for part in ("rerun", "leaks", "timings")} == dict.fromkeys(
-        ("rerun", "leaks", "timings"), "ok"
-    )
+    others = ("rerun", "graphs", "leaks", "timings")
+    assert {part: report["parts"][part]["status"] for part in others} == dict.fromkeys(others, "ok")
     assert "- FAILED RuntimeError: the driver has gone" in text
     assert "Failed: gradients, parity." in text
 
 
 @needs_simulator
-def test_a_leak_and_a_different_rerun_are_failures(monkeypatch, tmp_path, lines):
+def test_a_leak_and_different_bytes_are_failures(monkeypatch, tmp_path, lines):
     gpu = simulated.install(monkeypatch)
     kept, fit = [], hardware_parts.MLP.fit
 
@@ -100,10 +102,10 @@ def test_a_leak_and_a_different_rerun_are_failures(monkeypatch, tmp_path, lines)
         return fit(net, *args, **options)
 
     monkeypatch.setattr(hardware_parts.MLP, "fit", leaking)
-    parts = {part: hardware_report.PARTS[part] for part in ("rerun", "leaks")}
+    parts = {part: hardware_report.PARTS[part] for part in ("rerun", "graphs", "leaks")}
     monkeypatch.setattr(hardware_report, "PARTS", parts)
     report = hardware_report.run(tmp_path, lines.append, quick=True)
-    assert report["failed"] == ["rerun", "leaks"]
+    assert report["failed"] == ["rerun", "graphs", "leaks"]
     leak = rows(report, "leaks")[0]
     assert leak["pool bytes after"] - leak["pool bytes before"] >= hardware_parts.FITS * 4096 * 8
 
@@ -126,7 +128,7 @@ def test_without_a_gpu_every_figure_of_one_is_missing_with_the_reason(no_backend
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(hardware_parts.shutil, "which", lambda program: None)
     report = hardware_report.run(tmp_path, lines.append, quick=True)
-    assert report["failed"] == ["gradients", "parity", "rerun", "leaks"]
+    assert report["failed"] == ["gradients", "parity", "rerun", "graphs", "leaks"]
     assert all("cupy" in " ".join(report["parts"][part]["problems"]).lower() for part in report["failed"])
     facts = {row["fact"]: row["value"] for row in rows(report, "facts")}
     assert facts["GPU"].startswith("not available: BackendUnavailableError")
