@@ -52,7 +52,9 @@ class Update(Step):
 
         def run() -> None:
             nonlocal result
-            parameters, slopes = (backend.asarray(host, dtype), backend.asarray(gradients, dtype)) if transfers else (p, g)
+            parameters, slopes = (
+                (backend.asarray(host, dtype), backend.asarray(gradients, dtype)) if transfers else (p, g)
+            )
             backend.update(rule, parameters, slopes, state, t=1, learning_rate=rate, n_weights=n * n)
             if transfers:
                 result = backend.to_numpy(parameters)
@@ -92,7 +94,10 @@ class Epoch(Step):
         # A batch is some copies of few rows, so a batch of those rows alone has the same mean gradient: the whole
         # epoch is checked against a small one in float64.
         steps, rng = self._steps(B), np.random.default_rng(0)
-        few = {"X": rng.standard_normal((steps, ROWS, n), dtype), "y": rng.integers(0, CLASSES, (steps, ROWS), np.int32)}
+        few = {
+            "X": rng.standard_normal((steps, ROWS, n), dtype),
+            "y": rng.integers(0, CLASSES, (steps, ROWS), np.int32),
+        }
         X = np.tile(few["X"], (1, B // ROWS, 1)).reshape(-1, n)
         y = np.tile(few["y"], (1, B // ROWS)).reshape(-1)
         order = np.concatenate([step * B + rng.permutation(B) for step in range(steps)]).astype(np.int32)

@@ -40,7 +40,7 @@ def ceiling(name: str, dtype: np.dtype[Any]) -> Ceiling:
     """Measure the ceiling of a backend.
 
     The product is ``a^T b`` of n x n matrices, n doubled until it takes a tenth of a second. The addition is an SGD
-    update of 128 MiB of parameters and, where arrays are NumPy's, NumPy's own; the faster counts.
+    update of 64 MiB of parameters and, where arrays are NumPy's, NumPy's own; the faster counts.
     """
     backend, rng = bpgpu.get_backend(name), np.random.default_rng(0)
 
@@ -60,7 +60,7 @@ def ceiling(name: str, dtype: np.dtype[Any]) -> Ceiling:
         out = backend.empty((n, n), dtype)
         seconds = least(lambda a=a, b=b, out=out: backend.weight_gradient(a, b, out_W=out))
         rates.append(2 * n**3 / seconds)
-    P = 2**27 // dtype.itemsize
+    P = 2**26 // dtype.itemsize
     x, y = (backend.asarray(np.full(P, value, dtype), dtype) for value in (1, 0.5))
     additions = [lambda: backend.update(SGD(), x, y, [], t=1, learning_rate=0.1, n_weights=P)]
     if isinstance(x, np.ndarray):
@@ -120,19 +120,22 @@ def clocks(name: str) -> dict[str, Any]:
         return {"clocks": None, "why_no_clocks": " ".join(str(error).split())}
 
 
-def _cpu_clocks() -> dict[str, float]:
+def _cpu_clocks() -> dict[str, int]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     megahertz = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
     if not megahertz:
         raise ValueError("/proc/cpuinfo gives no clocks")
-    return {"mean MHz": sum(megahertz) / len(megahertz), "most MHz": max(megahertz)}
+    return {"mean MHz": round(sum(megahertz) / len(megahertz)), "most MHz": round(max(megahertz))}
 
 
-def _gpu_clocks() -> list[dict[str, str]]:
+def _gpu_clocks() -> dict[str, str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         raise OSError("there is no nvidia-smi")
-    fields = ["index", "name", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"]
-    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    fields = ["clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"]
+    command = [program, f"--query-gpu=index,{','.join(fields)}", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return [dict(zip(fields, line.split(", "), strict=True)) for line in done.stdout.strip().splitlines()]
+    found = [line.split(", ") for line in done.stdout.strip().splitlines()]
+    return {
+        f"GPU {index} {field}": value for index, *values in found for field, value in zip(fields, values, strict=True)
+    }

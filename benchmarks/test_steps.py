@@ -15,9 +15,7 @@ def test_step(benchmark, case, budget):
     with budget.spend(case):
         backend = bpgpu.get_backend(case.backend)
         try:
-            run, check = STEPS[case.step].prepare(
-                backend, case.width, case.batch, case.dtype, transfers=case.transfers
-            )
+            run, check = STEPS[case.step].prepare(backend, case.width, case.batch, case.dtype, transfers=case.transfers)
             run()
         except MemoryError as error:
             pytest.skip(f"{case.backend}: out of memory: {error}")
