@@ -1,12 +1,14 @@
 """The benchmarks themselves, run with a small budget, and the report of what they save."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import bpgpu
-from benchmarks import epoch, measure, report
+from benchmarks import conftest, epoch, measure, report, test_steps
 from benchmarks.cases import GPU, STEPS, Case, group_name
 from bpgpu.backends.cupy_backend import CupyBackend
 from bpgpu.backends.numpy_backend import NumpyBackend
@@ -209,6 +211,24 @@ def test_transfers_upload_the_input_and_fetch_the_result_in_every_call(monkeypat
             moved[name] = 0
         timed()
         assert all(bool(nbytes) == transfers for nbytes in moved.values()), (step, transfers)
+
+
+def test_what_does_not_fit_into_memory_is_skipped_with_the_reason(monkeypatch):
+    def too_large(*args, **options):
+        raise MemoryError("needs 1 TiB")
+
+    monkeypatch.setattr(STEPS["forward"], "prepare", too_large)
+    budget = conftest.Budget(math.inf)
+    monkeypatch.setattr(measure, "estimate", lambda case: 0.0)
+    case = Case("forward", "numpy", FLOAT32, False, 32, 32)
+    with pytest.raises(pytest.skip.Exception, match="numpy: out of memory: needs 1 TiB"):
+        test_steps.test_step(SimpleNamespace(), case, budget)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan])
+def test_a_budget_that_is_none_is_refused(seconds):
+    with pytest.raises(pytest.UsageError, match="--budget must be a number of seconds, 0 or more, or inf, got"):
+        conftest.Budget(seconds)
 
 
 def test_clocks_that_cannot_be_known_say_why(monkeypatch):
