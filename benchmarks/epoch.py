@@ -9,7 +9,7 @@ from benchmarks import gpu_step
 from benchmarks.steps import ROWS, Array, Prepared, Shapes, Step, assert_close
 from bpgpu.backends.base import Backend
 from bpgpu.optimizers import SGD, Adam, Optimizer
-from bpgpu.plan import Plan
+from bpgpu.plan import Data, Plan
 
 CLASSES = 10
 SAMPLES = 2048  # of an epoch, or two batches where that is more
@@ -109,11 +109,14 @@ class Epoch(Step):
 
         net, plan = network(backend, dtype, B)
         start = np.array(backend.to_numpy(net.parameters), np.float64)
-        device = () if transfers else (backend.asarray(X, dtype), backend.asarray(y, y.dtype))
+
+        def on_device() -> Data:
+            return Data(backend.asarray(X, dtype), backend.asarray(y, y.dtype))
+
+        resident = None if transfers else on_device()
 
         def run() -> None:
-            data = (backend.asarray(X, dtype), backend.asarray(y, y.dtype)) if transfers else device
-            train(net, plan, *data, order)
+            train(net, plan, resident or on_device(), order)
             if transfers:
                 backend.to_numpy(net.parameters)
             backend.synchronize()
@@ -121,16 +124,14 @@ class Epoch(Step):
         def check() -> None:
             reference, small = network(bpgpu.get_backend("numpy"), np.dtype(np.float64), ROWS)
             reference.parameters[...] = start
-            train(reference, small, np.float64(few["X"]).reshape(-1, n), few["y"].reshape(-1), None)
+            train(reference, small, Data(np.float64(few["X"]).reshape(-1, n), few["y"].reshape(-1)), None)
             changes = [net.backend.to_numpy(net.parameters) - start for net in (net, reference)]
             assert_close(*changes, 2e-2 if dtype == np.float32 else 1e-8)
 
         return run, check
 
 
-def train(net: bpgpu.MLP, plan: Plan, X: Array, y: Array, order: Array | None) -> None:
+def train(net: bpgpu.MLP, plan: Plan, data: Data, order: Array | None) -> None:
     """Train one epoch on data that are on the backend."""
-    rates = [plan.rule.rate(0)] * -(-len(X) // plan.batch_size)
-    net.backend.run_epoch(
-        plan, X, y, order, parameters=net.parameters, sample_weight=None, learning_rates=rates, epoch=0
-    )
+    rates = [plan.rule.rate(0)] * -(-len(data) // plan.batch_size)
+    net.backend.run_epoch(plan, data, order, parameters=net.parameters, learning_rates=rates, epoch=0)
