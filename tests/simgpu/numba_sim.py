@@ -158,10 +158,10 @@ class _Dim3:
 
 
 class _Thread:
-    __slots__ = ("index", "number")
+    __slots__ = ("greenlet", "index", "number")
 
     def __init__(self, number: int, index: _Dim3) -> None:
-        self.number, self.index = number, index
+        self.number, self.index, self.greenlet = number, index, None
 
 
 class Simulator:
@@ -231,14 +231,23 @@ class Simulator:
 
     def syncthreads(self) -> None:
         # Where the thread waits is the whole chain of calls, as a device function may be called in two places.
-        frame, place = sys._getframe(1), []
-        while frame is not None:
-            place.append(frame.f_lasti)
-            if frame.f_code is self._code:
-                break
+        frame = sys._getframe(1)
+        place: Any = frame.f_lasti
+        while frame.f_code is not self._code:
             frame = frame.f_back
-        self._waiting.append((self._thread, getcurrent(), tuple(place)))
-        self._hub.switch()
+            place = place, frame.f_lasti
+        if self._place != place:
+            self._divergent = self._place is not None
+            self._place = place
+        thread = self._thread
+        thread.greenlet = getcurrent()
+        self._waiting.append(thread)
+        if self._resuming:
+            self._resuming.pop().greenlet.switch()
+        else:
+            self._hub_switch()
+        self._thread, self.threadIdx = thread, thread.index
+        self.stamp = self._epoch_stamp | thread.number
 
     # Running
 
@@ -260,38 +269,40 @@ class Simulator:
         blocks = [_Dim3(x, y, z) for z in range(grid.z) for y in range(grid.y) for x in range(grid.x)]
         self.epoch = 0
         for self.blockIdx in arrange(blocks):
-            self.epoch += 1
-            self.first_epoch = self.epoch
-            self._run_block(function, arguments, threads, arrange)
+            self._next_epoch()
+            self.first_epoch, self._shared_arrays = self.epoch, {}
+            self._run_block(function, arguments, arrange(threads), arrange if order == "shuffled" else list)
 
-    def _become(self, thread: _Thread) -> None:
-        self._thread, self.threadIdx = thread, thread.index
-        self.stamp = self.epoch << _BITS | thread.number
+    def _next_epoch(self) -> None:
+        self.epoch += 1
+        self._epoch_stamp = self.epoch << _BITS
+        self._waiting: list[_Thread] = []
+        self._resuming: list[_Thread] = []  # the next one last
+        self._place, self._divergent = None, False
 
     def _run_block(self, function: Any, arguments: Sequence[Any], threads: list[_Thread], arrange: Any) -> None:
-        self._hub, self._shared_arrays = getcurrent(), {}
-        self._waiting: list[tuple[_Thread, greenlet, tuple[int, ...]]] = []
-        pending = deque(arrange(threads))
+        self._hub_switch = getcurrent().switch
+        pending = deque(threads)
 
         def work() -> None:  # thread after thread, until one waits: then the next needs a greenlet of its own
             with np.errstate(all="ignore"):  # a greenlet has a context of its own
                 while pending:
-                    self._become(pending.popleft())
+                    thread = self._thread = pending.popleft()
+                    self.threadIdx = thread.index
+                    self.stamp = self._epoch_stamp | thread.number
                     function(*arguments)
 
         while pending:
             greenlet(work).switch()
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
-            if len(waiting) < len(threads) or len({place for _, _, place in waiting}) > 1:
-                gone = len(threads) - len(waiting)
-                self._thread = waiting[0][0]
-                where = {place for _, _, place in waiting}
-                raise self.error(f"divergent barrier: {gone} threads have ended, the others wait at {len(where)} places")
-            self.epoch += 1
-            for thread, paused, _ in arrange(waiting):
-                self._become(thread)
-                paused.switch()
+        while waiting := self._waiting:
+            if len(waiting) < len(threads) or self._divergent:
+                ended = len(threads) - len(waiting)
+                places = "the others wait" if not self._divergent else "the others wait at several places"
+                raise self.error(f"divergent barrier: {ended} threads have ended, {places}")
+            self._next_epoch()
+            self._resuming = arrange(waiting)[::-1]
+            while self._resuming:
+                self._resuming.pop().greenlet.switch()
 
 
 class Kernel:
