@@ -1,4 +1,4 @@
-"""The three matrix products of backpropagation in Numba-CUDA, each with all that follows it before the result is stored.
+"""The three matrix products of backpropagation in Numba-CUDA, each with all that follows it in one launch.
 
 kernel         result                  multiplies          then reads   writes
 gemm_forward   sigma(a_prev W + b)     (B x m) (m x n)     b            a; z and h if given
@@ -170,7 +170,7 @@ def gemm_gradient(T):
     @cuda.jit(device=True)
     def epilogue(row, column, v, to):
         # The mask comes last: what is not connected has no penalty either.
-        W, mask, dW, db, decay = to
+        W, mask, dW, decay = to[1:]
         if W.size > 0 and decay != T(0):
             v += decay * W[row, column]
         if mask.size > 0:
@@ -179,7 +179,7 @@ def gemm_gradient(T):
 
     @cuda.jit(device=True)
     def store_column_sum(column, total, to):
-        db = to[3]
+        db = to[0]
         if db.size > 0:
             db[column] = total
 
@@ -189,6 +189,6 @@ def gemm_gradient(T):
         a_prev: Matrix, delta: Matrix, W: Matrix, mask: Matrix, dW: Matrix, db: Vector, rows: Int, m: Int, n: Int,
         decay: Real,
     ):  # fmt: skip
-        product(a_prev, delta, m, n, rows, (W, mask, dW, db, decay))
+        product(a_prev, delta, m, n, rows, (db, W, mask, dW, decay))
 
     return gemm_gradient

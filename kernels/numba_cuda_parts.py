@@ -76,8 +76,8 @@ def larger_or_bad(x, y):
 def reduction(T, width, operation):
     """Return a device function that reduces the x of `width` neighbours, a power of two, and gives it to all of them.
 
-    All threads of the block must call it. Every function that reduces makes its own: if two functions of a kernel called
-    the same one, its shared array would be defined twice, which NVVM refuses.
+    All threads of the block must call it. Every function that reduces makes its own: if two functions of a kernel
+    called the same one, its shared array would be defined twice, which NVVM refuses.
     """
 
     @cuda.jit(device=True)
@@ -138,5 +138,3 @@ def after_dropout(T):
         return x * keep if (even if i & 1 == 0 else odd) >= threshold else T(0)
 
     return after_dropout
-
-

@@ -120,7 +120,7 @@ def times_logarithm(T):
 
 
 def biased_exponentials(T):
-    """Return a device function: add b to the z of a row, leave exp(z - largest) in a; return the largest and the sum."""
+    """Return a device function: add b to a row of z, leave exp(z - largest) in a; return largest and sum."""
     row_sum, row_max = reduction(T, LANES, add), reduction(T, LANES, larger)
 
     @cuda.jit(device=True)

@@ -37,7 +37,7 @@ def blocks(monkeypatch):
 
 @pytest.fixture
 def small_blocks(blocks, monkeypatch):
-    """Of 64 threads, for the many checks whose time is that of threads; but for that number the kernels are the same."""
+    """Of 64 threads, for the many checks whose time is that of threads."""
     numba_runner.use(monkeypatch, kernels(64), checks)
 
 

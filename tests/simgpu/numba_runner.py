@@ -52,14 +52,18 @@ def load(changed: dict[str, str] | None = None, threads: int = 256) -> Any:
     """Return the kernels on the simulator, also with blocks of fewer threads: that is so much quicker."""
     parts = (changed or {}).get("numba_cuda_parts", numba_sim.source("numba_cuda_parts"))
     assert parts.count("\nTHREADS = 256 ") == 1
-    return numba_sim.load((changed or {}) | {"numba_cuda_parts": parts.replace("THREADS = 256", f"THREADS = {threads}")})
+    return numba_sim.load(
+        (changed or {}) | {"numba_cuda_parts": parts.replace("THREADS = 256", f"THREADS = {threads}")}
+    )
 
 
 def use(monkeypatch: Any, kernels: Any, checks: Any) -> None:
     """Let `checks`, the module of tests of the CUDA C++ kernels, run these kernels, on shapes that Python can bear."""
     monkeypatch.setattr(checks, "module", lambda file, dtype, **formulas: Module(kernels, dtype, {"": formulas}))
     monkeypatch.setattr(checks, "combined", lambda file, dtype, cases: Module(kernels, dtype, cases))
-    monkeypatch.setattr(checks, "variants", lambda shapes=checks.SHAPES: _variants([s for s in SHAPES if s[1] >= shapes[0][1]]))
+    monkeypatch.setattr(
+        checks, "variants", lambda shapes=checks.SHAPES: _variants([s for s in SHAPES if s[1] >= shapes[0][1]])
+    )
     for name in ("forward_module", "hidden_module", "output_module", "softmax_module"):
         made = getattr(checks, name)
         monkeypatch.setattr(checks, name, getattr(made, "__wrapped__", made))  # whose results are not kept
