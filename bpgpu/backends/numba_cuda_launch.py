@@ -1,0 +1,108 @@
+"""Launching the Numba-CUDA kernels: compiled on demand, every argument checked against the kernel's signature.
+
+Numba takes whatever comes: it would compile a kernel anew for a float64 in a float32 kernel, and copy a NumPy array to
+the device and back in every launch. So a launch is bound once, with all checks, and then repeated.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bpgpu.backends.cuda_launch import BLOCK, Launch
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that is launched on one stream."""
+
+    dispatcher: Any
+    stream: Any
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        self.dispatcher[grid, block, self.stream](*arguments)
+
+
+class Launcher:
+    """The kernels of `bpgpu.kernels.numba_cuda`, on one stream.
+
+    Parameters
+    ----------
+    kernels : module
+        `bpgpu.kernels.numba_cuda`, which loads Numba's CUDA.
+    cuda : module
+        Numba's CUDA.
+    stream : numba stream
+        On which all launches go.
+    """
+
+    def __init__(self, kernels: Any, cuda: Any, stream: Any) -> None:
+        self.kernels, self.cuda, self.stream = kernels, cuda, stream
+        self._null = functools.cache(self._empty)
+
+    def _empty(self, ndim: int, dtype: np.dtype[Any]) -> Array:
+        return self.cuda.device_array((0,) * ndim, dtype=dtype)
+
+    def bind(
+        self,
+        name: str,
+        dtype: np.dtype[Any],
+        grid: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        *,
+        block: int = BLOCK,
+        formulas: dict[str, str] | None = None,
+    ) -> Launch:
+        """Return a function that launches a kernel with these arguments.
+
+        Parameters
+        ----------
+        name : str
+        dtype : numpy.dtype
+            T, the working type.
+        grid : tuple of int
+            Blocks in x and y.
+        arguments : tuple
+            Device arrays, or None for an array of size 0, and Python numbers, which become what the signature says.
+        block : int
+            Threads; all kernels take 256.
+        formulas : dict
+            The expressions that the kernel calls; more are left alone.
+
+        Raises
+        ------
+        KeyError
+            If there is no such kernel, or a formula is missing.
+        TypeError
+            If the number, an array's dimensions, dtype or kind, or its memory layout does not suit the signature.
+        ValueError
+            If the block does not suit the kernels.
+        """
+        kinds = self.kernels.arguments(name)
+        if block != self.kernels.THREADS:
+            raise ValueError(f"kernel {name} takes blocks of {self.kernels.THREADS} threads, got {block}")
+        if len(arguments) != len(kinds):
+            raise TypeError(f"kernel {name} takes {len(kinds)} arguments, got {len(arguments)}")
+        pairs = zip(kinds.items(), arguments, strict=True)
+        typed = tuple(self._typed(f"kernel {name}: {named}", dtype, kind, value) for (named, kind), value in pairs)
+        kernel = Kernel(self.kernels.kernel(name, dtype, formulas or {}), self.stream)
+        return functools.partial(kernel, grid, (block,), typed)
+
+    def _typed(self, what: str, dtype: np.dtype[Any], kind: Any, value: Any) -> Any:
+        expected = np.dtype(kind.dtype or dtype)
+        if kind.ndim == 0:
+            if not isinstance(value, int | float | np.generic):
+                raise TypeError(f"{what} must be a number, got {type(value).__name__}")
+            return expected.type(value)
+        if value is None:
+            return self._null(kind.ndim, expected)
+        # Not what has only __cuda_array_interface__: wrapping that in every launch would cost more than the launch.
+        on_device = hasattr(value, "copy_to_host") and value.is_c_contiguous()
+        if not on_device or (value.ndim, value.dtype) != (kind.ndim, expected):
+            got = f"{type(value).__name__} of {getattr(value, 'ndim', 0)} dimensions of {getattr(value, 'dtype', None)}"
+            dimensions = f"{kind.ndim} dimension{'s' * (kind.ndim > 1)} of {expected}"
+            raise TypeError(f"{what} must be a C-contiguous device array of {dimensions}, got {got}")
+        return value
