@@ -118,7 +118,7 @@ class EarlyStopping(_Monitor):
     def on_train_end(self, training: "Training") -> None:
         ended_by_itself = training.history.stop_reason not in ("", "interrupted")
         if self._best_parameters is not None and ended_by_itself:
-            training.net.parameters[...] = self._best_parameters
+            training.net.parameters[:] = self._best_parameters
         self._best_parameters = None
 
 

@@ -21,7 +21,7 @@ def on_gpu(value: Any) -> bool:
 def same_kind(result: Any, like: Any) -> Any:
     """Return `result` as an array of the library that `like` comes from, on the same memory.
 
-    It stays as it is where that library makes no arrays from DLPack, or `like` is no array at all.
+    It stays as it is where that library makes no arrays of others, or `like` is no array at all.
     """
     if isinstance(like, type(result)) or not hasattr(like, "__dlpack__"):
         return result
@@ -29,4 +29,7 @@ def same_kind(result: Any, like: Any) -> Any:
         library = like.__array_namespace__()
     else:
         library = sys.modules[type(like).__module__.partition(".")[0]]
-    return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
+    # Numba's device arrays have no DLPack but __cuda_array_interface__; torch takes that in as_tensor.
+    makers = ("from_dlpack",) if hasattr(result, "__dlpack__") else ("as_tensor", "asarray")
+    make = next((getattr(library, name) for name in makers if hasattr(library, name)), lambda array: array)
+    return make(result)

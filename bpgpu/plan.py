@@ -236,7 +236,7 @@ class Plan:
         self.state = buffers["state"]
         self.last_finite = buffers["last_finite"][0]
         for array in self.state:
-            array[...] = 0
+            array[:] = 0
         return self
 
     def within_memory(self) -> "Plan":

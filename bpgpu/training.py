@@ -112,7 +112,7 @@ def fit(
             while training.epoch < epochs and not history.stop_reason:
                 for listener in listeners:
                     listener.on_epoch_begin(training)
-                plan.last_finite[...] = net.parameters
+                plan.last_finite[:] = net.parameters
                 _train_epoch(training, plan, data, validation, shuffle)
                 for listener in listeners:
                     listener.on_epoch_end(training)
@@ -120,7 +120,7 @@ def fit(
         except KeyboardInterrupt:
             history.stop_reason = "interrupted"
         except NonFiniteError:
-            net.parameters[...] = plan.last_finite
+            net.parameters[:] = plan.last_finite
             raise
     return history
 

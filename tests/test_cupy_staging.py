@@ -188,6 +188,6 @@ def test_nbytes_is_what_training_allocates(gpu, backend, options, staged):
     expected = plan.nbytes + cuda_epoch.epoch_nbytes(plan, SAMPLES)
     expected += cuda_epoch.staging_nbytes(plan, held) if staged else held.nbytes
     before = gpu.counters.bytes_allocated
-    train(gpu, net, room=expected + 20_000 if staged else None, optimizer=rule, weighted=False)
+    train(gpu, net, room=expected + 10_000 if staged else None, optimizer=rule, weighted=False)
     allocated = gpu.counters.bytes_allocated - before
     assert 0.98 * expected <= allocated <= expected + 200

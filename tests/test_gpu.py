@@ -50,7 +50,7 @@ def test_gradients_of_every_activation_and_cost(backend, gemm, dtype):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}{rule.n_state}")
-@pytest.mark.parametrize(("gemm", "dtype"), itertools.product(GEMMS, TOLERANCE))
+@pytest.mark.parametrize(("gemm", "dtype"), list(itertools.product(GEMMS, TOLERANCE)))
 def test_training_is_the_references(backend, rule, gemm, dtype):
     X, y = data()
     masks = [np.random.default_rng(1).integers(0, 2, (5, 7)), None, None]

@@ -76,7 +76,8 @@ class CudaBackend(Backend):
     def place(self, data: Data, plan: Plan) -> Data:
         if not isinstance(data.X, np.ndarray):
             return self._on_device(data)
-        free, around = self.free_memory(), cuda_epoch.epoch_nbytes(plan, len(data))
+        # The plan's own buffers are there already.
+        free, around = self.free_memory(), cuda_epoch.workspace_nbytes(plan) + cuda_epoch.epoch_nbytes(plan, len(data))
         assert free is not None
         if data.nbytes + around <= free:
             return self._on_device(data)
@@ -202,7 +203,7 @@ class CudaBackend(Backend):
         if data.weight is not None:
             weight = self.to_numpy(data.weight)
             total = float((weight if order is None else weight[rows]).sum(dtype=np.float64))
-        schedule = self.asarray(np.array([0, 0, 0, 1 / total if total else 0]), data.X.dtype)
+        schedule = self.asarray(np.array([[0, 0, 0, 1 / total if total else 0]]), data.X.dtype)
         unused = self.empty((len(batch.scale),), data.X.dtype)
         self._run([self.steps.gather(batch, unused, data, order, schedule, 0, self._at_step(0))])
         return total

@@ -6,7 +6,7 @@ checks, and then repeated at the cost of the launch alone.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,22 @@ Launch = Callable[[], None]
 def blocks(count: int, per_block: int = BLOCK) -> int:
     """Return the blocks of a grid-stride kernel for `count` items."""
     return max(1, min(MAX_BLOCKS, -(-count // per_block)))
+
+
+class Binds(Protocol):
+    """What `cuda_steps` needs of a launcher; see `Launcher.bind`."""
+
+    def bind(
+        self,
+        name: str,
+        dtype: np.dtype[Any],
+        grid: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        *,
+        block: int = BLOCK,
+        formulas: dict[str, str] | None = None,
+    ) -> Launch:
+        """Return a function that launches a kernel with these arguments."""
 
 
 class Launcher:

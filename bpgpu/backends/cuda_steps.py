@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
-from bpgpu.backends.cuda_launch import MAX_BLOCKS, Launch, Launcher, blocks
+from bpgpu.backends.cuda_launch import MAX_BLOCKS, Binds, Launch, blocks
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.kernels.philox import threshold
 from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
@@ -98,7 +98,7 @@ class Steps:
 
     Parameters
     ----------
-    launcher : Launcher
+    launcher : Binds
     gemm : {"auto", "cublas", "fused"}
     cupy : module, optional
         For cuBLAS.
@@ -106,7 +106,7 @@ class Steps:
         In cuBLAS.
     """
 
-    def __init__(self, launcher: Launcher, gemm: Gemm, cupy: Any = None, allow_tf32: bool = False) -> None:
+    def __init__(self, launcher: Binds, gemm: Gemm, cupy: Any = None, allow_tf32: bool = False) -> None:
         self.launcher, self.gemm, self.cupy, self.allow_tf32 = launcher, gemm, cupy, allow_tf32
 
     def fused(self, rows: int, W: Array) -> bool:

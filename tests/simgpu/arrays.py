@@ -223,6 +223,7 @@ def _methods() -> None:
 
 
 _methods()
+ndarray.__module__ = "cupy"  # by which others find the library that an array is from
 
 
 # What the arrays are made of

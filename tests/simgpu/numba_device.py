@@ -12,8 +12,10 @@ memory is read and written only then.
 """
 
 import contextlib
+import ctypes
 import importlib
 import sys
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -39,21 +41,23 @@ class Stream:
     """Work in order; with `settings.lazy` it waits for `synchronize`."""
 
     def __init__(self, handle: int) -> None:
-        self.handle, self._work = handle, list[Work]()
+        self.handle, self._work = handle, deque[Work]()
+        self._submitted = self._done = 0
 
     def __int__(self) -> int:
         return self.handle
 
     def _submit(self, work: Work) -> None:
-        if settings.lazy:
-            self._work.append(work)
-        else:
-            work()
+        self._work.append(work)
+        self._submitted += 1
+        if not settings.lazy:
+            self._drain()
 
-    def _drain(self) -> None:
-        work, self._work = self._work, []
-        for each in work:
-            each()
+    def _drain(self, position: int | None = None) -> None:
+        """Do all work, or that up to the one with this number."""
+        while self._done < (self._submitted if position is None else position):
+            self._done += 1
+            self._work.popleft()()
 
     def synchronize(self) -> None:
         counters.synchronisations += 1
@@ -63,6 +67,35 @@ class Stream:
     def auto_synchronize(self) -> Any:
         yield self
         self.synchronize()
+
+
+class Event:
+    """A place in the work of a stream."""
+
+    def __init__(self) -> None:
+        self._stream: Stream | None = None
+        self._position = 0
+
+    def record(self, stream: Any = 0) -> None:
+        self._stream = _on(stream)
+        self._position = self._stream._submitted
+
+    def wait(self, stream: Any = 0) -> None:
+        """Let what the stream gets from now on wait."""
+        source, position = self._stream, self._position
+        if source is not None:
+            _on(stream)._submit(lambda: source._drain(position))
+
+    def synchronize(self) -> None:
+        counters.synchronisations += 1
+        if self._stream is not None:
+            self._stream._drain(self._position)
+
+
+def event(timing: bool = True) -> Event:
+    if timing:
+        raise NotImplementedError("times are not simulated")
+    return Event()
 
 
 _streams: list[Stream] = []
@@ -110,7 +143,7 @@ class _Allocation:
 
     def __del__(self) -> None:
         global _used
-        if hasattr(self, "data"):
+        if hasattr(self, "data") and not hasattr(self, "owner"):
             _used -= self.data.nbytes
 
 
@@ -136,6 +169,18 @@ class DeviceNDArray:
     strides = property(lambda self: self._host.strides)
     nbytes = property(lambda self: self._host.nbytes)
     alloc_size = property(lambda self: self._host.nbytes)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        _on(0)  # whoever gets it need not wait for a stream of this simulation
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self._host.ctypes.data, False),
+            "strides": None if self.is_c_contiguous() else self.strides,
+            "stream": None,
+            "version": 3,
+        }
 
     def __len__(self) -> int:
         return self._host.shape[0]
@@ -338,7 +383,22 @@ def is_available() -> bool:
 
 
 def is_cuda_array(obj: Any) -> bool:
-    return isinstance(obj, DeviceNDArray)
+    return hasattr(obj, "__cuda_array_interface__")
+
+
+def as_cuda_array(obj: Any, sync: bool = True) -> DeviceNDArray:
+    """Return a device array on the memory of another library's, whose stream the host waits for."""
+    interface = obj.__cuda_array_interface__
+    if interface.get("stream") and hasattr(obj, "synchronize"):
+        obj.synchronize()
+    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+    strides = interface.get("strides") or np.empty(shape, dtype).strides
+    extent = int(np.dot(np.array(shape) - 1, strides)) + dtype.itemsize if 0 not in shape else 0
+    memory = np.frombuffer((ctypes.c_ubyte * extent).from_address(interface["data"][0]), np.uint8)
+    allocation: _Allocation = object.__new__(_Allocation)
+    allocation.data, allocation.written, allocation.owner = memory, np.ones(extent, bool), obj  # type: ignore[attr-defined]
+    host = np.ndarray(shape, dtype, memory, strides=strides)
+    return DeviceNDArray(host, _flags(allocation, host), allocation, 0)
 
 
 class _Device:
@@ -377,8 +437,8 @@ class _Module:
     """`numba.cuda`: what kernels use, as `numba_sim` has it, and the functions here."""
 
     def __init__(self) -> None:
-        here = (device_array, device_array_like, to_device, pinned_array, stream, synchronize, is_available)
-        for function in (*here, is_cuda_array, get_current_device):
+        here = (device_array, device_array_like, to_device, pinned_array, stream, synchronize, is_available, event)
+        for function in (*here, is_cuda_array, as_cuda_array, get_current_device):
             setattr(self, function.__name__, function)
         self.default_stream, self.current_context, self.gpus = _default, _context, _Gpus([_Device()])
         self.driver = SimpleNamespace(CudaAPIError=CudaAPIError)
@@ -394,7 +454,7 @@ cuda = _Module()
 
 def _submit(stream: Any, name: str, work: Work) -> None:
     counters.launches += 1
-    counters.kernels[name] += 1
+    counters.log.append(name)
     _on(stream)._submit(work)
 
 
