@@ -446,12 +446,19 @@ def in_place_of(modules: Mapping[str, Any]) -> Iterator[None]:
                 sys.modules[name] = module
 
 
-def load(changed: Mapping[str, str] | None = None) -> Any:
-    """Return `bpgpu.kernels.numba_cuda` as it is on the simulator; `changed` has other texts for some of `MODULES`."""
+def load(changed: Mapping[str, str] | None = None, shim: Any = None) -> Any:
+    """Return `bpgpu.kernels.numba_cuda` as it is on the simulator, or with another `cuda` and `math`.
+
+    Parameters
+    ----------
+    changed : mapping of str to str
+        Other texts for some of `MODULES`.
+    shim : module
+        With `cuda` and `math`.
+    """
     importlib.import_module("bpgpu.kernels")
     made = {f"bpgpu.kernels.{name}": types.ModuleType(f"bpgpu.kernels.{name}") for name in MODULES}
-    shim = types.ModuleType(SHIM)
-    vars(shim).update(cuda=cuda, math=math)
+    shim = shim or SimpleNamespace(cuda=cuda, math=math)
     with in_place_of({SHIM: shim, **made}):
         for name in MODULES:
             module = made[f"bpgpu.kernels.{name}"]
