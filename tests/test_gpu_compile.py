@@ -121,7 +121,7 @@ def test_everything_is_compiled(rows):
 def test_every_numba_cuda_kernel_is_compiled(rows):
     """In float32 for all architectures, and with every activation and cost; in float64 for two."""
     ours = [row for row in rows if row["file"] == numba_static.FILE]
-    kernels = {name for name in (f"{numba_static.FILE}.{name}" for name in numba_sim.load().KERNELS)}
+    kernels = {f"{numba_static.FILE}.{name}" for name in numba_sim.load().KERNELS}
     compiled = {(row["kernel"], row["dtype"], row["arch"]) for row in ours}
     types = [("float32", arch) for arch in ARCHITECTURES] + [("float64", arch) for arch in ("sm_75", "sm_120")]
     assert compiled == {(kernel, *rest) for kernel in kernels for rest in types}
