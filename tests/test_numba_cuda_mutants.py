@@ -322,7 +322,7 @@ def identity(mutant):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=identity)
 def test_text_is_there_once(mutant):
-    assert numba_sim.source(mutant.module).count(mutant.text) == 1
+    assert numba_runner.source(mutant.module).count(mutant.text) == 1
     assert mutant.text != mutant.instead
 
 
@@ -336,7 +336,7 @@ def test_checks_pass_without_a_bug(threads, monkeypatch):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=identity)
 def test_bug_is_caught(mutant, monkeypatch):
-    text = numba_sim.source(mutant.module).replace(mutant.text, mutant.instead)
+    text = numba_runner.source(mutant.module).replace(mutant.text, mutant.instead)
     kernels = numba_runner.load({mutant.module: text}, mutant.threads)
     numba_runner.use(monkeypatch, kernels, checks)
     with pytest.raises((AssertionError, numba_sim.SimulatorError)):

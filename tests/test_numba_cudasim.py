@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from bpgpu.activations import ACTIVATIONS
+from bpgpu.backends.numba_cuda_launch import Launcher
 from bpgpu.costs import COSTS
-from tests.simgpu import numba_sim
+from tests.simgpu import numba_device
 
 ROOT = Path(__file__).parents[1]
 FORMULAS = {
@@ -65,14 +66,22 @@ def arguments(name, kinds):
     return made
 
 
-def run(kernels):
-    """Run every kernel and return its arguments afterwards, by kernel and argument."""
-    found = {}
+def run(kernels, cuda):
+    """Launch every kernel as a backend does, and return its arguments afterwards, by kernel and argument."""
+    found, launcher = {}, Launcher(kernels, cuda, cuda.stream())
     for name in kernels.KERNELS:
         kinds = kernels.arguments(name)
-        values = arguments(name, kinds)
-        kernels.kernel(name, np.dtype(np.float32), FORMULAS)[1 if name in ("norm_final", "total") else 2, 256](*values)
-        found |= {f"{name} {argument}": value for argument, value in zip(kinds, values, strict=True)}
+        values = [cuda.to_device(v) if isinstance(v, np.ndarray) else v.item() for v in arguments(name, kinds)]
+        values = [
+            None if kind.ndim and not value.size else value for kind, value in zip(kinds.values(), values, strict=True)
+        ]
+        grid = (1,) if name in ("norm_final", "total") else (2,)
+        launcher.bind(name, np.dtype(np.float32), grid, tuple(values), formulas=FORMULAS)()
+        launcher.stream.synchronize()
+        pairs = (
+            (argument, value) for argument, value in zip(kinds, values, strict=True) if hasattr(value, "copy_to_host")
+        )
+        found |= {f"{name} {argument}": value.copy_to_host() for argument, value in pairs}
     return found
 
 
@@ -82,22 +91,24 @@ import numpy
 from bpgpu.kernels import numba_cuda
 from tests import test_numba_cudasim as t
 assert "simulator" in numba_cuda.cuda.jit.__module__
-numpy.savez(sys.argv[1], **t.run(numba_cuda))
+numpy.savez(sys.argv[1], **t.run(numba_cuda, numba_cuda.cuda))
 """
 
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda, with its simulator")
-def test_numba_has_the_same_results(tmp_path):
+def test_numba_has_the_same_results(tmp_path, monkeypatch):
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "found.npz")]
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    ours = run(numba_sim.load())
-    before = {name: arguments(name, numba_sim.load().arguments(name)) for name in numba_sim.load().KERNELS}
+    kernels = numba_device.install(monkeypatch)
+    ours = run(kernels, numba_device.cuda)
     with np.load(tmp_path / "found.npz") as found:
         assert set(found) == set(ours)
         for name, value in ours.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    for name, values in before.items():  # and each kernel did something
-        after = [value for key, value in ours.items() if key.split()[0] == name]
-        assert any(np.any(old != new) for old, new in zip(values, after, strict=True)), name
+    for name in kernels.KERNELS:  # each did something
+        kinds = kernels.arguments(name)
+        before = dict(zip(kinds, arguments(name, kinds), strict=True))
+        after = {key.split()[1]: value for key, value in ours.items() if key.split()[0] == name}
+        assert any(np.any(before[argument] != value) for argument, value in after.items()), name
