@@ -10,6 +10,9 @@ oldest and the newest architecture, and with the longest ones for the five betwe
 on two processors, where all formulas for all seven would be 1,134. SASS is read where it is looked at: of all float32
 kernels with all formulas on the oldest architecture, as a float64 instruction comes from the source and not from the
 architecture; and of the kernels that are to load 128 bits at a time, in both types on all architectures.
+
+The Numba-CUDA kernels, whose names here begin with "numba_cuda.", are compiled by `benchmarks.numba_static`: another
+211 cubins, another half minute on two processors.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu_step
+from benchmarks import gpu_step, numba_static
 from bpgpu import optimizers
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.costs import COSTS, output_formulas
@@ -182,15 +185,17 @@ def disassemble(cubin: bytes) -> str:
         return subprocess.run([_nvdisasm(), "-c", path], capture_output=True, text=True, check=True).stdout
 
 
-def compile_all(work: list[Job]) -> list[Row]:
-    """Compile on two processors."""
+def compile_all() -> list[Row]:
+    """Compile the kernels of both languages, on two processors."""
     workers = min(WORKERS, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers) as pool:
-        return [row for rows in pool.map(compile_job, work, chunksize=4) for row in rows]
+        numba = pool.map(numba_static.compile_job, numba_static.jobs(ARCHITECTURES, ALL_FORMULAS_ON, LONGEST))
+        rows = [row for found in pool.map(compile_job, jobs(), chunksize=4) for row in found]
+        return rows + [Row(**fields) for found in numba for fields in found]
 
 
 def compiler() -> str:
-    """Return the version of NVRTC, on which the table depends.
+    """Return the versions of NVRTC, Numba-CUDA and NVVM, on which the table depends.
 
     Raises
     ------
@@ -202,7 +207,7 @@ def compiler() -> str:
 
     _nvdisasm()
     _, major, minor = nvrtc.nvrtcVersion()
-    return f"NVRTC {major}.{minor}"
+    return f"NVRTC {major}.{minor}, {numba_static.compiler()}"
 
 
 def table(rows: list[Row]) -> dict[str, dict[str, list[int | None]]]:
@@ -242,7 +247,7 @@ def show_kernels(rows: list[Row]) -> None:
         grid.add_row(
             kernel,
             dtype,
-            *(str(archs[arch][0]) for arch in ARCHITECTURES),
+            *(str(archs[arch][0]) if arch in archs else "-" for arch in ARCHITECTURES),
             str(max(row.shared for row in known)),
             str(max(row.spills for row in known)),
             str(double),
@@ -317,7 +322,7 @@ def main() -> None:
             cause = str(error).partition("\n")[0]
             print(f'{cause}; pip install "bpgpu[gpu-static]", or add --step-only', file=sys.stderr)
             sys.exit(TOOLS_MISSING)
-        rows = compile_all(jobs())
+        rows = compile_all()
     if arguments.write and rows:
         write_table(rows)
     if arguments.json:

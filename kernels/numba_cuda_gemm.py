@@ -11,6 +11,8 @@ shared memory and write neighbouring elements of the result. Every element is su
 thread, so the bits are the same on any grid.
 """
 
+import math
+
 from bpgpu.kernels._numba_cuda_shim import cuda
 from bpgpu.kernels.numba_cuda_parts import (
     THREADS,
@@ -26,9 +28,9 @@ from bpgpu.kernels.numba_cuda_parts import (
     make_dropout,
 )
 
-TILE = 64  # rows and columns of the result in a block's tile
+SIDE = math.isqrt(THREADS)  # 16 threads along a side of the tile
+TILE = 4 * SIDE  # rows and columns of the result in a block's tile
 DEPTH = 16  # terms of the sum that are in shared memory at a time
-SIDE = 16  # threads along a side of the tile
 WIDTH = TILE + 1  # of a slab: odd, so that threads that store a column of it do not meet in a bank
 
 

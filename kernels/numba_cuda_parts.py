@@ -104,11 +104,17 @@ def reduction(T, width, operation):
 
 
 @cuda.jit(device=True)
+def unsigned(x):
+    """Return the 32 bits of an int32 as they are."""
+    return np.uint32(np.int64(x) & 0xFFFFFFFF)
+
+
+@cuda.jit(device=True)
 def make_dropout(threshold, keep, key0, key1, layer, ctl):
     """Return all that dropout depends on; step and epoch are read only where there is any."""
     step, epoch = np.uint32(0), np.uint32(0)
     if threshold > 0:
-        step, epoch = np.uint32(ctl[STEP] & 0xFFFFFFFF), np.uint32(ctl[EPOCH] & 0xFFFFFFFF)
+        step, epoch = unsigned(ctl[STEP]), unsigned(ctl[EPOCH])
     return threshold, keep, key0, key1, layer, step, epoch
 
 

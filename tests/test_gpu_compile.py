@@ -4,6 +4,7 @@ The command `python -m benchmarks.gpu_static` does the work, so this is also its
 `--write` updates the committed table, tests/gpu_static.json; a review sees what the change did to the registers.
 """
 
+import importlib
 import json
 import os
 import re
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import numba_static
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import cuda_launch
 from bpgpu.costs import COSTS
 from bpgpu.kernels import cuda_kernels
+from tests.simgpu import numba_runner
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
@@ -106,7 +109,7 @@ def differences(rows, committed):
 
 
 def test_everything_is_compiled(rows):
-    compiled = {(row["kernel"], row["dtype"], row["arch"]) for row in rows}
+    compiled = {(row["kernel"], row["dtype"], row["arch"]) for row in rows if row["file"] != numba_static.FILE}
     assert compiled == {
         (kernel, dtype, arch)
         for kernel in cuda_kernels.ABI
@@ -124,6 +127,41 @@ def test_everything_is_compiled(rows):
             for arch in ("sm_75", "sm_120"):
                 found = {r["formulas"] for r in rows if (r["file"], r["dtype"], r["arch"]) == (file, dtype, arch)}
                 assert found == expected.get(file, {""})
+
+
+def test_every_numba_cuda_kernel_is_compiled(rows):
+    """In float32 for all architectures, and with every activation and cost; in float64 for two."""
+    ours = [row for row in rows if row["file"] == numba_static.FILE]
+    kernels = {f"{numba_static.FILE}.{name}" for name in numba_runner.load().KERNELS}
+    compiled = {(row["kernel"], row["dtype"], row["arch"]) for row in ours}
+    types = [("float32", arch) for arch in ARCHITECTURES] + [("float64", arch) for arch in ("sm_75", "sm_120")]
+    assert compiled == {(kernel, *rest) for kernel in kernels for rest in types}
+    formulas = {}
+    for row in ours:
+        formulas.setdefault(row["kernel"].removeprefix(f"{numba_static.FILE}."), set()).add(row["formulas"])
+    activations = sum(not sigma.rowwise for sigma in ACTIVATIONS.values())
+    assert len(formulas["gemm_forward"]) == len(formulas["gemm_hidden"]) == activations
+    costs = len({(cost.value, cost.gradient) for cost in COSTS.values()})  # which differ but in their reduction
+    assert len(formulas["softmax_cost"]) == costs
+    assert len(formulas["output_delta"]) == activations + costs - 1
+
+
+def test_float64_in_a_numba_cuda_kernel_is_seen(tools):
+    """A literal that is not T(...), which Numba makes a float64; the simulator can not see it."""
+    text = numba_runner.source("numba_cuda_update")
+    assert text.count("step = -eta * g\n") == 1
+    changed = {"numba_cuda_update": text.replace("step = -eta * g\n", "step = -1.0 * eta * g\n")}
+    job = numba_static.Job("momentum", "", {}, "float32", ("sm_75",))
+    for sources, seen in (({}, False), (changed, True)):
+        shim = importlib.import_module("bpgpu.kernels._numba_cuda_shim")
+        (row,) = numba_static.compile_job(job, numba_runner.load(sources, shim=shim))
+        assert bool(row["float64"]) == seen
+
+
+def test_errors_of_numba(tools):
+    job = numba_static.Job("gemm_forward", "no such", {"sigma": "a"}, "float32", ("sm_75",))
+    with pytest.raises(RuntimeError, match=r"gemm_forward \(no such, float32\) does not compile: FormulaError"):
+        numba_static.compile_job(job)
 
 
 def test_compiled_as_the_backend_compiles():

@@ -16,7 +16,7 @@ from bpgpu.costs import CROSS_ENTROPY
 from bpgpu.kernels import cuda_kernels
 from bpgpu.plan import Dropout
 from tests import test_cuda_kernels as checks
-from tests.simgpu import gemm_cases, numba_runner, numba_sim
+from tests.simgpu import gemm_cases, numba_runner
 
 DTYPES = checks.DTYPES
 SOFTMAX = ACTIVATIONS["softmax"]
@@ -93,10 +93,10 @@ def test_a_kernel_is_made_once_for_the_formulas_it_calls():
     assert kernels().kernel("gemm_forward", np.dtype(np.float64), {"sigma": "z"}) is not one
 
 
-@pytest.mark.parametrize("module", numba_sim.MODULES)
+@pytest.mark.parametrize("module", numba_runner.MODULES)
 def test_no_float_but_in_t(module):
     """Numba makes float32 * 0.5 a float64; the compile gate sees it too."""
-    code = re.sub(r'"""[\s\S]*?"""|#[^\n]*', "", numba_sim.source(module))
+    code = re.sub(r'"""[\s\S]*?"""|#[^\n]*', "", numba_runner.source(module))
     assert not re.search(r"(?<![\w.])\d+\.\d*|(?<![\w.])\.\d|\bfloat\(", code)
 
 

@@ -1,6 +1,11 @@
 """The launcher of the Numba-CUDA kernels on the simulated device: what it makes of arguments, and what it refuses."""
 
+import importlib.util
 import inspect
+import subprocess
+import sys
+from importlib import resources
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,9 +21,9 @@ from tests.simgpu.state import counters, settings
 F32 = np.dtype(np.float32)
 
 
-@pytest.fixture
-def launcher(monkeypatch):
-    kernels = numba_device.install(monkeypatch)
+@pytest.fixture(params=[64, 256])
+def launcher(monkeypatch, request):
+    kernels = numba_device.install(monkeypatch, request.param)
     yield Launcher(kernels, numba_device.cuda, numba_device.cuda.stream())
     numba_device.reset()
 
@@ -106,3 +111,31 @@ def test_bad_launches(launcher):
         launcher.bind("column_sums_partial", F32, (1,), ())
     with pytest.raises(OverflowError):
         launcher.bind("total", F32, (1,), (None, 2**64, None, 0, None))
+
+
+# Where Numba's CUDA comes from
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted"),
+    [
+        ({"numba_cuda", "numba_cuda_mlir"}, "numba.cuda"),
+        ({"numba_cuda_mlir"}, "numba_cuda_mlir.cuda"),
+        ({"numba_cuda"}, "numba.cuda"),
+        (set(), "numba.cuda"),  # Numba's own, or an ImportError that names it
+    ],
+)
+def test_the_shim_takes_numba_cuda_or_its_successor(installed, wanted, monkeypatch):
+    modules = {name: ModuleType(name) for name in ("numba.cuda", "numba_cuda_mlir", "numba_cuda_mlir.cuda")}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name in installed else None)
+    text = resources.files("bpgpu.kernels").joinpath("_numba_cuda_shim.py").read_text(encoding="utf-8")
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["cuda"] is modules[wanted]
+
+
+def test_bpgpu_imports_no_numba_cuda():
+    check = "import sys, bpgpu, bpgpu.backends.numba_cuda_launch; assert not {'numba.cuda', 'numba'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)

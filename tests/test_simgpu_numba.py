@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.simgpu import numba_device, numba_sim
+from tests.simgpu import numba_device, numba_runner, numba_sim
 from tests.simgpu.numba_sim import ORDERS, SimulatorError, cuda, launch
 from tests.simgpu.state import counters, settings
 
@@ -255,7 +255,7 @@ def test_launches_that_no_gpu_allows(grid, block, error):
 
 
 def test_arguments_are_checked():
-    total = numba_sim.load().kernel("total", np.dtype(F32), {})
+    total = numba_runner.load().kernel("total", np.dtype(F32), {})
     good = zeros(), np.int64(64), zeros(0), np.int32(0), zeros(1)
     launch(total, 1, 256, good)
     for place, bad in [

@@ -68,7 +68,7 @@ class Launcher:
         arguments : tuple
             Device arrays, or None for an array of size 0, and Python numbers, which become what the signature says.
         block : int
-            Threads; all kernels take 256.
+            Threads; all kernels take as many, 256.
         formulas : dict
             The expressions that the kernel calls; more are left alone.
 
@@ -82,14 +82,14 @@ class Launcher:
             If the block does not suit the kernels.
         """
         kinds = self.kernels.arguments(name)
-        if block != self.kernels.THREADS:
-            raise ValueError(f"kernel {name} takes blocks of {self.kernels.THREADS} threads, got {block}")
+        if block != BLOCK:
+            raise ValueError(f"kernel {name} takes blocks of {BLOCK} threads, got {block}")
         if len(arguments) != len(kinds):
             raise TypeError(f"kernel {name} takes {len(kinds)} arguments, got {len(arguments)}")
         pairs = zip(kinds.items(), arguments, strict=True)
         typed = tuple(self._typed(f"kernel {name}: {named}", dtype, kind, value) for (named, kind), value in pairs)
         kernel = Kernel(self.kernels.kernel(name, dtype, formulas or {}), self.stream)
-        return functools.partial(kernel, grid, (block,), typed)
+        return functools.partial(kernel, grid, (self.kernels.THREADS,), typed)
 
     def _typed(self, what: str, dtype: np.dtype[Any], kind: Any, value: Any) -> Any:
         expected = np.dtype(kind.dtype or dtype)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.simgpu import numba_sim
+from tests.simgpu import numba_runner, numba_sim
 from tests.simgpu.device import SimulatorError
 from tests.simgpu.state import counters, settings
 
@@ -458,12 +458,15 @@ def _submit(stream: Any, name: str, work: Work) -> None:
     _on(stream)._submit(work)
 
 
-def install(monkeypatch: Any) -> Any:
-    """Put the simulation in the place of Numba's CUDA, wherever bpgpu gets it from; return the kernels' module."""
+def install(monkeypatch: Any, threads: int = 256) -> Any:
+    """Put the simulation in the place of Numba's CUDA, wherever bpgpu gets it from; return the kernels' module.
+
+    With 64 `threads` in a block instead of 256 it is three times quicker.
+    """
     reset()
     importlib.import_module("bpgpu.kernels")
     shim = SimpleNamespace(cuda=cuda, math=numba_sim.math)
-    kernels = numba_sim.load()
+    kernels = numba_runner.load(threads=threads)
     monkeypatch.setattr(numba_sim.cuda, "submit", _submit)
     package = sys.modules["bpgpu.kernels"]
     for name, module in (("_numba_cuda_shim", shim), ("numba_cuda", kernels)):

@@ -1,10 +1,57 @@
-"""The Numba-CUDA kernels for the checks of the CUDA C++ kernels, which call them in the way of CuPy."""
+"""The Numba-CUDA kernels on the simulator, and for the checks of the CUDA C++ kernels, which call them as CuPy does."""
 
+import importlib
+import sys
+import types
+from collections.abc import Mapping
+from importlib import resources
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from tests.simgpu import numba_sim
+
+MODULES = ("numba_cuda_parts", "numba_cuda_gemm", "numba_cuda_rows", "numba_cuda_update", "numba_cuda")
+SHIM = "bpgpu.kernels._numba_cuda_shim"
+
+
+def source(module: str) -> str:
+    """Return the text of one of `MODULES`."""
+    return resources.files("bpgpu.kernels").joinpath(f"{module}.py").read_text(encoding="utf-8")
+
+
+def load(changed: Mapping[str, str] | None = None, threads: int = 256, shim: Any = None) -> Any:
+    """Return `bpgpu.kernels.numba_cuda` as it is on the simulator, or with another `cuda` and `math`.
+
+    Parameters
+    ----------
+    changed : mapping of str to str
+        Other texts for some of `MODULES`.
+    threads : int
+        Of a block; 64 are so much quicker, with tiles of 32 x 32 for 64 x 64 in the products.
+    shim : module
+        With `cuda` and `math`.
+    """
+    importlib.import_module("bpgpu.kernels")
+    texts = {name: source(name) for name in MODULES} | dict(changed or {})
+    parts = texts["numba_cuda_parts"]
+    assert parts.count("\nTHREADS = 256 ") == 1
+    texts["numba_cuda_parts"] = parts.replace("\nTHREADS = 256 ", f"\nTHREADS = {threads} ")
+    made = {name: types.ModuleType(f"bpgpu.kernels.{name}") for name in MODULES}
+    found: dict[str, Any] = {SHIM: shim or SimpleNamespace(cuda=numba_sim.cuda, math=numba_sim.math)}
+    found |= {module.__name__: module for module in made.values()}
+    before = {name: sys.modules.get(name) for name in found}
+    sys.modules.update(found)
+    try:
+        for name in MODULES:
+            exec(compile(texts[name], f"{name}.py", "exec"), vars(made[name]))
+    finally:
+        for name, module in before.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
+    return made["numba_cuda"]
 
 
 class Module:
@@ -46,15 +93,6 @@ def _variants(shapes: Any) -> Any:
     for k, shape in enumerate(shapes):
         yield shape, (1, 2, 4)[k % 3], True, 0
     yield shapes[-1], 2, False, 0
-
-
-def load(changed: dict[str, str] | None = None, threads: int = 256) -> Any:
-    """Return the kernels on the simulator, also with blocks of fewer threads: that is so much quicker."""
-    parts = (changed or {}).get("numba_cuda_parts", numba_sim.source("numba_cuda_parts"))
-    assert parts.count("\nTHREADS = 256 ") == 1
-    return numba_sim.load(
-        (changed or {}) | {"numba_cuda_parts": parts.replace("THREADS = 256", f"THREADS = {threads}")}
-    )
 
 
 def use(monkeypatch: Any, kernels: Any, checks: Any) -> None:

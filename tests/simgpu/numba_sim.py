@@ -1,10 +1,10 @@
 """A GPU for Numba-CUDA kernels without a GPU: the Python of a kernel, run with a greenlet for each thread.
 
-    from tests.simgpu import numba_sim
+    from tests.simgpu import numba_runner, numba_sim
 
-    kernels = numba_sim.load()                  # bpgpu.kernels.numba_cuda, on the simulator in place of numba.cuda
-    function = kernels.kernel("total", np.dtype("float32"), {})
-    numba_sim.launch(function, 1, 256, (cost, np.int64(cost.size), ...), order="reverse")
+    kernels = numba_runner.load()               # bpgpu.kernels.numba_cuda, on the simulator in place of numba.cuda
+    kernel = kernels.kernel("total", np.dtype("float32"), {})
+    numba_sim.launch(kernel, 1, 256, (cost, np.int64(cost.size), ...), order="reverse")
 
 It is deterministic, runs blocks and threads in three orders, and raises `SimulatorError` for what a GPU leaves to
 chance or does wrong in silence: an index outside of an array (also a negative one), a race on global or shared memory,
@@ -13,16 +13,13 @@ Arithmetic has NumPy's types, not Numba's: that no float64 creeps in is for the 
 an atomic operation is no race here: a GPU reads a word whole, and what depends on its value shows in the orders.
 """
 
-import contextlib
-import importlib
 import inspect
 import math as python_math
 import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,10 +30,8 @@ from scipy import special
 from tests.simgpu.device import MAX_BLOCK, MAX_GRID, MAX_SHARED, MAX_THREADS, ORDERS, SimulatorError, _sizes
 from tests.simgpu.state import settings
 
-__all__ = ["MODULES", "ORDERS", "Kernel", "SimulatorError", "cuda", "launch", "load", "source"]
+__all__ = ["ORDERS", "Kernel", "SimulatorError", "cuda", "launch", "math"]
 
-SHIM = "bpgpu.kernels._numba_cuda_shim"
-MODULES = ("numba_cuda_parts", "numba_cuda_gemm", "numba_cuda_rows", "numba_cuda_update", "numba_cuda")
 
 # A stamp says who touched an element, and when: the epoch, which every barrier and every block begins anew, and the
 # thread in its block. MANY stands for several threads.
@@ -421,40 +416,3 @@ math = SimpleNamespace(
     erfc=special.erfc,
     **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "sqrt", "tanh", "sin", "cos")},
 )
-
-
-# The kernels of bpgpu
-
-
-def source(module: str) -> str:
-    """Return the text of one of `MODULES`."""
-    return resources.files("bpgpu.kernels").joinpath(f"{module}.py").read_text(encoding="utf-8")
-
-
-@contextlib.contextmanager
-def in_place_of(modules: Mapping[str, Any]) -> Iterator[None]:
-    """Put modules in the place of those of the same names, for imports within."""
-    before = {name: sys.modules.get(name) for name in modules}
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
-
-
-def load(changed: Mapping[str, str] | None = None) -> Any:
-    """Return `bpgpu.kernels.numba_cuda` as it is on the simulator; `changed` has other texts for some of `MODULES`."""
-    importlib.import_module("bpgpu.kernels")
-    made = {f"bpgpu.kernels.{name}": types.ModuleType(f"bpgpu.kernels.{name}") for name in MODULES}
-    shim = types.ModuleType(SHIM)
-    vars(shim).update(cuda=cuda, math=math)
-    with in_place_of({SHIM: shim, **made}):
-        for name in MODULES:
-            module = made[f"bpgpu.kernels.{name}"]
-            text = (changed or {}).get(name, source(name))
-            exec(compile(text, f"{name}.py", "exec"), vars(module))
-    return made["bpgpu.kernels.numba_cuda"]
