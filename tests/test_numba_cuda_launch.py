@@ -57,7 +57,7 @@ def test_steps_make_launches_of_either_language(launcher):
     x, W, b = (rng.normal(size=shape).astype(F32) for shape in ((5, 3), (3, 4), (4,)))
     a, h = (up(np.zeros((5, 4), F32)) for _ in range(2))
     control = up(control_words(2, 1))
-    steps = Steps(None, launcher, "fused")
+    steps = Steps(launcher, "fused")
 
     dropout = Dropout(0.5, 3, 1, 2, 1)
     for launch in steps.forward(up(x), up(W), up(b), ACTIVATIONS["tanh"], control, a=a, h=h, dropout=dropout):
