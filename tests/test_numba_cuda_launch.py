@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import subprocess
 import sys
+import warnings
 from importlib import resources
 from types import ModuleType
 
@@ -76,6 +77,23 @@ def test_steps_make_launches_of_either_language(launcher):
 def test_the_same_interface_as_for_cuda_cpp():
 
     assert inspect.signature(Launcher.bind) == inspect.signature(CudaLauncher.bind)
+
+
+def test_numba_does_not_warn_of_small_grids(launcher, monkeypatch):
+    class Dispatcher:
+        configure, times = None, 0
+
+        def __getitem__(self, configuration):
+            self.times += 1
+            warnings.warn(f"Grid size {configuration[0]} will likely result in GPU under-utilization", stacklevel=2)
+            return lambda *arguments: None
+
+    dispatcher = Dispatcher()
+    monkeypatch.setattr(launcher.kernels, "kernel", lambda *arguments: dispatcher)
+    launch = launcher.bind("advance", F32, (1,), (None,))
+    launch()
+    launch()
+    assert dispatcher.times == 1
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,9 @@ import numpy
 from bpgpu.kernels import numba_cuda
 from tests import test_numba_cudasim as t
 assert "simulator" in numba_cuda.cuda.jit.__module__
+launcher = t.Launcher(numba_cuda, numba_cuda.cuda, 0)
+one, two = (launcher.bind("advance", numpy.dtype("float32"), (n,), (None,)).func.configured for n in (1, 2))
+assert (one.grid_dim[0], two.grid_dim[0]) == (1, 2)
 numpy.savez(sys.argv[1], **t.run(numba_cuda, numba_cuda.cuda))
 """
 

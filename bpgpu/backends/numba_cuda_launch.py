@@ -4,7 +4,9 @@ Numba takes whatever comes: it would compile a kernel anew for a float64 in a fl
 the device and back in every launch. So a launch is bound once, with all checks, and then repeated.
 """
 
+import copy
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +19,12 @@ Array = Any
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel that is launched on one stream."""
+    """A kernel that has its grid, block and stream; called as CuPy's kernels are, so that `at_step` knows it."""
 
-    dispatcher: Any
-    stream: Any
+    configured: Any
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
-        self.dispatcher[grid, block, self.stream](*arguments)
+        self.configured(*arguments)
 
 
 class Launcher:
@@ -88,8 +89,18 @@ class Launcher:
             raise TypeError(f"kernel {name} takes {len(kinds)} arguments, got {len(arguments)}")
         pairs = zip(kinds.items(), arguments, strict=True)
         typed = tuple(self._typed(f"kernel {name}: {named}", dtype, kind, value) for (named, kind), value in pairs)
-        kernel = Kernel(self.kernels.kernel(name, dtype, formulas or {}), self.stream)
-        return functools.partial(kernel, grid, (self.kernels.THREADS,), typed)
+        threads = (self.kernels.THREADS,)
+        kernel = self._configured(self.kernels.kernel(name, dtype, formulas or {}), grid, threads)
+        return functools.partial(kernel, grid, threads, typed)
+
+    def _configured(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Kernel:
+        if not hasattr(kernel, "configure"):
+            kernel = copy.copy(kernel)  # Numba's simulator keeps one configuration with a kernel
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of Numba, that less than 128 blocks leave a GPU idle: so do small networks
+            return Kernel(kernel[grid, block, self.stream])
 
     def _typed(self, what: str, dtype: np.dtype[Any], kind: Any, value: Any) -> Any:
         expected = np.dtype(kind.dtype or dtype)
