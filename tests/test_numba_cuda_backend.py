@@ -14,7 +14,7 @@ from tests.test_cupy_backend import RULES, TOLERANCE, assert_same, data, pair, p
 @pytest.fixture
 def backend(monkeypatch):
     """A backend on the simulated GPU."""
-    numba_device.install(monkeypatch)
+    numba_device.install(monkeypatch, threads=64)
     from bpgpu.backends.numba_cuda_backend import NumbaCudaBackend
 
     return NumbaCudaBackend()
