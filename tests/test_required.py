@@ -19,6 +19,6 @@ def test_what_is_required_is_here(name):
     if name == "simgpu":
         assert device.available()
     elif name == "gpu-static":
-        assert all(importlib.util.find_spec(module) for module in ("cuda", "cupy"))
+        assert all(importlib.util.find_spec(module) for module in ("cuda", "cupy", "numba_cuda"))
     else:
         assert bpgpu.get_backend(name).name == name

@@ -1,9 +1,15 @@
 """The simulator of Numba-CUDA: what it runs, and that it finds a seeded bug of every kind."""
 
+import importlib
+import inspect
+from importlib.util import find_spec
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from tests.simgpu import numba_device, numba_runner, numba_sim
+from tests.simgpu.conformance import differences
 from tests.simgpu.numba_sim import ORDERS, SimulatorError, cuda, launch
 from tests.simgpu.state import counters, settings
 
@@ -404,3 +410,57 @@ def test_installed(device, monkeypatch):
     control = device.to_device(np.zeros(8, np.int32))
     kernel[1, 256, device.stream()](control)
     assert control.copy_to_host()[1] == 1
+
+
+def test_events_order_streams(device):
+    """On a device that is late: what waits for an event finds what came before it, on the host and on a stream."""
+    settings.lazy = True
+    one, two = device.stream(), device.stream()
+    target, later = device.device_array(4, np.float32), device.device_array(4, np.float32)
+    copied = device.event(timing=False)
+    target.copy_to_device(np.ones(4, np.float32), stream=one)
+    copied.record(one)
+    target.copy_to_device(np.zeros(4, np.float32), stream=one)  # behind the event
+    copied.wait(two)
+    later.copy_to_device(target, stream=two)
+    np.testing.assert_array_equal(later.copy_to_host(stream=two), np.ones(4))
+    np.testing.assert_array_equal(target.copy_to_host(stream=one), np.zeros(4))
+    pinned = device.pinned_array(4, np.float32)
+    pinned[:] = 3
+    target.copy_to_device(pinned, stream=one)
+    copied.record(one)
+    copied.synchronize()  # from here on the host may write
+    pinned[:] = 4
+    np.testing.assert_array_equal(target.copy_to_host(stream=one), np.full(4, 3))
+
+
+def test_arrays_of_another_library_lie_on_the_same_memory(device):
+    first = device.to_device(np.arange(6, dtype=np.float32).reshape(2, 3))
+    second = device.as_cuda_array(SimpleNamespace(__cuda_array_interface__=first[:, ::2].__cuda_array_interface__))
+    np.testing.assert_array_equal(second.shape, (2, 2))
+    first[:] = 7
+    contiguous = device.device_array((2, 2), np.float32)
+    contiguous[:] = second
+    np.testing.assert_array_equal(contiguous.copy_to_host(), np.full((2, 2), 7))
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="the comparison needs numba-cuda; a GPU it does not need")
+def test_the_real_numba_has_every_name_and_parameter():
+    real = importlib.import_module("numba.cuda")
+    names = (
+        "device_array device_array_like to_device pinned_array stream synchronize is_available event is_cuda_array "
+        "as_cuda_array get_current_device"
+    )
+    assert differences(numba_device, real, names.split(), "numba.cuda") == []
+    driver = importlib.import_module("numba.cuda.cudadrv.driver")
+    array = importlib.import_module("numba.cuda.cudadrv.devicearray").DeviceNDArray
+    assert parameters_differ(numba_device.DeviceNDArray, array) == []
+    assert parameters_differ(numba_device.Stream, driver.Stream) == []
+    assert parameters_differ(numba_device.Event, driver.Event) == []
+
+
+def parameters_differ(ours, theirs):
+    """As `differences`, of the public methods of two classes, whose constructors are nobody's business."""
+    methods = [n for n, value in vars(ours).items() if n[0] != "_" and inspect.isfunction(value)]
+    assert methods
+    return differences(ours, theirs, methods, ours.__name__)

@@ -216,8 +216,8 @@ class DeviceNDArray:
             raise TypeError("only slices are simulated: an element would be copied to the host, one by one")
         return self._view(lambda array: array[index], self.stream)
 
-    def reshape(self, *shape: Any, order: str = "C") -> "DeviceNDArray":
-        if order != "C" or not self.is_c_contiguous():
+    def reshape(self, *shape: Any) -> "DeviceNDArray":
+        if not self.is_c_contiguous():
             raise NotImplementedError("operation requires copying")
         return self._view(lambda array: array.reshape(*shape), 0)
 
