@@ -23,15 +23,12 @@ from bpgpu import gradcheck, hardware_peers
 from bpgpu.backends import backends, get_backend
 from bpgpu.backends.base import Backend
 from bpgpu.callbacks import Callback
-from bpgpu.errors import GradientError
+from bpgpu.errors import BackendUnavailableError, GradientError
 from bpgpu.network import MLP
 from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 
 Row = dict[str, Any]
 
-GEMMS = ("cublas", "fused")
-# Of training an epoch on the CuPy backend: its options.
-WAYS: dict[str, dict[str, Any]] = {f"gemm={gemm}": {"gemm": gemm} for gemm in GEMMS} | {"graph=True": {"graph": True}}
 # Of parameters of size 1 after three epochs: what the simulated GPU keeps. No hardware has tried it yet.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-11}
 FITS = 20  # of the leak check
@@ -120,8 +117,8 @@ def facts(quick: bool) -> Iterator[Row]:
 def gradients(quick: bool) -> Iterator[Row]:
     """Yield the gradient check, against central differences in float64 on the CPU, for every activation and cost."""
     cases = gradcheck.CASES[40:41] if quick else gradcheck.CASES
-    for gemm, dtype in itertools.product(GEMMS, TOLERANCE):
-        backend, errors, checked, failures = get_cupy(gemm=gemm), [0.0], 0, []
+    for (way, backend), dtype in itertools.product(usable(graphs=False).items(), TOLERANCE):
+        errors, checked, failures = [0.0], 0, list[str]()
         for case in cases:
             try:
                 report = gradcheck.check_case(case, backend, dtype)
@@ -130,17 +127,18 @@ def gradients(quick: bool) -> Iterator[Row]:
             else:
                 errors.append(report.max_error)
                 checked += report.checked
-        row = {"gemm": gemm, "dtype": dtype, "networks": len(cases), "derivatives": checked, "largest": max(errors)}
+        row = {"way": way, "dtype": dtype, "networks": len(cases), "derivatives": checked, "largest": max(errors)}
         yield row | {"tolerance": gradcheck.RTOL[dtype], "ok": not failures, "failures": failures}
 
 
 def parity(quick: bool) -> Iterator[Row]:
     """Yield the largest differences from the NumPy backend: of gradients at the start, and after three epochs."""
     networks, rules = (NETWORKS[:1], RULES[-1:]) if quick else (NETWORKS, RULES)
-    for gemm, dtype, network, rule in itertools.product(GEMMS, TOLERANCE, networks, rules):
-        row: Row = {"network": str(network), "optimizer": repr(rule), "dtype": dtype, "gemm": gemm}
+    made = usable(graphs=False).items()
+    for (way, backend), dtype, network, rule in itertools.product(made, TOLERANCE, networks, rules):
+        row: Row = {"network": str(network), "optimizer": repr(rule), "dtype": dtype, "way": way}
         try:
-            differences = _differences(network, rule, dtype, get_cupy(gemm=gemm))
+            differences = _differences(network, rule, dtype, backend)
         except Exception as error:
             yield row | {"ok": False, "error": text(error)}
             continue
@@ -151,8 +149,9 @@ def parity(quick: bool) -> Iterator[Row]:
 def rerun(quick: bool) -> Iterator[Row]:
     """Yield whether the same training twice gives the same bytes."""
     rule = Adam(0.01, clip_norm=0.5)
-    for way, dtype, network in itertools.product(WAYS, TOLERANCE, NETWORKS[:1] if quick else NETWORKS):
-        first, second = (_trained(network, rule, dtype, get_cupy(**WAYS[way])) for _ in range(2))
+    made = usable().items()
+    for (way, backend), dtype, network in itertools.product(made, TOLERANCE, NETWORKS[:1] if quick else NETWORKS):
+        first, second = (_trained(network, rule, dtype, backend) for _ in range(2))
         yield {"network": str(network), "dtype": dtype, "way": way, "ok": first == second}
 
 
@@ -175,28 +174,24 @@ def leaks(quick: bool) -> Iterator[Row]:
     """Yield the device memory in use before and after twenty fits, the first fit of all not counted."""
     network = NETWORKS[0] if quick else NETWORKS[-1]
     X, y = network.data(100)
-    for way, options in WAYS.items():
-        backend = get_cupy(**options)
+    for way, backend in usable().items():
         row: Row = {"way": way, "fits": FITS}
         for when, fits in (("before", 1), ("after", FITS)):
             for _ in range(fits):
                 network.make(backend, "float32").fit(X, y, epochs=1, batch_size=32)
             gc.collect()
             backend.synchronize()
-            row[f"pool bytes {when}"] = int(backend.xp.get_default_memory_pool().used_bytes())
-            row[f"driver's free bytes {when}"] = int(backend.xp.cuda.runtime.memGetInfo()[0])
-        yield row | {"ok": row["pool bytes after"] <= row["pool bytes before"]}
+            row[f"free bytes {when}"] = backend.free_memory()
+        yield row | {"ok": row["free bytes after"] >= row["free bytes before"]}
 
 
 def timings(quick: bool) -> Iterator[Row]:
     """Yield the median seconds of an epoch, on every backend and on torch and JAX where they are installed."""
     makers: dict[str, Callable[[], Backend]] = {}
     for info in backends():
-        if info.name == "cupy" and info.available:
-            makers["bpgpu cupy"] = get_cupy
-            makers |= {f"bpgpu cupy, {way}": partial(get_cupy, **options) for way, options in WAYS.items()}
-        elif info.available:
+        if info.available:
             makers[f"bpgpu {info.name}"] = partial(get_backend, info.name)
+            makers |= {f"bpgpu {way}": make for way, make in WAYS.items() if way.startswith(f"{info.name},")}
         else:
             yield {"what": f"bpgpu {info.name}", "not available": info.reason}
     rounds = 2 if quick else 7
@@ -215,6 +210,29 @@ def get_cupy(**options: Any) -> Any:
     from bpgpu.backends.cupy_backend import CupyBackend
 
     return CupyBackend(**options)
+
+
+# The GPU backends with their options.
+WAYS: dict[str, Callable[[], Backend]] = {
+    "cupy, gemm=cublas": partial(get_cupy, gemm="cublas"),
+    "cupy, gemm=fused": partial(get_cupy, gemm="fused"),
+    "cupy, graph=True": partial(get_cupy, graph=True),
+    "numba-cuda": partial(get_backend, "numba-cuda"),
+}
+
+
+def usable(*, graphs: bool = True) -> dict[str, Backend]:
+    """Return the GPU backends that can be used here; if there is none, raise BackendUnavailableError, with the fix."""
+    found, errors = dict[str, Backend](), []
+    for way, make in WAYS.items():
+        if graphs or "graph" not in way:
+            try:
+                found[way] = make()
+            except BackendUnavailableError as error:  # the facts have the reason
+                errors.append(error)
+    if not found:
+        raise errors[0]
+    return found
 
 
 class _Clock(Callback):

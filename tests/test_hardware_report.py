@@ -7,7 +7,7 @@ import pytest
 
 from bpgpu import hardware_parts, hardware_peers, hardware_report
 from tests.simgpu import cupy as simulated
-from tests.simgpu import device
+from tests.simgpu import device, numba_device
 
 needs_simulator = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
 
@@ -55,7 +55,7 @@ def test_every_part_on_the_simulated_gpu(monkeypatch, tmp_path, lines):
     assert [row["ok"] for row in rows(report, "rerun")] == [True] * 6
     assert [row["ok"] for row in rows(report, "graphs")] == [True] * 2
     assert gpu.counters.graph_launches > 0
-    assert all(row["pool bytes before"] == row["pool bytes after"] > 0 for row in rows(report, "leaks"))
+    assert all(row["free bytes before"] == row["free bytes after"] > 0 for row in rows(report, "leaks"))
     timed = {row["what"]: row for row in rows(report, "timings") if "median_s" in row}
     ways = {"bpgpu cupy", "bpgpu cupy, gemm=cublas", "bpgpu cupy, gemm=fused", "bpgpu cupy, graph=True"}
     assert {"bpgpu numpy"} | ways <= set(timed)
@@ -68,7 +68,7 @@ def test_every_part_on_the_simulated_gpu(monkeypatch, tmp_path, lines):
 @needs_simulator
 def test_a_part_that_fails_is_written_down_and_the_rest_runs(monkeypatch, tmp_path, lines):
     def broken(quick):
-        yield {"gemm": "cublas", "ok": False, "largest": float("nan")}
+        yield {"way": "cupy", "ok": False, "largest": float("nan")}
         raise RuntimeError("the driver\nhas gone")
 
     simulated.install(monkeypatch)
@@ -80,9 +80,9 @@ def test_a_part_that_fails_is_written_down_and_the_rest_runs(monkeypatch, tmp_pa
     assert report["parts"]["gradients"]["status"] == "failed"
     assert report["parts"]["gradients"]["problems"] == [
         "RuntimeError: the driver has gone",
-        "gemm cublas, largest nan",
+        "way cupy, largest nan",
     ]
-    assert rows(report, "gradients") == [{"gemm": "cublas", "ok": False, "largest": "nan"}]
+    assert rows(report, "gradients") == [{"way": "cupy", "ok": False, "largest": "nan"}]
     assert [row["ok"] for row in rows(report, "parity")] == [True, False] * 2
     assert len(report["parts"]["parity"]["problems"]) == 2
     others = ("rerun", "graphs", "leaks", "timings")
@@ -107,7 +107,7 @@ def test_a_leak_and_different_bytes_are_failures(monkeypatch, tmp_path, lines):
     report = hardware_report.run(tmp_path, lines.append, quick=True)
     assert report["failed"] == ["rerun", "graphs", "leaks"]
     leak = rows(report, "leaks")[0]
-    assert leak["pool bytes after"] - leak["pool bytes before"] >= hardware_parts.FITS * 4096 * 8
+    assert leak["free bytes before"] - leak["free bytes after"] >= hardware_parts.FITS * 4096 * 8
 
 
 def test_a_crash_leaves_the_parts_before_it(monkeypatch, tmp_path, lines):
@@ -122,6 +122,19 @@ def test_a_crash_leaves_the_parts_before_it(monkeypatch, tmp_path, lines):
     assert list(found["parts"]) == ["facts"]
     assert not found["finished"]
     assert "Not finished" in text
+
+
+def test_numba_cuda_is_a_way_of_its_own(no_backend_made, monkeypatch, tmp_path, lines):
+    """With CuPy missing it is the only one, and all parts but graphs run on it."""
+    numba_device.install(monkeypatch, threads=64)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    small = hardware_parts.Network((3, 4, 2), ("tanh", "softmax"), "cross_entropy")
+    monkeypatch.setattr(hardware_parts, "NETWORKS", (small,))
+    monkeypatch.setattr(hardware_parts, "FITS", 1)
+    for part in ("parity", "leaks"):
+        found = list(hardware_report.PARTS[part](True))
+        assert {row["way"] for row in found} == {"numba-cuda"}
+        assert all(row["ok"] for row in found)
 
 
 def test_without_a_gpu_every_figure_of_one_is_missing_with_the_reason(no_backend_made, monkeypatch, tmp_path, lines):

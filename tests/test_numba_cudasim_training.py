@@ -36,7 +36,9 @@ assert "simulator" in cuda.jit.__module__
 # What this simulator lacks of a device, and says wrongly.
 type(cuda.get_current_device()).name = b"Numba's simulator"
 memory = types.SimpleNamespace(free=2**30, total=2**30)
-type(cuda.current_context()).get_memory_info = lambda self: memory
+context = type(cuda.current_context())
+context.get_memory_info = lambda self: memory
+context.deallocations = types.SimpleNamespace(clear=lambda: None)
 from tests import test_numba_cudasim_training as t
 print(json.dumps(t.curves("numba-cuda")))
 """

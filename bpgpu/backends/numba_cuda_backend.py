@@ -113,7 +113,9 @@ class NumbaCudaBackend(CudaBackend):
         return target
 
     def free_memory(self) -> int | None:
-        return int(self.cuda.current_context().get_memory_info().free)
+        context = self.cuda.current_context()
+        context.deallocations.clear()  # Numba gives memory back by and by
+        return int(context.get_memory_info().free)
 
     def adopt(self, name: str, value: Any) -> Any:
         if not on_gpu(value) or hasattr(value, "copy_to_host"):

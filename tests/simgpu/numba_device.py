@@ -418,6 +418,7 @@ class _Gpus(list):  # type: ignore[type-arg]
 def _context(devnum: Any = None) -> Any:
     return SimpleNamespace(
         device=_Device(),
+        deallocations=SimpleNamespace(clear=lambda: None),
         get_memory_info=lambda: SimpleNamespace(free=settings.capacity - _used, total=settings.capacity),
     )
 
