@@ -30,8 +30,10 @@ def curves(backend):
 
 
 SCRIPT = """
-import json, types
-from bpgpu.kernels._numba_cuda_shim import cuda
+import json, sys, types
+from bpgpu.kernels import _numba_cuda_shim as shim
+from tests.simgpu import numba_runner
+cuda = shim.cuda
 assert "simulator" in cuda.jit.__module__
 # What this simulator lacks of a device, and says wrongly.
 type(cuda.get_current_device()).name = b"Numba's simulator"
@@ -39,6 +41,8 @@ memory = types.SimpleNamespace(free=2**30, total=2**30)
 context = type(cuda.current_context())
 context.get_memory_info = lambda self: memory
 context.deallocations = types.SimpleNamespace(clear=lambda: None)
+# It has a thread of the system for every thread of a block.
+sys.modules["bpgpu.kernels.numba_cuda"] = numba_runner.load(threads=64, shim=shim)
 from tests import test_numba_cudasim_training as t
 print(json.dumps(t.curves("numba-cuda")))
 """

@@ -1,5 +1,6 @@
 """The reference backend: the base class over NumPy."""
 
+import functools
 import platform
 from itertools import pairwise
 from typing import Any
@@ -34,10 +35,16 @@ class NumpyBackend(Backend):
         epoch: int,
     ) -> float:
         """Train one epoch as the reference does, small products on one thread."""
-        from threadpoolctl import threadpool_limits
-
         largest = plan.batch_size * max(m * n for m, n in pairwise(plan.architecture.sizes))
-        with threadpool_limits(limits=1 if largest < THREADED_PRODUCT else None, user_api="blas"):
+        with _blas().limit(limits=1 if largest < THREADED_PRODUCT else None, user_api="blas"):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
+
+
+@functools.cache
+def _blas() -> Any:
+    """Return what sets the threads of the BLAS libraries; to find them takes longer than a short epoch."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
