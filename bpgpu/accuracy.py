@@ -40,8 +40,8 @@ def make(name: str) -> dict[str, Backend]:
         for info in reversed(backends()):
             found |= make(info.name) if info.available else {}
         return found
-    kind = type(get_backend(name))
-    return {way: kind(**options) for way, options in ways(name).items()}
+    chosen = get_backend(name)
+    return {way: type(chosen)(**options) for way, options in ways(chosen.name).items()}
 
 
 def worst(measurements: Iterable[Measurement]) -> Worst:
@@ -93,7 +93,7 @@ def table(errors: Errors, dtype: str) -> str:
 
 def figure(error: float) -> str:
     """Return an error with one decimal, rounded up."""
-    return f"{math.ceil(10 * error) / 10:.1f}" if math.isfinite(error) else "not finite"
+    return f"{math.ceil(round(10 * error, 6)) / 10:.1f}" if math.isfinite(error) else "not finite"
 
 
 def plain(errors: Errors) -> dict[str, Any]:

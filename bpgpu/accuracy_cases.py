@@ -22,6 +22,7 @@ import numpy as np
 from bpgpu.activations import ACTIVATIONS, Activation
 from bpgpu.backends.base import Backend
 from bpgpu.costs import COSTS, Cost
+from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from bpgpu.plan import Dropout
@@ -205,8 +206,8 @@ class Bench:
 
 
 def growth(n: int) -> float:
-    """Return how the error of a sum of n terms grows beyond that of a short one."""
-    return math.sqrt(1 + n / 64)
+    """Return by how much the error of a sum of n terms may exceed that of a sum of 64 or less."""
+    return math.sqrt(max(1.0, n / 64))
 
 
 class _Extended(Backend):
@@ -361,11 +362,13 @@ def _epoch(bench: Bench, name: str) -> Iterator[Measurement]:
         case = f"{name}, {'-'.join(map(str, sizes))}, {' '.join(activations)}, {cost}"
         n = max(*sizes, batch_size)
         yield bench.compare("loss", case, *(each.loss(*data) for each in nets), n=n)
-        histories = [
-            each.fit(*data[:2], sample_weight=weight, optimizer=RULES[name], epochs=1, batch_size=batch_size)
-            for each in nets
-        ]
-        yield bench.compare("epoch: loss", case, *(history.loss for history in histories), n=n)
+        how: dict[str, Any] = {"sample_weight": weight, "optimizer": RULES[name], "epochs": 1, "batch_size": batch_size}
+        try:
+            losses = [each.fit(*data[:2], **how).loss for each in nets]
+        except NonFiniteError:
+            yield Measurement("epoch: parameters", case, math.inf)
+            continue
+        yield bench.compare("epoch: loss", case, *losses, n=n)
         # Of what the epoch has changed: an error of it must not be lost in the parameters.
         changed = [each.backend.to_numpy(each.parameters).astype(EXTENDED) - start for each in nets]
         yield bench.compare("epoch: parameters", case, *changed, n=n)

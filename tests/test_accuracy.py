@@ -1,14 +1,15 @@
-"""That the measurement of accuracy can fail: errors planted in every step; and the page and the command that show it."""
+"""That the measurement of accuracy can fail, by errors planted in every step; the page and the command that show it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from bpgpu import accuracy
-from bpgpu.accuracy_cases import CASES, PROMISED, Bench, Measurement
+from bpgpu import accuracy, backends, cli
+from bpgpu.accuracy_cases import CASES, DTYPES, PROMISED, Bench, Measurement
 from bpgpu.backends.numpy_backend import NumpyBackend
-from tests import parity
+from tests import parity, write_accuracy
 
 # The steps of the contract, the result that is spoiled in each, and the operations that must notice.
 PLANTED = [
@@ -89,5 +90,71 @@ def test_an_error_is_counted_in_roundings_of_the_largest_result():
     result = truth + np.array([2.0**-20, 0])
     assert bench.compare("forward", "", result, truth).error == 2.0**-20 / (4 * 2.0**-23) == 2
     assert bench.compare("forward", "", result, truth, scale=8).error == 1
-    assert bench.compare("forward", "", result, truth, n=192).error == 1  # growth 2
+    assert bench.compare("forward", "", result, truth, n=256).error == 1  # growth 2
     assert bench.compare("forward", "", np.zeros((0, 2)), np.zeros((0, 2))).error == 0
+
+
+# The page
+
+
+def test_the_committed_page_is_what_the_command_writes_but_for_the_figures():
+    """With its own figures, none of them larger than promised, and all backends of the matrix."""
+    committed = write_accuracy.PAGE.read_text(encoding="utf-8")
+    ways = [entry.label(way) for entry in parity.MATRIX for way in accuracy.ways(entry.backend)]
+    errors = {way: {dtype: {} for dtype in DTYPES} for way in ways}
+    tables = re.findall(r"((?:^\|.*\|\n)+)", committed, re.MULTILINE)
+    for dtype, table in zip(DTYPES, tables, strict=True):
+        for line in table.splitlines()[2:]:
+            operation, _, _, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+            for way, figure in zip(ways, figures, strict=True):
+                errors[way][dtype][operation] = Measurement(operation, "", float(figure))
+    where = re.search(r"Measured on (.*)\.\n", committed).group(1)
+    assert write_accuracy.page(errors, where) == committed, "run: python -m tests.write_accuracy"
+    assert accuracy.broken_promises(errors) == []
+
+
+# The command
+
+
+@pytest.fixture
+def few_cases(monkeypatch):
+    """One case of each operation."""
+    monkeypatch.setattr(accuracy, "CASES", list({case.operation: case for case in CASES}.values()))
+
+
+def test_the_command_shows_every_operation_beside_its_promise(few_cases, capfd):
+    assert cli.run(["accuracy", "--backend", "numpy"]) == 0
+    out = capfd.readouterr().out
+    for dtype in DTYPES:
+        (table,) = re.findall(rf"\| {dtype} .*\n((?:\|.*\n)+)", out)
+        assert [line.split("|")[1].strip() for line in table.splitlines()[1:]] == list(PROMISED)
+    assert out.endswith("every error is as small as promised\n")
+
+
+def test_a_broken_promise_is_named_and_fails(few_cases, monkeypatch, capfd):
+    monkeypatch.setattr(accuracy, "make", lambda name: {"odd": spoiled("update", "parameters", lambda x: x * 1.01)})
+    assert cli.run(["accuracy", "--json"]) == 1
+    out, err = capfd.readouterr()
+    assert re.search(r"FAILED odd, float64: update, AdamW, clipped, \d+: .*, promised 8\n", err)
+    result = json.loads(out)
+    assert result["failed"] == err.count("FAILED") > 0
+    found = result["backends"]["odd"]["float32"]
+    assert list(found) == list(PROMISED)
+    assert not found["update"]["ok"]
+    assert found["forward"]["ok"]
+    assert found["update"]["error"] > found["update"]["promised"] == PROMISED["update"]
+
+
+def test_an_error_that_is_not_finite_is_null_in_json_and_named_in_the_table(few_cases, monkeypatch, capfd):
+    monkeypatch.setattr(accuracy, "make", lambda name: {"odd": spoiled("hidden_delta", "out", lambda x: x * np.nan)})
+    assert cli.run(["accuracy", "--json"]) == 1
+    out, err = capfd.readouterr()
+    found = json.loads(out)["backends"]["odd"]["float64"]
+    assert found["hidden delta"]["error"] is found["epoch: parameters"]["error"] is None
+    assert "not finite" in err
+
+
+def test_all_takes_every_backend_that_runs_here():
+    names = {backend.name for backend in accuracy.make("all").values()}
+    assert names == {info.name for info in backends() if info.available}
+    assert accuracy.make("numpy")["numpy"].name == "numpy"
