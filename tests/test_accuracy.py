@@ -22,8 +22,8 @@ PLANTED = [
     ("weight_gradient", "out_b", "gradient"),
     ("update", "parameters", "update"),
     ("dropout", "out", "dropout"),
-    ("forward", "out", "epoch"),
-    ("update", "parameters", "epoch"),
+    ("forward", "out", "training"),
+    ("update", "parameters", "training"),
 ]
 SPOILS = {
     "a factor of 1.0001": ("float32", lambda x: x * x.dtype.type(1.0001)),
@@ -99,17 +99,19 @@ def test_an_error_is_counted_in_roundings_of_the_largest_result():
 
 def test_the_committed_page_is_what_the_command_writes_but_for_the_figures():
     """With its own figures, none of them larger than promised, and all backends of the matrix."""
-    committed = write_accuracy.PAGE.read_text(encoding="utf-8")
+    committed, stale = write_accuracy.PAGE.read_text(encoding="utf-8"), "run: python -m tests.write_accuracy"
     ways = [entry.label(way) for entry in parity.MATRIX for way in accuracy.ways(entry.backend)]
     errors = {way: {dtype: {} for dtype in DTYPES} for way in ways}
     tables = re.findall(r"((?:^\|.*\|\n)+)", committed, re.MULTILINE)
     for dtype, table in zip(DTYPES, tables, strict=True):
         for line in table.splitlines()[2:]:
             operation, _, _, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+            assert (len(figures), operation in PROMISED) == (len(ways), True), stale
             for way, figure in zip(ways, figures, strict=True):
                 errors[way][dtype][operation] = Measurement(operation, "", float(figure))
     where = re.search(r"Measured on (.*)\.\n", committed).group(1)
-    assert write_accuracy.page(errors, where) == committed, "run: python -m tests.write_accuracy"
+    assert list(errors[ways[0]][DTYPES[0]]) == list(PROMISED), stale
+    assert write_accuracy.page(errors, where) == committed, stale
     assert accuracy.broken_promises(errors) == []
 
 
@@ -150,7 +152,7 @@ def test_an_error_that_is_not_finite_is_null_in_json_and_named_in_the_table(few_
     assert cli.run(["accuracy", "--json"]) == 1
     out, err = capfd.readouterr()
     found = json.loads(out)["backends"]["odd"]["float64"]
-    assert found["hidden delta"]["error"] is found["epoch: parameters"]["error"] is None
+    assert found["hidden delta"]["error"] is found["training: parameters"]["error"] is None
     assert "not finite" in err
 
 

@@ -48,7 +48,7 @@ def test_the_cases_have_every_activation_cost_and_rule():
     cases = [(case.operation, *case.names) for case in CASES]
     assert set(itertools.product(["output"], ACTIVATIONS, COSTS)) <= set(cases)
     assert set(itertools.product(["forward", "hidden"], ACTIVATIONS)) <= set(cases)
-    assert set(itertools.product(["update", "epoch"], RULES)) <= set(cases)
+    assert set(itertools.product(["update", "training"], RULES)) <= set(cases)
     assert {type(rule) for rule in RULES.values()} == set(OPTIMIZERS.values())
 
 

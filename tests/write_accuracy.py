@@ -36,7 +36,7 @@ large the errors are allowed to be, and how large they were.
 - The scale of a product is the largest sum of the sizes of its terms, |x| |W| + |b|; of a difference between output and
   target at least what it is where they are 1 apart; elsewhere it is the largest result. A result that is small beside
   the others of its array has the same absolute error, not the same relative one.
-- "Epoch: parameters" is the error of what a whole epoch changed, after up to three steps. Longer training magnifies any
+- "Training: parameters" is the error of what two epochs of up to three steps changed. Longer training magnifies any
   rounding without a bound: two backends that both keep the promise part in time.
 - Of dropout, the number of elements that differ in any bit is counted.
 
@@ -97,8 +97,8 @@ def page(errors: accuracy.Errors, where: str) -> str:
     coverage = (
         f"That is over {len(CASES)} cases in each dtype: {len(ACTIVATIONS)} activations, with each of {len(COSTS)} "
         f"costs as an output layer, {len(RULES)} update rules, {len(SHAPES)} shapes, ragged, of one row and of none, "
-        f"of contiguous, transposed and strided arrays, and epochs of {len(NETWORKS)} networks. A slow simulation gets "
-        "each case on two of the shapes, by turns. The cases are listed once, in `bpgpu/accuracy_cases.py`, and "
+        f"of contiguous, transposed and strided arrays, and training of {len(NETWORKS)} networks. A slow simulation "
+        "gets each case on two of the shapes, by turns. The cases are listed once, in `bpgpu/accuracy_cases.py`, and "
         "`tests/test_parity.py` holds every backend to the promise on every change."
     )
     tables = "\n\n".join(accuracy.table(errors, dtype) for dtype in DTYPES)
