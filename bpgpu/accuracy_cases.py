@@ -142,8 +142,8 @@ class Bench:
     largest : int
         Multiply-adds of a product at most; larger shapes are left out.
     crossed : bool
-        Whether every case is measured on every shape; else each on the first and one more, by turns, and every rule
-        on one network.
+        Whether every case is measured on every shape; else each on the first and one more, by turns, and training
+        with each rule on one network.
     """
 
     backend: Backend
@@ -151,10 +151,10 @@ class Bench:
     largest: int = 2**24
     crossed: bool = True
 
-    def measure(self, case: Case) -> Iterator[Measurement]:
-        """Yield every error of a case."""
+    def measure(self, case: Case) -> list[Measurement]:
+        """Return every error of a case."""
         with np.errstate(all="ignore"):  # as training does
-            yield from _MEASURE[case.operation](self, *case.names)
+            return list(_MEASURE[case.operation](self, *case.names))
 
     def shapes(self, turn: int) -> Iterator[tuple[int, tuple[int, int, int]]]:
         """Yield the shapes for the case of this turn, each with a number from which its data are made."""

@@ -59,7 +59,7 @@ class Entry:
         return f"{way} (simulated)" if self.simulator else way
 
 
-# A backend joins with its line here.
+# A backend joins with its line here; `python -m tests.write_accuracy` brings it onto the page.
 MATRIX: tuple[Entry, ...] = (
     Entry("numpy"),
     Entry("cupy", simulator="tests.simgpu.cupy"),

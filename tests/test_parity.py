@@ -30,7 +30,7 @@ def way(request):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_errors_are_as_small_as_promised(way, dtype, case):
     entry, backend = way
-    measurements = list(entry.bench(backend, dtype).measure(case))
+    measurements = entry.bench(backend, dtype).measure(case)
     assert measurements
     for each in measurements:
         assert each.ok, f"{each.operation}, {each.case}: {each.error:.3g}, promised {PROMISED[each.operation]}"
