@@ -1,4 +1,4 @@
-"""The command line: train, predict, info, gradcheck, hardware-report."""
+"""The command line: train, predict, info, gradcheck, accuracy, hardware-report."""
 
 import functools
 import io
@@ -348,6 +348,29 @@ def gradcheck(
         result = {"backend": chosen.name, "dtype": dtype, "checked": checked, "failed": len(failures)}
         print(to_json(result | {"max_error": max(worst.values())}))
     return 1 if failures else 0
+
+
+@app.command()
+def accuracy(
+    backend: Annotated[str, typer.Option(help="all that run here, or one: numpy, numba, cupy, numba-cuda.")] = "all",
+    as_json: JsonOption = False,
+) -> int:
+    """Measure the errors of every step against extended precision, beside those promised; exit code 1 if one is larger.
+
+    The unit is docs/accuracy.md's: 1 is one rounding of the largest result.
+    """
+    from bpgpu import accuracy as measuring
+    from bpgpu.accuracy_cases import DTYPES
+
+    say = _printer(stderr=as_json)
+    errors = measuring.measure_all(backend, say)
+    for dtype in DTYPES:
+        say(f"\n{measuring.table(errors, dtype)}")
+    broken = measuring.broken_promises(errors)
+    say("\n" + ("\n".join(f"FAILED {line}" for line in broken) or "every error is as small as promised"))
+    if as_json:
+        print(to_json({"backends": measuring.plain(errors), "failed": len(broken)}))
+    return 1 if broken else 0
 
 
 def to_json(result: dict[str, Any]) -> str:

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import gradcheck
+from bpgpu import accuracy, gradcheck
+from bpgpu.accuracy_cases import DTYPES, RULES, Bench
 from bpgpu.backends import cuda_launch, cuda_probe
 from bpgpu.backends.cuda_steps import STEP
 from bpgpu.kernels import cuda_kernels
 from bpgpu.plan import Dropout, Plan
 from tests import test_cupy_staging as staging
-from tests.test_cupy_backend import GEMMS, RULES, TOLERANCE, assert_same, data, pair, parameters
+from tests.test_cupy_backend import GEMMS, TOLERANCE, assert_same, data, pair, parameters
 
 
 def obstacle():
@@ -49,19 +50,12 @@ def test_gradients_of_every_activation_and_cost(backend, gemm, dtype):
         gradcheck.check_case(case, chosen, dtype)  # raises if one is wrong
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}{rule.n_state}")
-@pytest.mark.parametrize(("gemm", "dtype"), list(itertools.product(GEMMS, TOLERANCE)))
-def test_training_is_the_references(backend, rule, gemm, dtype):
-    X, y = data()
-    masks = [np.random.default_rng(1).integers(0, 2, (5, 7)), None, None]
-    nets = pair(backend(gemm=gemm), dtype=dtype, l2=0.3, dropout=0.3, connectivity=masks)
-    histories = [
-        net.fit(X, y, optimizer=rule, epochs=3, batch_size=16, validation_data=(X, y), sample_weight=np.arange(50.0))
-        for net in nets
-    ]
-    assert_same(*nets)
-    for name in ("loss", "validation_loss"):
-        np.testing.assert_allclose(*(getattr(history, name) for history in histories), rtol=TOLERANCE[dtype])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", accuracy.ways("cupy").values(), ids=str)
+def test_errors_are_as_small_as_promised(backend, way, dtype):
+    """The parity matrix, see test_parity.py."""
+    errors = {"cupy": {dtype: accuracy.measure(Bench(backend(**way), dtype))}}
+    assert accuracy.broken_promises(errors) == []
 
 
 @pytest.mark.parametrize("gemm", ["auto", *GEMMS])
@@ -94,7 +88,7 @@ def test_every_kernel_is_launched(backend, monkeypatch):
         {"activations": ("relu", "relu", "softmax"), "cost": "mean_squared_error"},
         {"activations": ("relu", "relu", "softmax"), "cost": "binary_cross_entropy"},
     ]
-    for gemm, (options, rule) in itertools.product(GEMMS, itertools.product(networks, RULES)):
+    for gemm, (options, rule) in itertools.product(GEMMS, itertools.product(networks, RULES.values())):
         nets = pair(backend(gemm=gemm), dtype="float64", **options)
         for net in nets:
             net.fit(X, y, optimizer=rule, epochs=1, batch_size=16)
@@ -114,7 +108,7 @@ def test_every_kernel_is_launched(backend, monkeypatch):
     assert launched == set(cuda_kernels.ABI)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}{rule.n_state}")
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("dropout", [0, 0.3])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_graphs_give_the_bytes_of_the_same_kernels_one_by_one(backend, rule, dropout, dtype):

@@ -1,11 +1,13 @@
 """The hardware report on the simulated GPU and without any GPU."""
 
+import itertools
 import json
 import sys
 
 import pytest
 
-from bpgpu import hardware_parts, hardware_peers, hardware_report
+from bpgpu import accuracy, accuracy_cases, hardware_parts, hardware_peers, hardware_report
+from bpgpu.accuracy_cases import DTYPES
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device, numba_device
 
@@ -47,10 +49,14 @@ def test_every_part_on_the_simulated_gpu(monkeypatch, tmp_path, lines):
     assert name in text
     assert facts["CUDA runtime"] == "13.2"
     assert {"date", "bpgpu", "NumPy", "Python", "CuPy", "NVIDIA driver"} <= set(facts)
-    assert len(rows(report, "gradients")) == len(rows(report, "parity")) == 4
-    for row in rows(report, "parity"):
-        assert max(row["gradient"], row["parameters"], row["loss"]) <= row["tolerance"]
-    assert max(row["gradient"] for row in rows(report, "parity")) > 0
+    assert len(rows(report, "gradients")) == 4
+    assert {(row["way"], row["dtype"]) for row in rows(report, "parity")} == set(
+        itertools.product(accuracy.ways("cupy"), DTYPES)
+    )
+    assert all(row["largest"] <= row["promised"] for row in rows(report, "parity"))
+    assert {"forward", "training: parameters"} <= {
+        row["operation"] for row in rows(report, "parity") if row["largest"] > 0
+    }
     assert all(row["derivatives"] > 0 and row["largest"] <= row["tolerance"] for row in rows(report, "gradients"))
     assert [row["ok"] for row in rows(report, "rerun")] == [True] * 6
     assert [row["ok"] for row in rows(report, "graphs")] == [True] * 2
@@ -73,7 +79,7 @@ def test_a_part_that_fails_is_written_down_and_the_rest_runs(monkeypatch, tmp_pa
 
     simulated.install(monkeypatch)
     monkeypatch.setitem(hardware_report.PARTS, "gradients", broken)
-    monkeypatch.setitem(hardware_parts.TOLERANCE, "float64", -1.0)
+    monkeypatch.setitem(accuracy_cases.PROMISED, "training: loss", -1)
     report = hardware_report.run(tmp_path, lines.append, quick=True)
     found, text = written(tmp_path)
     assert found["failed"] == report["failed"] == ["gradients", "parity"]
@@ -83,8 +89,8 @@ def test_a_part_that_fails_is_written_down_and_the_rest_runs(monkeypatch, tmp_pa
         "way cupy, largest nan",
     ]
     assert rows(report, "gradients") == [{"way": "cupy", "ok": False, "largest": "nan"}]
-    assert [row["ok"] for row in rows(report, "parity")] == [True, False] * 2
-    assert len(report["parts"]["parity"]["problems"]) == 2
+    assert {row["operation"] for row in rows(report, "parity") if not row["ok"]} == {"training: loss"}
+    assert len(report["parts"]["parity"]["problems"]) == 4
     others = ("rerun", "graphs", "leaks", "timings")
     assert {part: report["parts"][part]["status"] for part in others} == dict.fromkeys(others, "ok")
     assert "- FAILED RuntimeError: the driver has gone" in text
@@ -126,12 +132,12 @@ def test_a_crash_leaves_the_parts_before_it(monkeypatch, tmp_path, lines):
 
 def test_numba_cuda_is_a_way_of_its_own(no_backend_made, monkeypatch, tmp_path, lines):
     """With CuPy missing it is the only one, and all parts but graphs run on it."""
-    numba_device.install(monkeypatch, threads=64)
+    numba_device.install(monkeypatch)
     monkeypatch.setitem(sys.modules, "cupy", None)
     small = hardware_parts.Network((3, 4, 2), ("tanh", "softmax"), "cross_entropy")
     monkeypatch.setattr(hardware_parts, "NETWORKS", (small,))
     monkeypatch.setattr(hardware_parts, "FITS", 1)
-    for part in ("parity", "leaks"):
+    for part in ("rerun", "leaks"):
         found = list(hardware_report.PARTS[part](True))
         assert {row["way"] for row in found} == {"numba-cuda"}
         assert all(row["ok"] for row in found)

@@ -8,13 +8,13 @@ from bpgpu.backends import cuda_epoch, cuda_memory
 from bpgpu.data import load_digits
 from tests.simgpu import numba_device
 from tests.simgpu.state import counters, settings
-from tests.test_cupy_backend import RULES, TOLERANCE, assert_same, data, pair, parameters
+from tests.test_cupy_backend import TOLERANCE, assert_same, data, pair, parameters
 
 
 @pytest.fixture
 def backend(monkeypatch):
     """A backend on the simulated GPU."""
-    numba_device.install(monkeypatch, threads=64)
+    numba_device.install(monkeypatch)
     from bpgpu.backends.numba_cuda_backend import NumbaCudaBackend
 
     return NumbaCudaBackend()
@@ -42,9 +42,9 @@ def test_digits_have_the_references_loss_curve(backend):
     assert histories[0].loss[1] < histories[0].loss[0]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}{rule.n_state}")
+@pytest.mark.parametrize("rule", [bpgpu.Adam(0.01), bpgpu.RMSprop(0.01), bpgpu.AdamW(0.01, clip_norm=0.1)], ids=repr)
 def test_training_is_the_references(backend, rule):
-    """Penalty, dropout, masks, sample weights, a smaller last batch and validation, with every rule."""
+    """Penalty, dropout, masks, sample weights, a smaller last batch and validation."""
     X, y = data(14)
     masks = [np.random.default_rng(1).integers(0, 2, (5, 4)), None]
     dtype = "float32" if isinstance(rule, bpgpu.RMSprop) else "float64"

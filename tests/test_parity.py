@@ -1,0 +1,70 @@
+"""The parity matrix: every backend × activation × cost × rule × dtype × shape against extended precision."""
+
+import importlib.util
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from bpgpu.accuracy_cases import CASES, DTYPES, PROMISED, RULES
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.backends import REGISTRY
+from bpgpu.costs import COSTS
+from bpgpu.optimizers import OPTIMIZERS
+from tests import parity
+from tests.simgpu import device
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", params=parity.PARAMETERS)
+def way(request):
+    """An entry of the matrix and one way of its backend, installed once for all of their tests."""
+    entry, name = request.param
+    with entry.ways() as ways:
+        yield entry, ways[name]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_errors_are_as_small_as_promised(way, dtype, case):
+    entry, backend = way
+    measurements = entry.bench(backend, dtype).measure(case)
+    assert measurements
+    for each in measurements:
+        assert each.ok, f"{each.operation}, {each.case}: {each.error:.3g}, promised {PROMISED[each.operation]}"
+
+
+# That the matrix is whole
+
+
+def test_every_backend_of_this_version_is_in_the_matrix():
+    present = {name for name, (module, _, _) in REGISTRY.items() if importlib.util.find_spec(module)}
+    assert {entry.backend for entry in parity.MATRIX} == present
+
+
+def test_the_cases_have_every_activation_cost_and_rule():
+    cases = [(case.operation, *case.names) for case in CASES]
+    assert set(itertools.product(["output"], ACTIVATIONS, COSTS)) <= set(cases)
+    assert set(itertools.product(["forward", "hidden"], ACTIVATIONS)) <= set(cases)
+    assert set(itertools.product(["update", "training"], RULES)) <= set(cases)
+    assert {type(rule) for rule in RULES.values()} == set(OPTIMIZERS.values())
+
+
+def test_nothing_of_the_matrix_is_skipped_where_it_is_required(monkeypatch):
+    monkeypatch.setattr(device, "available", lambda: False)
+    simulated = [entry for entry in parity.MATRIX if entry.simulator]
+    assert simulated
+    for entry in simulated:
+        assert entry.marks(frozenset({"simgpu"})) == entry.marks(frozenset({entry.backend})) == []
+        assert entry.marks(frozenset({"numpy"})) != []
+    assert all(entry.marks(frozenset()) == [] for entry in parity.MATRIX if not entry.simulator)
+
+
+def test_ci_requires_the_simulated_gpu_on_linux():
+    jobs = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    required = re.findall(r"os: ubuntu-latest\n +require: (.*)\n", jobs)
+    required += re.findall(r"BPGPU_REQUIRE_BACKENDS=(.*)\n", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert len(required) == 2
+    assert all("simgpu" in names.split(",") for names in required)

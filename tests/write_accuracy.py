@@ -1,0 +1,120 @@
+"""Measure the whole parity matrix, simulated devices included, and write docs/accuracy.md.
+
+    python -m tests.write_accuracy
+
+Run it after a backend joins or a promise changes. The figures depend on the machine's libraries; the tests hold all
+else of the page to what this writes.
+"""
+
+import platform
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from bpgpu import accuracy
+from bpgpu.accuracy_cases import CASES, DTYPES, NETWORKS, RULES, SHAPES
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.costs import COSTS
+from tests import parity
+
+PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
+TEXT = """\
+# Accuracy
+
+Written by `python -m tests.write_accuracy`; change the text there.
+
+Every step of every backend is compared with the same step in extended precision, on the same inputs. This page says how
+large the errors are allowed to be, and how large they were.
+
+## The promise
+
+> |result − truth| ≤ promised · eps · √max(1, n / 64) · scale
+
+- eps is 2⁻²³ in float32 and 2⁻⁵² in float64; so 1 is one rounding of the largest result.
+- n is the length of the sums behind a result: a layer's inputs, the rows of a batch.
+- The scale of a product is the largest sum of the sizes of its terms, |x| |W| + |b|; of a difference between output and
+  target at least what it is where they are 1 apart; elsewhere it is the largest result. A result that is small beside
+  the others of its array has the same absolute error, not the same relative one.
+- "Training: parameters" is the error of what two epochs of up to three steps changed. Longer training magnifies any
+  rounding without a bound: two backends that both keep the promise part in time.
+- Of dropout, the number of elements that differ in any bit is counted.
+
+The tolerances leave room for the functions of a GPU, whose `exp`, `tanh` and `erfc` are documented to be off by a few
+roundings more than those of a CPU. They are still so tight that a factor of 1.0001 in float32, or float32 within
+float64, is noticed in every step with every activation, cost and rule (`tests/test_accuracy.py` plants them).
+
+## The largest errors seen
+
+In the unit above, rounded up. The column "that is" is the promise times eps. Measured on {where}.
+
+{tables}
+
+{coverage}
+
+## What the truth is
+
+The reference of `bpgpu/backends/base.py` in NumPy's longest floating point: 64 bits of mantissa on x86. On ARM Macs and
+on Windows it is float64 itself: there errors in float64 are differences from a float64 reference. `erfc`, in gelu, is
+SciPy's in float64 everywhere. Numbers such as learning rates and 1 / B are float64 in the truth as in training. That
+the reference itself is right is shown elsewhere: by central differences for every activation and cost
+(`bpgpu gradcheck`), and by sums written out (`tests/test_backends.py`).
+
+Inputs avoid what magnifies rounding in any arithmetic: with a cross-entropy behind an activation that has no exact pair
+(all but sigmoid and softmax), outputs nearer than 0.25 to 0 or 1. Adam and RMSprop get an epsilon of 0.01, so that no
+step divides noise by noise.
+
+## What is not known
+
+"Simulated" is the real kernels run thread by thread on a CPU: its `exp` and `tanh` are the CPU's, there is no fused
+multiply-add, and NumPy stands in for cuBLAS. **No GPU has been measured yet** ([what that means](hardware.md)). TF32 is
+off; where it is allowed it breaks the promise.
+
+Which bits are the same from run to run is another question: [same seed, same bits](guide.md#same-seed-same-bits).
+
+## On your machine
+
+```sh
+bpgpu accuracy                  # every backend that runs here, a GPU included; exit code 1 if a promise is broken
+bpgpu accuracy --backend numpy --json
+```
+
+or a part of it, from Python:
+
+```python
+import bpgpu
+from bpgpu.accuracy_cases import Bench, Case
+
+bench = Bench(bpgpu.get_backend("auto"), "float32")
+for each in bench.measure(Case("forward", ("tanh",))):
+    print(f"{{each.operation}}, {{each.case}}: {{each.error:.2f}}", "as promised" if each.ok else "BROKEN")
+```
+"""
+
+
+def page(errors: accuracy.Errors, where: str) -> str:
+    """Return the page for errors measured somewhere."""
+    coverage = (
+        f"That is over {len(CASES)} cases in each dtype: {len(ACTIVATIONS)} activations, with each of {len(COSTS)} "
+        f"costs as an output layer, {len(RULES)} update rules, {len(SHAPES)} shapes, ragged, of one row and of none, "
+        f"of contiguous, transposed and strided arrays, and training of {len(NETWORKS)} networks. A slow simulation "
+        "gets each case on two of the shapes, by turns. The cases are listed once, in `bpgpu/accuracy_cases.py`, and "
+        "`tests/test_parity.py` holds every backend to the promise on every change."
+    )
+    tables = "\n\n".join(accuracy.table(errors, dtype) for dtype in DTYPES)
+    return TEXT.format(where=where, tables=tables, coverage=textwrap.fill(coverage, 120))
+
+
+def measured() -> accuracy.Errors:
+    """Measure the whole matrix."""
+    errors: accuracy.Errors = {}
+    for entry in parity.MATRIX:
+        with entry.ways() as ways:
+            for way, backend in ways.items():
+                benches = {dtype: entry.bench(backend, dtype) for dtype in DTYPES}
+                errors[entry.label(way)] = {dtype: accuracy.measure(bench) for dtype, bench in benches.items()}
+    return errors
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(measured(), f"{platform.system()}, {platform.machine()}, NumPy {np.__version__}"), "utf-8")
