@@ -42,7 +42,7 @@ def spoiled(step, result, spoil):
 
     def spoiling(self, *args, **options):
         method(self, *args, **options)
-        target = args[1] if step == "update" else options[result]
+        target = args[1] if step == "update" else options.get(result)
         if target is not None and target.size:
             target[...] = spoil(target.copy()).reshape(target.shape)
 
