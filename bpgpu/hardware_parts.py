@@ -1,5 +1,6 @@
 """The parts of the hardware report: each yields rows, and a row with ok=False is a failure."""
 
+import contextlib
 import datetime
 import gc
 import importlib
@@ -173,20 +174,21 @@ def leaks(quick: bool) -> Iterator[Row]:
 
 def timings(quick: bool) -> Iterator[Row]:
     """Yield the median seconds of an epoch, on every backend and on torch and JAX where they are installed."""
-    makers: dict[str, Callable[[], Backend]] = {}
+    made: dict[str, Backend] = {}
     for info in backends():
         if info.available:
-            makers[f"bpgpu {info.name}"] = partial(get_backend, info.name)
-            makers |= {f"bpgpu {way}": make for way, make in WAYS.items() if way.startswith(f"{info.name},")}
+            made[info.name] = get_backend(info.name)
         else:
             yield {"what": f"bpgpu {info.name}", "not available": info.reason}
+    with contextlib.suppress(BackendUnavailableError):
+        made |= usable()
     rounds = 2 if quick else 7
     for sizes, batches, n in TIMED_QUICKLY if quick else TIMED:
         network = Network(sizes, (*["relu"] * (len(sizes) - 2), "softmax"), "cross_entropy")
         for batch in batches:
             row: Row = {"network": "-".join(map(str, sizes)), "batch": batch, "samples": n, "dtype": "float32"}
-            for what, make in makers.items():
-                yield _timed(row | {"what": what}, partial(_epochs, network, make, n, batch, rounds))
+            for way, backend in made.items():
+                yield _timed(row | {"what": f"bpgpu {way}"}, partial(_epochs, network, backend, n, batch, rounds))
             for what, epochs in hardware_peers.PEERS.items():
                 yield _timed(row | {"what": what}, partial(epochs, sizes, *network.data(n), batch, rounds))
 
@@ -198,26 +200,18 @@ def get_cupy(**options: Any) -> Any:
     return CupyBackend(**options)
 
 
-# The GPU backends with their options.
-WAYS: dict[str, Callable[[], Backend]] = {
-    "cupy, gemm=cublas": partial(get_cupy, gemm="cublas"),
-    "cupy, gemm=fused": partial(get_cupy, gemm="fused"),
-    "cupy, graph=True": partial(get_cupy, graph=True),
-    "numba-cuda": partial(get_backend, "numba-cuda"),
-}
-
-
 def usable(*, graphs: bool = True) -> dict[str, Backend]:
-    """Return the GPU backends that can be used here; if there is none, raise BackendUnavailableError, with the fix."""
+    """Return the ways of the GPU backends that run here; if there are none, raise BackendUnavailableError."""
     found, errors = dict[str, Backend](), []
-    for way, make in WAYS.items():
-        if graphs or "graph" not in way:
-            try:
-                found[way] = make()
-            except BackendUnavailableError as error:  # the facts have the reason
-                errors.append(error)
+    for name in ("cupy", "numba-cuda"):
+        try:
+            found |= accuracy.make(name)
+        except BackendUnavailableError as error:  # the facts have the reason
+            errors.append(error)
     if not found:
         raise errors[0]
+    if graphs and any(backend.name == "cupy" for backend in found.values()):
+        found["cupy, graphs"] = get_cupy(graph=True)
     return found
 
 
@@ -236,8 +230,8 @@ class _Clock(Callback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def _epochs(network: Network, make: Callable[[], Backend], n: int, batch: int, rounds: int) -> tuple[str, list[float]]:
-    (X, y), backend = network.data(n), make()
+def _epochs(network: Network, backend: Backend, n: int, batch: int, rounds: int) -> tuple[str, list[float]]:
+    X, y = network.data(n)
     clock = _Clock()
     network.make(backend, "float32").fit(
         X, y, optimizer=SGD(0.01), epochs=hardware_peers.WARM_UP + rounds, batch_size=batch, callbacks=[clock]
