@@ -1,14 +1,12 @@
 """Fixtures that several test files share."""
 
-import functools
 import signal
-import sys
 
 import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.backends import _construct
+from tests.simgpu.state import forget_backends
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +19,8 @@ def ctrl_c():
 
 @pytest.fixture
 def no_backend_made(monkeypatch):
-    """Make every backend anew in this test, and none of them in the next: usually each is made once in a process."""
-    monkeypatch.setattr(sys.modules["bpgpu.backends"], "_construct", functools.cache(_construct.__wrapped__))
+    """Make every backend anew in this test, and none of them in the next."""
+    forget_backends(monkeypatch)
 
 
 @pytest.fixture

@@ -241,6 +241,13 @@ def test_arrays_of_cupy_come_and_go_without_a_copy(backend, monkeypatch):
 # What goes wrong
 
 
+def test_no_simulated_device_outlives_its_test():
+    with pytest.MonkeyPatch.context() as patch:
+        numba_device.install(patch)
+        assert bpgpu.get_backend("numba-cuda").device == "simulated GPU"
+    assert "simulated GPU" not in [info.device for info in bpgpu.backends()]
+
+
 def test_numbers_that_are_not_finite_are_placed_as_by_the_reference(backend):
     X, y = data(16)
     nets = pair(backend, (5, 4, 3), ("relu", "identity"), "squared_error")

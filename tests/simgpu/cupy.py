@@ -13,7 +13,6 @@ do but no code here should rely on, it refuses.
 """
 
 import ctypes
-import functools
 import gc
 import sys
 from types import ModuleType, SimpleNamespace
@@ -21,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.backends import _construct
 from tests.simgpu import cuda, device
 from tests.simgpu.arrays import Host, elementwise, launch, ndarray, operand, wrap
-from tests.simgpu.state import counters, settings
+from tests.simgpu.state import counters, forget_backends, settings
 
 __version__ = "14.2.0"
 # What the module that `install` makes has.
@@ -51,8 +49,7 @@ def install(monkeypatch: Any) -> Any:
     settings.reset()
     counters.reset()
     _compute_types.update(dict.fromkeys(_compute_types, COMPUTE_TYPE_DEFAULT))
-    # Backends are made once in a process; none of this device may outlive the test.
-    monkeypatch.setattr(sys.modules["bpgpu.backends"], "_construct", functools.cache(_construct.__wrapped__))
+    forget_backends(monkeypatch)  # none of this device may outlive the test
     fake, fake_cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
     for module, source, names in ((fake, sys.modules[__name__], NAMES[""]), (fake_cuda, cuda, NAMES["cuda"])):
         for name in names.split():

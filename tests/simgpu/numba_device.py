@@ -24,7 +24,7 @@ import numpy as np
 
 from tests.simgpu import numba_runner, numba_sim
 from tests.simgpu.device import SimulatorError
-from tests.simgpu.state import counters, settings
+from tests.simgpu.state import counters, forget_backends, settings
 
 Work = Callable[[], None]
 
@@ -465,6 +465,7 @@ def install(monkeypatch: Any, threads: int = 64) -> Any:
     With 64 `threads` in a block instead of the 256 of a real device it is three times quicker.
     """
     reset()
+    forget_backends(monkeypatch)  # none of this device may outlive the test
     importlib.import_module("bpgpu.kernels")
     shim = SimpleNamespace(cuda=cuda, math=numba_sim.math)
     kernels = numba_runner.load(threads=threads)

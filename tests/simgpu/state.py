@@ -1,6 +1,11 @@
 """What tests set on the simulated CuPy, and what it counts."""
 
+import functools
+import sys
 from dataclasses import dataclass, field, fields
+from typing import Any
+
+from bpgpu.backends import _construct
 
 
 @dataclass
@@ -61,3 +66,9 @@ class Settings:
 
 counters = Counters()
 settings = Settings()
+
+
+def forget_backends(monkeypatch: Any) -> None:
+    """Make every backend anew in this test, and none of them in the next: usually each is made once in a process."""
+    package = sys.modules["bpgpu.backends"]
+    monkeypatch.setattr(package, "_construct", functools.cache(_construct.__wrapped__))
