@@ -31,7 +31,7 @@ def blocks(count: int, per_block: int = BLOCK) -> int:
 
 
 class Binds(Protocol):
-    """What `cuda_steps` needs of a launcher; see `Launcher.bind`."""
+    """What launches the kernels of a language: all that `cuda_steps` needs of it."""
 
     def bind(
         self,
@@ -43,7 +43,27 @@ class Binds(Protocol):
         block: int = BLOCK,
         formulas: dict[str, str] | None = None,
     ) -> Launch:
-        """Return a function that launches a kernel with these arguments."""
+        """Return a function that launches a kernel with these arguments.
+
+        Parameters
+        ----------
+        name : str
+        dtype : numpy.dtype
+            T, the working type.
+        grid : tuple of int
+            Blocks in x and y.
+        arguments : tuple
+            Device arrays, or None where there is none, and Python numbers, which become what the signature says.
+        block : int
+            Threads.
+        formulas : dict
+            The expressions that the kernel's file needs.
+
+        Raises
+        ------
+        TypeError
+            If the number, an array's dtype or kind, or its memory layout does not suit the signature.
+        """
 
 
 class Launcher:
@@ -73,27 +93,6 @@ class Launcher:
         block: int = BLOCK,
         formulas: dict[str, str] | None = None,
     ) -> Launch:
-        """Return a function that launches a kernel with these arguments.
-
-        Parameters
-        ----------
-        name : str
-        dtype : numpy.dtype
-            T, the working type.
-        grid : tuple of int
-            Blocks in x and y.
-        arguments : tuple
-            Device arrays, or None for a null pointer, and Python numbers, which become what the signature says.
-        block : int
-            Threads.
-        formulas : dict
-            The expressions that the kernel's file needs.
-
-        Raises
-        ------
-        TypeError
-            If the number, an array's dtype or kind, or its memory layout does not suit the signature.
-        """
         _, types = cuda_kernels.ABI[name]
         if len(arguments) != len(types):
             raise TypeError(f"kernel {name} takes {len(types)} arguments, got {len(arguments)}")

@@ -57,31 +57,6 @@ class Launcher:
         block: int = BLOCK,
         formulas: dict[str, str] | None = None,
     ) -> Launch:
-        """Return a function that launches a kernel with these arguments.
-
-        Parameters
-        ----------
-        name : str
-        dtype : numpy.dtype
-            T, the working type.
-        grid : tuple of int
-            Blocks in x and y.
-        arguments : tuple
-            Device arrays, or None for an array of size 0, and Python numbers, which become what the signature says.
-        block : int
-            Threads; all kernels take as many, 256.
-        formulas : dict
-            The expressions that the kernel calls; more are left alone.
-
-        Raises
-        ------
-        KeyError
-            If there is no such kernel, or a formula is missing.
-        TypeError
-            If the number, an array's dimensions, dtype or kind, or its memory layout does not suit the signature.
-        ValueError
-            If the block does not suit the kernels.
-        """
         kinds = self.kernels.arguments(name)
         if block != BLOCK:
             raise ValueError(f"kernel {name} takes blocks of {BLOCK} threads, got {block}")
