@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("numprocesses", None):
-        config.option.dist = "no"  # the tests' --dist=loadgroup does nothing here, but turns pytest-benchmark off
+        config.option.dist = "no"  # the tests' --dist=worksteal does nothing here, but turns pytest-benchmark off
     config.stash[BUDGET] = Budget(config.getoption("--budget"))
 
 

@@ -108,7 +108,10 @@ class EarlyStopping(_Monitor):
         if self.improved(training, self.min_delta):
             self.best_epoch = training.epoch
             if self.restore_best:
-                self._best_parameters = training.net.parameters.copy()
+                net = training.net
+                if self._best_parameters is None:
+                    self._best_parameters = net.backend.empty(net.parameters.shape, net.architecture.dtype)
+                net.backend.assign(self._best_parameters, net.parameters)
         elif training.epoch - self.best_epoch >= self.patience:
             training.stop(
                 f"early stopping: {self.monitor} has not improved for {self.patience} epochs; best was "
@@ -118,7 +121,7 @@ class EarlyStopping(_Monitor):
     def on_train_end(self, training: "Training") -> None:
         ended_by_itself = training.history.stop_reason not in ("", "interrupted")
         if self._best_parameters is not None and ended_by_itself:
-            training.net.parameters[:] = self._best_parameters
+            training.net.backend.assign(training.net.parameters, self._best_parameters)
         self._best_parameters = None
 
 

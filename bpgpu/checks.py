@@ -105,6 +105,8 @@ def targets(name: str, y: Any, n: int, outputs: int, cost: Cost, dtype: np.dtype
         raise ValueError(f"{name} must have shape {expected}, for {n} samples and {outputs} outputs; got {array.shape}")
     if array.ndim == 1 and outputs > 1:
         return _labels(name, numeric(name, backend.to_numpy(array)), outputs)
+    if on_gpu(array) and array.dtype.kind in "buif":
+        array = backend.asarray(array, array.dtype)  # contiguous, so that it can be reshaped
     targets = _finite_in_place(name, array.reshape(n, outputs), dtype, backend)
     if cost.wants_probabilities:
         values = backend.to_numpy(targets)

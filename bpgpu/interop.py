@@ -1,5 +1,6 @@
 """Arrays of other libraries: where they lie, and results of the same kind."""
 
+import importlib
 import sys
 from typing import Any
 
@@ -23,13 +24,17 @@ def same_kind(result: Any, like: Any) -> Any:
 
     It stays as it is where that library makes no arrays of others, or `like` is no array at all.
     """
-    if isinstance(like, type(result)) or not hasattr(like, "__dlpack__"):
+    if isinstance(like, type(result)) or not (hasattr(like, "__dlpack__") or on_gpu(like)):
         return result
+    if hasattr(like, "copy_to_host"):  # Numba's
+        return importlib.import_module("bpgpu.kernels._numba_cuda_shim").cuda.as_cuda_array(result)
     if hasattr(like, "__array_namespace__"):
         library = like.__array_namespace__()
     else:
         library = sys.modules[type(like).__module__.partition(".")[0]]
-    # Numba's device arrays have no DLPack but __cuda_array_interface__; torch takes that in as_tensor.
-    makers = ("from_dlpack",) if hasattr(result, "__dlpack__") else ("as_tensor", "asarray")
-    make = next((getattr(library, name) for name in makers if hasattr(library, name)), lambda array: array)
-    return make(result)
+    if hasattr(result, "__dlpack__"):
+        return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
+    # Numba's device arrays have only __cuda_array_interface__; torch takes that in as_tensor, for a device it is told.
+    if hasattr(library, "as_tensor"):
+        return library.as_tensor(result, device=like.device)
+    return library.asarray(result) if hasattr(library, "asarray") else result

@@ -207,7 +207,7 @@ class MLP:
         checked = self._input(X)
         out = self.backend.empty((len(checked), self.architecture.sizes[-1]), self.architecture.dtype)
         for rows in _chunks(len(checked)):
-            out[rows] = self._forward(checked[rows])[-1]
+            self.backend.assign(out[rows], self._forward(checked[rows])[-1])
         return self.backend.hand_back(out, X)
 
     @_ordered
@@ -427,9 +427,12 @@ class MLP:
             a.append(out)
         return a
 
+    def _inference(self, n: int) -> Plan:
+        """Return the plan, not allocated, of a forward pass over n samples."""
+        return Plan(dataclasses.replace(self.architecture, dropout=0.0), min(n, CHUNK), self.backend)
+
     def _loss(self, data: Data) -> float:
-        inference = dataclasses.replace(self.architecture, dropout=0.0)
-        plan = Plan(inference, min(len(data), CHUNK), self.backend).within_memory().allocate()
+        plan = self._inference(len(data)).within_memory().allocate()
         total_cost = total_weight = 0.0
         for rows in _chunks(len(data), plan.batch_size):
             batch = plan.batch(rows.stop - rows.start)
@@ -438,8 +441,8 @@ class MLP:
                 cost = self.backend.batch_forward(plan, batch, self.parameters, epoch=0, step=0)
             total_cost += batch_weight * cost
             total_weight += batch_weight
-        weights = self.parameters[: inference.n_weights]
-        return total_cost / total_weight + self.backend.penalty(weights, inference.l2 / len(data))
+        net = self.architecture
+        return total_cost / total_weight + self.backend.penalty(self.parameters[: net.n_weights], net.l2 / len(data))
 
     def _input(self, X: Array, name: str = "X") -> Array:
         net = self.architecture

@@ -103,7 +103,9 @@ def fit(
         listener.check(training, has_validation=validation is not None)
     plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks).allocate()
     data = net.backend.place(data, plan)
-    validation = None if validation is None else net.backend.place(validation, plan)
+    net.backend.prepare(plan, data, net.parameters)
+    if validation is not None:
+        validation = net.backend.place(validation, net._inference(len(validation)))
     with ExitStack() as ends:
         for listener in listeners:
             ends.callback(listener.on_train_end, training)
@@ -112,7 +114,7 @@ def fit(
             while training.epoch < epochs and not history.stop_reason:
                 for listener in listeners:
                     listener.on_epoch_begin(training)
-                plan.last_finite[:] = net.parameters
+                net.backend.assign(plan.last_finite, net.parameters)
                 _train_epoch(training, plan, data, validation, shuffle)
                 for listener in listeners:
                     listener.on_epoch_end(training)
@@ -120,7 +122,7 @@ def fit(
         except KeyboardInterrupt:
             history.stop_reason = "interrupted"
         except NonFiniteError:
-            net.parameters[:] = plan.last_finite
+            net.backend.assign(net.parameters, plan.last_finite)
             raise
     return history
 

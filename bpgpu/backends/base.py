@@ -57,6 +57,10 @@ class Backend:
         """Return a new array with arbitrary content."""
         return self.xp.empty(shape, dtype=dtype)
 
+    def assign(self, target: Array, value: Array | float) -> None:
+        """Set every element of `target`, which is contiguous, to a number or to that of an array of its shape."""
+        target[...] = value
+
     def all_finite(self, array: Array) -> bool:
         """Return whether no element is NaN or infinite."""
         return bool(self.xp.isfinite(array).all())
@@ -69,8 +73,11 @@ class Backend:
         """Return the bytes that training allocates on the device besides what the plan itself owns and the data."""
         return 0
 
+    def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
+        """Allocate on the device what else the epochs of a plan with these placed data need."""
+
     def place(self, data: Data, plan: Plan) -> Data:
-        """Return the data where batches are best taken from: on the device, if they fit beside an allocated plan.
+        """Return the data where batches are best taken from: on the device, if they fit beside what a plan needs.
 
         Parameters
         ----------

@@ -73,15 +73,23 @@ class CudaBackend(Backend):
     def workspace_nbytes(self, plan: Plan) -> int:
         return cuda_epoch.workspace_nbytes(plan)
 
+    def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
+        if type(plan.rule) in RULES:
+            with self.memory.current():
+                cuda_epoch.Epoch.of(plan, self, parameters, data)
+
     def place(self, data: Data, plan: Plan) -> Data:
         if not isinstance(data.X, np.ndarray):
             return self._on_device(data)
-        # The plan's own buffers are there already.
-        free, around = self.free_memory(), cuda_epoch.workspace_nbytes(plan) + cuda_epoch.epoch_nbytes(plan, len(data))
+        if plan.allocated:  # for training: its own buffers are there
+            around = cuda_epoch.workspace_nbytes(plan) + cuda_epoch.epoch_nbytes(plan, len(data))
+            staged = cuda_epoch.staging_nbytes(plan, data) + around
+        else:
+            around, staged = 2 * plan.nbytes, 0
+        free = self.free_memory()
         assert free is not None
         if data.nbytes + around <= free:
             return self._on_device(data)
-        staged = cuda_epoch.staging_nbytes(plan, data) + around
         what = f"the data take {data.nbytes / MIB:.1f} MiB, of which {self.device} has {free / MIB:.1f} free"
         if staged > free:
             raise MemoryError(
@@ -157,7 +165,8 @@ class CudaBackend(Backend):
         launches = self.steps.weight_gradient(a_prev, delta, W, mask, decay, out=out_W, out_b=out_b)
         if out_b is not None and not self.steps.fused(len(delta), out_W):
             partial_sums = self.empty((row_chunks(len(delta)) * delta.shape[1],), delta.dtype)
-            launches += self.steps.column_sums([(delta, out_b)], partial_sums)
+            with self.memory.current():  # which gets a table of addresses
+                launches += self.steps.column_sums([(delta, out_b)], partial_sums)
         self._run(launches)
 
     def update(

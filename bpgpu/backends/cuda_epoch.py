@@ -128,7 +128,7 @@ class Epoch:
             return
         sizes = self.plan.architecture.sizes
         for mask, m, n in zip(self.plan.masks, sizes[:-1], sizes[1:], strict=True):
-            flat[start : start + m * n] = 1 if mask is None else mask.reshape(-1)
+            self.backend.assign(flat[start : start + m * n], 1 if mask is None else mask.reshape(-1))
             start += m * n
 
     def run(self, order: np.ndarray[Any, Any] | None, learning_rates: list[float], epoch: int) -> float:
@@ -147,8 +147,13 @@ class Epoch:
         if order is not None:
             host["order"][...] = order
         self.mirror.upload()
-        for step in range(self.n_steps):
-            self._run_step(step, rows[step * B : (step + 1) * B], order is not None)
+        try:
+            for step in range(self.n_steps):
+                self._run_step(step, rows[step * B : (step + 1) * B], order is not None)
+        except BaseException:  # Ctrl-C too: no copy may be under way to memory that is given back
+            if self.staging is not None:
+                self.staging.copies.synchronize()
+            raise
         self.steps.total(self.device["total"], self.device["slots"], self.device["result"])()
         down = self.backend.memory.download(self.mirror.buffer[: self.down])
         control, result = down[:32].view(np.int32), down[ALIGN : ALIGN + 8].view(self.device["result"].dtype)[0]

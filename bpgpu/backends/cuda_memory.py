@@ -124,6 +124,8 @@ class Staging:
         self.memory, self.host_data = memory, data
         self.copies = memory.new_stream()
         self.slots = [Slot(memory, shapes) for _ in range(NUMBER_OF_SLOTS)]
+        for slot in self.slots:
+            self.release(slot)  # their memory may be that of arrays which work under way still reads
 
     def bring(self, slot: Slot, rows: np.ndarray[Any, Any]) -> None:
         """Copy these rows to a slot; what is given to the backend's stream after this call finds them there."""

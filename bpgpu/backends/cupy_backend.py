@@ -98,7 +98,10 @@ class CupyBackend(CudaBackend):
 
     def free_memory(self) -> int | None:
         free, _ = self.xp.cuda.runtime.memGetInfo()
-        return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
+        pool = self.xp.get_default_memory_pool()
+        available = int(free) + int(pool.free_bytes())
+        limit = int(pool.get_limit())  # 0 if there is none
+        return min(available, limit - int(pool.used_bytes())) if limit else available
 
     def adopt(self, name: str, value: Any) -> Any:
         if not on_gpu(value) or isinstance(value, self.xp.ndarray):
@@ -125,6 +128,10 @@ class CupyBackend(CudaBackend):
             if self._foreign:  # another library may use its memory again as soon as this returns
                 self._foreign = False
                 self.memory.stream.synchronize()
+
+    def assign(self, target: Array, value: Array | float) -> None:
+        with self.memory.current():
+            target[...] = value
 
     def dot(self, x: Array, y: Array) -> float:
         with self.memory.current():

@@ -1,6 +1,8 @@
 """Backpropagation on an NVIDIA GPU through Numba-CUDA: kernels in Python, with neither CuPy nor cuBLAS."""
 
 import importlib
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -33,7 +35,15 @@ class NumbaMemory:
         return nullcontext()  # arrays know their stream
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return self.cuda.device_array(shape, dtype=dtype, stream=self.stream)
+        try:
+            return self.cuda.device_array(shape, dtype=dtype, stream=self.stream)
+        except Exception as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+            raise MemoryError(
+                f"the device has no {nbytes / 2**20:.1f} MiB left for an array of shape {shape}"
+            ) from error
 
     def pinned(self, nbytes: int) -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = self.cuda.pinned_array(nbytes, dtype=np.uint8)
@@ -103,7 +113,9 @@ class NumbaCudaBackend(CudaBackend):
             array = self.adopt("array", array)
             if not array.is_c_contiguous():
                 strided, array = array, self.memory.empty(array.shape, array.dtype)
-                array[:] = strided
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of Numba, that the copy of few elements leaves a GPU idle
+                    array[:] = strided
             if array.dtype == dtype:
                 return array
             array = self.memory.download(array)
@@ -127,14 +139,23 @@ class NumbaCudaBackend(CudaBackend):
     def hand_back(self, array: Array, like: Any) -> Any:
         if not on_gpu(like):
             return same_kind(self.to_numpy(array), like)
-        return array if hasattr(like, "copy_to_host") else same_kind(array, like)
+        public = array.bind(0)  # whose copies wait for the host, as those of any other do
+        return public if hasattr(like, "copy_to_host") else same_kind(public, like)
 
     @contextmanager
     def ordered(self) -> Iterator[None]:
+        self.cuda.synchronize()  # Numba has no current stream, so nothing says on which the caller works
         try:
             yield
         finally:
             self.synchronize()
+
+    def assign(self, target: Array, value: Array | float) -> None:
+        # Not by item: Numba would compile a kernel for it, and warn of its small grid.
+        if not hasattr(value, "copy_to_host"):
+            self.memory.upload(target, np.full(target.shape, value, target.dtype))
+        elif target.size:
+            target.copy_to_device(value, stream=self.memory.stream)
 
     def dot(self, x: Array, y: Array) -> float:
         return float(self.to_numpy(x) @ self.to_numpy(y))

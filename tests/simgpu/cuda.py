@@ -73,10 +73,10 @@ class MemoryPool:
     """The pool keeps what is given back, as CuPy's does; so what the driver calls free only shrinks."""
 
     def __init__(self) -> None:
-        self._used = self._total = 0
+        self._used = self._total = self._limit = 0
 
     def _allocate(self, nbytes: int) -> np.ndarray[Any, Any]:
-        if self._used + _rounded(nbytes) > settings.capacity:
+        if self._used + _rounded(nbytes) > min(settings.capacity, self._limit or settings.capacity):
             raise OutOfMemoryError(nbytes, self._used)
         array = _allocate(nbytes, self._release)
         self._used += _rounded(nbytes)
@@ -88,6 +88,12 @@ class MemoryPool:
     def _release(self, address: int, nbytes: int) -> None:
         _libc().free(ctypes.c_void_p(address))
         self._used -= _rounded(nbytes)
+
+    def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
+        self._limit = size or 0
+
+    def get_limit(self) -> int:
+        return self._limit
 
     def used_bytes(self) -> int:
         return self._used
@@ -324,6 +330,7 @@ def _reset() -> None:
     _stack[:] = [Stream(null=True)]
     Stream.null = _stack[0]  # type: ignore[attr-defined]
     _pool.free_all_blocks()
+    _pool.set_limit()
 
 
 _reset()

@@ -15,12 +15,14 @@ import contextlib
 import ctypes
 import importlib
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numba.core.errors import NumbaPerformanceWarning
 
 from tests.simgpu import numba_runner, numba_sim
 from tests.simgpu.device import SimulatorError
@@ -172,13 +174,12 @@ class DeviceNDArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        _on(0)  # whoever gets it need not wait for a stream of this simulation
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
             "data": (self._host.ctypes.data, False),
             "strides": None if self.is_c_contiguous() else self.strides,
-            "stream": None,
+            "stream": int(self.stream) or None,
             "version": 3,
         }
 
@@ -302,6 +303,7 @@ class DeviceNDArray:
                 f"a number or a device array is wanted, got {type(value).__name__}: Numba would copy it first"
             )
         target = self[key]
+        warnings.warn("Grid size 1 will likely result in GPU under-utilization", NumbaPerformanceWarning, stacklevel=2)
         counters.launches += 1
         if isinstance(value, DeviceNDArray):
             if value.dtype != target.dtype or np.broadcast_shapes(value.shape, target.shape) != target.shape:
