@@ -145,6 +145,9 @@ def graphs(quick: bool) -> Iterator[Row]:
     """Yield whether training by graphs gives the same bytes as the same kernels launched one by one."""
     rules = list(RULES.values())
     networks, rules = (NETWORKS[:1], rules[-1:]) if quick else (NETWORKS, rules)
+    if all(backend.name != "cupy" for backend in usable().values()):
+        yield {"not available": "only the backend 'cupy' has graphs"}
+        return
     for dtype, network, rule in itertools.product(DTYPES, networks, rules):
         row: Row = {"network": str(network), "optimizer": repr(rule), "dtype": dtype}
         try:

@@ -231,7 +231,8 @@ class MLP:
         ValueError, TypeError
             If an array is not as described or not finite.
         """
-        return self._loss(self._data(X, y, sample_weight))
+        data = self._data(X, y, sample_weight)
+        return self._loss(data, self._inference(len(data)))
 
     @_ordered
     def backprop(
@@ -428,11 +429,11 @@ class MLP:
         return a
 
     def _inference(self, n: int) -> Plan:
-        """Return the plan, not allocated, of a forward pass over n samples."""
-        return Plan(dataclasses.replace(self.architecture, dropout=0.0), min(n, CHUNK), self.backend)
+        """Return a plan for forward passes over n samples."""
+        inference = dataclasses.replace(self.architecture, dropout=0.0)
+        return Plan(inference, min(n, CHUNK), self.backend).within_memory().allocate()
 
-    def _loss(self, data: Data) -> float:
-        plan = self._inference(len(data)).within_memory().allocate()
+    def _loss(self, data: Data, plan: Plan) -> float:
         total_cost = total_weight = 0.0
         for rows in _chunks(len(data), plan.batch_size):
             batch = plan.batch(rows.stop - rows.start)

@@ -163,7 +163,6 @@ class Plan:
     state : list of array, shape (n_parameters,)
     last_finite : array, shape (n_parameters,), or None without a rule
         Parameters to go back to.
-    allocated : bool
     prepared : object
         What a backend keeps with the plan from one epoch to the next.
     """
@@ -180,7 +179,6 @@ class Plan:
         self.masks = masks or [None] * len(architecture.activations)
         self.steps = 0
         self.prepared: Any = None
-        self.allocated = False
 
     def _shapes(self) -> dict[str, list[tuple[int, ...] | None]]:
         net, B = self.architecture, self.batch_size
@@ -237,7 +235,6 @@ class Plan:
         self.dW, self.db = self.architecture.views(self.gradients)
         self.state = buffers["state"]
         self.last_finite = buffers["last_finite"][0]
-        self.allocated = True
         for array in self.state:
             backend.assign(array, 0)
         return self

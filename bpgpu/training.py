@@ -104,8 +104,10 @@ def fit(
     plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks).allocate()
     data = net.backend.place(data, plan)
     net.backend.prepare(plan, data, net.parameters)
+    validating = None
     if validation is not None:
-        validation = net.backend.place(validation, net._inference(len(validation)))
+        forward = net._inference(len(validation))
+        validating = net.backend.place(validation, forward), forward
     with ExitStack() as ends:
         for listener in listeners:
             ends.callback(listener.on_train_end, training)
@@ -115,7 +117,7 @@ def fit(
                 for listener in listeners:
                     listener.on_epoch_begin(training)
                 net.backend.assign(plan.last_finite, net.parameters)
-                _train_epoch(training, plan, data, validation, shuffle)
+                _train_epoch(training, plan, data, validating, shuffle)
                 for listener in listeners:
                     listener.on_epoch_end(training)
             history.stop_reason = history.stop_reason or f"finished {epochs} epochs"
@@ -127,7 +129,9 @@ def fit(
     return history
 
 
-def _train_epoch(training: Training, plan: Plan, data: Data, validation: Data | None, shuffle: bool) -> None:
+def _train_epoch(
+    training: Training, plan: Plan, data: Data, validation: tuple[Data, Plan] | None, shuffle: bool
+) -> None:
     """Train one epoch and enter it in the history."""
     net, history = training.net, training.history
     n, steps = len(data), -(-len(data) // plan.batch_size)
@@ -145,7 +149,7 @@ def _train_epoch(training: Training, plan: Plan, data: Data, validation: Data | 
     seconds, validation_loss = time.perf_counter() - start, math.nan
     try:
         if validation is not None:
-            validation_loss = net._loss(validation)
+            validation_loss = net._loss(*validation)
     finally:  # the epoch is in the weights, also if its validation is interrupted
         net.epoch += 1
         history.loss.append(loss)

@@ -30,8 +30,6 @@ FLOAT32 = np.dtype("float32")
 WITHOUT_GPU = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 WITHOUT_GPU |= {"CUDA_VISIBLE_DEVICES": "", "OPENBLAS_NUM_THREADS": "1"}
 
-pytestmark = pytest.mark.xdist_group("benchmarks")  # they are run once
-
 
 def run(*arguments):
     """Run Python in the root of the repository: (exit code, stdout and stderr)."""

@@ -140,6 +140,30 @@ def test_loss_and_validation_take_data_from_the_host(gpu, backend):
     assert {type(data.X) for data in placed} == {np.ndarray, gpu.ndarray}, "some fitted and some did not"
 
 
+@pytest.mark.parametrize("rows", [20, 45, 60, 85])
+@pytest.mark.parametrize("room", [130_000, 170_000, 300_000])
+def test_validation_data_leave_the_room_that_training_needs(gpu, backend, room, rows):
+    X, y = data()
+    net = network(backend())
+    expected = network("numpy").fit(X, y, epochs=2, batch_size=BATCH, validation_data=(X[:rows], y[:rows]))
+    gpu.settings.capacity = gpu.get_default_memory_pool().used_bytes() + room
+    gpu.get_default_memory_pool().free_all_blocks()
+    history = net.fit(X, y, epochs=2, batch_size=BATCH, validation_data=(X[:rows], y[:rows]))
+    np.testing.assert_allclose(history.validation_loss, expected.validation_loss, rtol=1e-4)
+
+
+def test_the_limit_of_cupys_pool_counts(gpu, backend):
+    pool = gpu.get_default_memory_pool()
+    chosen = backend()
+    expected = train(gpu, network(chosen))
+    net = network(chosen)
+    pool.set_limit(pool.used_bytes() + ROOM)
+    assert chosen.free_memory() == ROOM
+    assert train(gpu, net) == expected, "the data stay on the host"
+    pool.set_limit()
+    assert chosen.free_memory() > ROOM
+
+
 def test_a_rule_of_the_users_own_takes_data_from_the_host(gpu, backend):
     class SignDescent(bpgpu.Optimizer):
         def apply(self, p, g, state, *, t, eta, n_weights, xp):

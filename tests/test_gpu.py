@@ -274,6 +274,7 @@ def test_arrays_of_other_libraries(backend, name):
     given = given.cuda() if name == "torch" else given
     out = net.predict(given)
     assert type(out) is type(given)
+    assert out.device == given.device
     np.testing.assert_array_equal(np.asarray(out.cpu() if name == "torch" else out), net.predict(X))
 
 

@@ -72,5 +72,6 @@ def test_arrays_of_other_libraries(backend, name):
     given = given.cuda() if name == "torch" else given
     out = net.predict(given)
     assert type(out) is type(given)
+    assert getattr(out, "device", None) == getattr(given, "device", None)
     host = out.cpu() if name == "torch" else out.get() if name == "cupy" else out
     np.testing.assert_array_equal(np.asarray(host), net.predict(X))

@@ -137,6 +137,7 @@ def test_numba_cuda_is_a_way_of_its_own(no_backend_made, monkeypatch, tmp_path, 
     small = hardware_parts.Network((3, 4, 2), ("tanh", "softmax"), "cross_entropy")
     monkeypatch.setattr(hardware_parts, "NETWORKS", (small,))
     monkeypatch.setattr(hardware_parts, "FITS", 1)
+    assert list(hardware_report.PARTS["graphs"](True)) == [{"not available": "only the backend 'cupy' has graphs"}]
     for part in ("rerun", "leaks"):
         found = list(hardware_report.PARTS[part](True))
         assert {row["way"] for row in found} == {"numba-cuda"}

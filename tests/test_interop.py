@@ -9,7 +9,7 @@ import pytest
 import bpgpu
 from bpgpu.interop import on_gpu, same_kind
 from tests.simgpu import cupy as simulated
-from tests.simgpu import device
+from tests.simgpu import device, numba_device
 
 simulates = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
 
@@ -209,6 +209,32 @@ def test_the_order_of_streams_is_needed(gpu, backend, monkeypatch):
             net.predict(late)
         gpu.cuda.get_current_stream().synchronize()
         assert not np.array_equal((net.predict(late) * 1.0).get(), expected)
+
+
+@simulates
+def test_a_step_by_itself_on_a_stream_of_the_callers(gpu, backend):
+    """What a step needs besides its arguments is made on the backend's stream, not the caller's."""
+    rng = np.random.default_rng(0)
+    chosen, dtype = backend(gemm="cublas"), np.dtype(np.float64)
+    host = [rng.standard_normal((9, n)) for n in (5, 3)]
+    a_prev, delta = (chosen.asarray(array, dtype) for array in host)
+    dW, db = chosen.empty((5, 3), dtype), chosen.empty((3,), dtype)
+    gpu.settings.lazy = True
+    with gpu.cuda.Stream(non_blocking=True):
+        chosen.weight_gradient(a_prev, delta, out_W=dW, out_b=db)
+    np.testing.assert_allclose(chosen.to_numpy(db), host[1].sum(axis=0))
+    np.testing.assert_allclose(chosen.to_numpy(dW), host[0].T @ host[1])
+
+
+@simulates
+def test_arrays_of_numba_come_back_as_numbas(gpu, backend, monkeypatch):
+    numba_device.install(monkeypatch)
+    X, _, _ = samples()
+    net = network(backend())
+    given = numba_device.cuda.to_device(X)
+    out = net.predict(given)
+    assert type(out) is type(given)
+    np.testing.assert_array_equal(out.copy_to_host(), net.predict(X))
 
 
 @simulates

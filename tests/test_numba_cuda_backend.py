@@ -1,5 +1,8 @@
 """The whole Numba-CUDA backend on the simulated GPU: parity with the reference, budgets, memory, others' arrays."""
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -238,7 +241,101 @@ def test_arrays_of_cupy_come_and_go_without_a_copy(backend, monkeypatch):
     assert net.loss(gpu.asarray(X), gpu.asarray(y)) == net.loss(X, y)
 
 
+def test_arrays_of_torch_come_back_on_their_device(backend, monkeypatch):
+    """A library whose arrays name no stream, and whose as_tensor takes the CPU if no device is named."""
+    made = []
+
+    class Tensor:
+        device = "cuda:0"
+
+        def __init__(self, inside):
+            self.__cuda_array_interface__ = inside.__cuda_array_interface__ | {"version": 2}
+            self.inside = inside
+
+    library = ModuleType("torchlike")
+    library.as_tensor = lambda data, dtype=None, device=None: made.append(device or "cpu") or Tensor(data)
+    Tensor.__module__ = "torchlike.tensor"
+    monkeypatch.setitem(sys.modules, "torchlike", library)
+    X, _ = data(8)
+    net = pair(backend, **SMALL)[0]
+    out = net.predict(Tensor(backend.asarray(X, np.dtype(np.float32)).bind(0)))
+    assert (type(out), made) == (Tensor, ["cuda:0"])
+    np.testing.assert_array_equal(out.inside.copy_to_host(), net.predict(X))
+
+
+def test_arrays_that_have_only_dlpack(backend, monkeypatch):
+    """Their memory is found by cuda.core, with our stream for the library to wait with."""
+    asked = []
+
+    class View:
+        @staticmethod
+        def from_dlpack(array, *, stream_ptr):
+            asked.append(stream_ptr)
+            host = array.inside._host
+            return SimpleNamespace(
+                ptr=host.ctypes.data, shape=host.shape, dtype=host.dtype, strides=None, readonly=False
+            )
+
+    class Capsule:
+        def __init__(self, inside):
+            self.inside = inside
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __dlpack__(self, **options):
+            raise AssertionError("cuda.core asks for it")
+
+    monkeypatch.setitem(sys.modules, "cuda.core.utils", SimpleNamespace(StridedMemoryView=View))
+    X, y = data(8)
+    net = pair(backend, **SMALL)[0]
+    given = Capsule(backend.asarray(X, np.dtype(np.float32)))
+    assert net.loss(given, y) == net.loss(X, y)
+    assert asked == [int(backend.memory.stream)]
+
+
+def test_a_column_of_a_matrix_on_the_device_is_a_target(backend):
+    X, _ = data(6)
+    Y = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    net = bpgpu.MLP([5, 1], "identity", "squared_error", backend=backend)
+    column = backend.cuda.as_cuda_array(
+        SimpleNamespace(
+            __cuda_array_interface__=backend.asarray(Y, Y.dtype)[:, :1].__cuda_array_interface__
+            | {"shape": (6,), "strides": (8,)}
+        )
+    )
+    assert net.loss(X, column) == net.loss(X, Y[:, 0])
+
+
+def test_what_the_caller_has_given_to_a_stream_comes_first(backend):
+    X, _ = data(8)
+    X = X.astype(np.float32)
+    net = pair(backend, **SMALL)[0]
+    expected = net.predict(X)
+    given, stream = backend.cuda.device_array(X.shape, X.dtype), backend.cuda.stream()
+    settings.lazy = True
+    given.copy_to_device(X, stream=stream)
+    np.testing.assert_array_equal(net.predict(given).copy_to_host(), expected)
+
+
+def test_early_stopping_brings_the_best_weights_back(backend):
+    X, y = data(12)
+    nets = pair(backend, **SMALL, dtype="float64")
+    for net in nets:
+        stopping = bpgpu.EarlyStopping(1)
+        net.fit(X, y, optimizer=bpgpu.Adam(0.1), epochs=4, validation_data=(X[:4], y[::-1][:4]), callbacks=[stopping])
+    assert_same(*nets)
+
+
 # What goes wrong
+
+
+def test_no_room_for_an_array_is_a_memory_error(backend):
+    X, _ = data(2000)
+    net = pair(backend, **SMALL)[0]
+    settings.capacity = numba_device._used + 10_000
+    with pytest.raises(MemoryError, match=r"takes 0.0 MiB, which the device has not; take fewer rows"):
+        net.predict(X)
 
 
 def test_no_simulated_device_outlives_its_test():

@@ -5,7 +5,7 @@ import pytest
 from tests import test_gpu_numba
 from tests.simgpu import numba_device
 
-# test_parity.py and test_numba_cuda_backend.py have the same.
+# test_parity.py has the one, and the libraries of the other have stand-ins in test_numba_cuda_backend.py.
 LEFT_OUT = {"test_errors_are_as_small_as_promised", "test_arrays_of_other_libraries"}
 globals().update({n: test for n, test in vars(test_gpu_numba).items() if n.startswith("test_") and n not in LEFT_OUT})
 

@@ -81,11 +81,12 @@ class CudaBackend(Backend):
     def place(self, data: Data, plan: Plan) -> Data:
         if not isinstance(data.X, np.ndarray):
             return self._on_device(data)
-        if plan.allocated:  # for training: its own buffers are there
+        if plan.rule is None:  # a forward pass: the labels and weights of a batch, and the squares of the weights
+            net = plan.architecture
+            around = staged = 64 * plan.batch_size + net.dtype.itemsize * net.n_weights
+        else:
             around = cuda_epoch.workspace_nbytes(plan) + cuda_epoch.epoch_nbytes(plan, len(data))
             staged = cuda_epoch.staging_nbytes(plan, data) + around
-        else:
-            around, staged = 2 * plan.nbytes, 0
         free = self.free_memory()
         assert free is not None
         if data.nbytes + around <= free:

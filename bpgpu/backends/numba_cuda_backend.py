@@ -41,9 +41,8 @@ class NumbaMemory:
             if "OUT_OF_MEMORY" not in str(error):
                 raise
             nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-            raise MemoryError(
-                f"the device has no {nbytes / 2**20:.1f} MiB left for an array of shape {shape}"
-            ) from error
+            what = f"an array of shape {shape} takes {nbytes / 2**20:.1f} MiB, which the device has not"
+            raise MemoryError(f"{what}; take fewer rows at a time") from error
 
     def pinned(self, nbytes: int) -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = self.cuda.pinned_array(nbytes, dtype=np.uint8)

@@ -72,9 +72,7 @@ class Launcher:
         if not hasattr(kernel, "configure"):
             kernel = copy.copy(kernel)  # Numba's simulator keeps one configuration with a kernel
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of Numba, that less than 128 blocks leave a GPU idle: so do small networks
+            warnings.simplefilter("ignore")  # of Numba, that few blocks leave a GPU idle: so do small networks
             return Kernel(kernel[grid, block, self.stream])
 
     def _typed(self, what: str, dtype: np.dtype[Any], kind: Any, value: Any) -> Any:
