@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numba.core.errors import NumbaPerformanceWarning
 
 from tests.simgpu import numba_device, numba_runner, numba_sim
 from tests.simgpu.conformance import differences
@@ -14,6 +15,7 @@ from tests.simgpu.numba_sim import ORDERS, SimulatorError, cuda, launch
 from tests.simgpu.state import counters, settings
 
 F32 = np.float32
+pytestmark = pytest.mark.filterwarnings("ignore:Grid size")  # of setting elements, as on a GPU
 
 
 def zeros(n=64):
@@ -410,6 +412,12 @@ def test_installed(device, monkeypatch):
     control = device.to_device(np.zeros(8, np.int32))
     kernel[1, 256, device.stream()](control)
     assert control.copy_to_host()[1] == 1
+
+
+def test_setting_elements_warns_as_numba_does(device):
+    array = device.device_array(4, np.float32)
+    with pytest.warns(NumbaPerformanceWarning, match="Grid size"):
+        array[:] = 1
 
 
 def test_events_order_streams(device):
