@@ -1,0 +1,529 @@
+"""A whole epoch on the CPU as one compiled function, run by every thread at once.
+
+Each thread takes a slab of the batch's rows through gather, forward, output and hidden deltas, which needs no barrier,
+and then a slab of every layer's weight rows through gradient and update. One compilation for each dtype serves every
+network: what varies comes in tables of integers, the formulas and BLAS as addresses.
+
+T is the working type. Integers are int64 and sizes of arrays in bytes where they are added to an address.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.np.numpy_support import from_dtype
+
+from bpgpu.kernels.numba_cpu_parts import address, barrier, blas_gemm, call, integers, matrix
+
+EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}  # sums in any order, fixed once compiled
+
+# Columns of the table of layers, whose row l is layer l. W and B are offsets in the flat buffers, the others addresses.
+# B is -1 without biases; MASK, Z and DERIVE are 0 where there is none; ACTIVATE is 0 for softmax.
+SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)
+# Entries of the table of the network.
+(OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, NETWORK_ENTRIES,
+ ) = range(15)  # fmt: skip
+# Entries of the table of the data: addresses, 0 for what there is not; labels and order are int32.
+EPOCH, SAMPLES, X, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(8)
+ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT
+SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW = range(6)  # RULE
+# Entries of the numbers: h0 ... h5 of the rule, then these.
+L2, CLIP, KEEP, FACTOR, NUMBERS = range(6, 11)
+# What a thread tells the others: of each layer the sums of the magnitudes of a and delta, and single numbers.
+SUM_A, SUM_DELTA = 0, 1
+COST_SHARE, PENALTY_SHARE, BAD_SHARE, LARGEST_SHARE, NORM_SHARE = range(5)
+TOTAL_COST, TOTAL_WEIGHT, FAULT, RESULTS = range(4)
+
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_M0, _M1, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
+
+
+@njit(**EXACT)
+def gemm(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, k, like):
+    """Compute C = alpha op(A) op(B) + beta C at addresses, rows being contiguous."""
+    if m * n * k > 512:
+        blas_gemm(function, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)
+        return
+    # The call alone would take longer.
+    A_ = matrix(a, k if trans_a else m, lda, like)
+    B_ = matrix(b, n if trans_b else k, ldb, like)
+    C_ = matrix(c, m, ldc, like)
+    for i in range(m):
+        for j in range(n):
+            s = like.dtype.type(0)
+            for l in range(k):
+                s += (A_[l, i] if trans_a else A_[i, l]) * (B_[j, l] if trans_b else B_[l, j])
+            s *= alpha
+            C_[i, j] = s if beta == 0 else s + beta * C_[i, j]
+
+
+@njit(**SUMS)
+def magnitudes(x):
+    """Return the sum of all magnitudes of a matrix: finite only if all are."""
+    s = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            s += abs(x[i, j])
+    return s
+
+
+@njit(**SUMS)
+def finite(x):
+    """Return whether no element of a vector is infinite or NaN."""
+    s = x.dtype.type(0)
+    for i in range(x.size):
+        s += x[i] * x.dtype.type(0)
+    return s == 0
+
+
+@njit(**EXACT)
+def philox(block, step, epoch, layer, k0, k1):
+    """Return the four words of ``kernels/philox.py`` for the counter (block, step, epoch, layer)."""
+    c0, c1, c2, c3 = np.uint64(block), np.uint64(step), np.uint64(epoch), np.uint64(layer)
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@njit(**EXACT)
+def dropout(x, out, start, network, keep, step, number, layer):
+    """Drop elements of the vector x, of which the first is element `start` of the batch."""
+    threshold = np.uint64(network[THRESHOLD])
+    k0, k1 = np.uint64(network[KEY0]), np.uint64(network[KEY1])
+    for block in range(start >> 2, (start + x.size + 3) >> 2):
+        words = philox(block, step, number, layer, k0, k1)
+        for k in range(4):
+            i = 4 * block + k - start
+            if 0 <= i < x.size:
+                out[i] = x[i] * keep if words[k] >= threshold else x.dtype.type(0)
+
+
+# Softmax
+
+
+@njit(**SUMS)
+def largest_and_sum(z, a):
+    """Write exp(z - largest) of a row into a; return largest and sum, NaN and infinity as the reference does."""
+    largest = z[0]
+    for j in range(1, z.size):
+        largest = z[j] if z[j] > largest or z[j] != z[j] else largest
+    total = z.dtype.type(0)
+    for j in range(z.size):
+        x = math.exp(z[j] - largest)
+        a[j] = x
+        total += x
+    return largest, total
+
+
+@njit(**SUMS)
+def dot(x, y):
+    """Return the sum of products of two rows."""
+    s = x.dtype.type(0)
+    for j in range(x.size):
+        s += x[j] * y[j]
+    return s
+
+
+@njit(**EXACT)
+def softmax(z, b, a):
+    """Compute z + b into z and its softmax into a, row by row."""
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            z[i, j] += b[j]
+        _, total = largest_and_sum(z[i], a[i])
+        for j in range(z.shape[1]):
+            a[i, j] /= total
+
+
+@njit(**EXACT)
+def softmax_delta(delta, a):
+    """Compute delta_i = a_i (g_i - sum_k g_k a_k) in place of g."""
+    for i in range(a.shape[0]):
+        total = dot(delta[i], a[i])
+        for j in range(a.shape[1]):
+            delta[i, j] = a[i, j] * (delta[i, j] - total)
+
+
+@njit(**EXACT)
+def times_logarithm(y, log_a):
+    """Return y log a, 0 where y is 0 even if the logarithm is -infinity."""
+    return y * log_a if y != 0 else y
+
+
+@njit(**EXACT)
+def softmax_cross_entropy(z, b, a, y, delta, scale, cost):
+    """Compute softmax, -sum_k y_k log a_k and delta; sum_k y_k is 1 for probabilities."""
+    T = z.dtype.type
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            z[i, j] += b[j]
+        largest, total = largest_and_sum(z[i], a[i])
+        log_total, inverse, sum_y, value = math.log(total), T(1) / total, T(0), T(0)
+        for j in range(z.shape[1]):
+            sum_y += y[i, j]
+        for j in range(z.shape[1]):
+            value -= times_logarithm(y[i, j], z[i, j] - largest - log_total)
+            a[i, j] *= inverse
+            delta[i, j] = (sum_y * a[i, j] - y[i, j]) * scale[i]
+        cost[i] = value
+
+
+@njit(**EXACT)
+def softmax_binary_cross_entropy(z, b, a, y, delta, scale, cost):
+    """Compute softmax with binary cross-entropies, of two outputs or more, as ``bpgpu/backends/softmax.py`` does.
+
+    m is the largest output, r the softmax of the others, and gap * rest the odds (1 - a_m) / a_m.
+    """
+    T = z.dtype.type
+    n = z.shape[1]
+    for i in range(z.shape[0]):
+        m, top = 0, T(-math.inf)
+        for j in range(n):
+            z[i, j] += b[j]
+            if z[i, j] > z[i, m]:
+                m = j
+        for j in range(n):
+            if j != m and (z[i, j] > top or z[i, j] != z[i, j]):
+                top = z[i, j]
+        rest = T(0)
+        for j in range(n):
+            if j != m:
+                delta[i, j] = math.exp(z[i, j] - top)
+                rest += delta[i, j]
+        largest = z[i, m]
+        gap = math.exp(top - largest)
+        odds = gap * rest
+        log_total = math.log1p(odds)
+        log_others = top - largest + math.log(rest) - log_total  # log(1 - a_m)
+        a[i, m] = T(1) / (T(1) + odds)
+        error_m, quotients = a[i, m] - y[i, m], T(0)
+        value = times_logarithm(y[i, m], -log_total) + times_logarithm(T(1) - y[i, m], log_others)
+        for j in range(n):
+            if j != m:
+                aj, yj = delta[i, j] * gap / (T(1) + odds), y[i, j]
+                a[i, j] = aj
+                quotients += (aj - yj) / (T(1) - aj)
+                value += times_logarithm(yj, z[i, j] - largest - log_total)
+                value += times_logarithm(T(1) - yj, math.log1p(-aj))
+        for j in range(n):
+            aj, yj = a[i, j], y[i, j]
+            if j == m:
+                delta[i, j] = (aj - yj - aj * quotients) * scale[i]
+            else:
+                others = quotients - (aj - yj) / (T(1) - aj)
+                delta[i, j] = (aj - yj - aj * others - delta[i, j] / rest * error_m) * scale[i]
+        cost[i] = -value
+
+
+# The two halves of a step
+
+
+@njit(**EXACT)
+def load(data, start, rows, r0, r1, p, layers, network):
+    """Take rows r0 ... r1 of the batch; return the address of their input and the weight of the batch."""
+    T = p.dtype.type
+    n, K, samples = layers[0, SIZE], layers[-1, SIZE], data[SAMPLES]
+    X_, x = matrix(data[X], samples, n, p), matrix(layers[0, A], rows, n, p)
+    targets, y = matrix(data[TARGETS], samples, K, p), matrix(network[Y], rows, K, p)
+    weight, scale = matrix(data[WEIGHT], 1, samples, p)[0], matrix(network[SCALE], 1, rows, p)[0]
+    order, labels = integers(data[ORDER], samples), integers(data[LABELS], samples)
+    total = float(rows)
+    if data[WEIGHT]:
+        total = 0.0
+        for i in range(start, start + rows):
+            total += weight[order[i] if data[ORDER] else i]
+    for i in range(r0, r1):
+        row = order[start + i] if data[ORDER] else start + i
+        if data[ORDER]:
+            x[i] = X_[row]
+        if data[LABELS]:
+            y[i] = T(0)
+            y[i, labels[row]] = T(1)
+        else:
+            y[i] = targets[row]
+        if data[WEIGHT]:  # a batch may draw rows of weight 0 only
+            scale[i] = T(weight[row] / total) if total > 0 else T(0)
+        else:
+            scale[i] = T(1 / rows)
+    return layers[0, A] if data[ORDER] else data[X] + start * n * p.itemsize, total
+
+
+@njit(**EXACT)
+def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, numbers, sums, shares):
+    """Take rows r0 ... r1 of the batch, with their input at x, to the costs and deltas of all layers."""
+    T = p.dtype.type
+    size, L, rows = p.itemsize, len(layers) - 1, r1 - r0
+    weights = address(p)
+    factor = address(numbers[FACTOR:])
+    source, n_in = x + r0 * layers[0, SIZE] * size, layers[0, SIZE]
+    sums[thread, 0, SUM_A] = magnitudes(matrix(source, rows, n_in, p))
+    for l in range(1, L + 1):
+        n = layers[l, SIZE]
+        at = r0 * n * size
+        a = layers[l, A] + at
+        z = layers[l, Z] + at if layers[l, Z] else a
+        b = weights + layers[l, B] * size if layers[l, B] >= 0 else network[ZEROS]
+        gemm(network[GEMM], 0, 0, T(1), source, n_in, weights + layers[l, W] * size, n, T(0), z, n, rows, n, n_in, p)
+        z_, a_, b_ = matrix(z, rows, n, p), matrix(a, rows, n, p), matrix(b, 1, n, p)[0]
+        if layers[l, ACTIVATE]:
+            call(layers[l, ACTIVATE], (z, b, a, rows, n, address(sums[thread, l])))
+        elif l < L or network[OUTPUT] == SOFTMAX:
+            softmax(z_, b_, a_)
+            sums[thread, l, SUM_A] = T(rows)
+        if l < L:
+            source, n_in = layers[l, H] + at, n
+            if numbers[KEEP]:
+                flat = matrix(a, 1, rows * n, p)[0]
+                dropout(flat, matrix(source, 1, rows * n, p)[0], r0 * n, network, numbers[KEEP], step, number, l)
+                sums[thread, l, SUM_A] *= numbers[KEEP]
+    y, scale = network[Y] + at, network[SCALE] + r0 * size
+    delta, cost = layers[L, DELTA] + at, network[ROW_COST] + r0 * size
+    y_, delta_ = matrix(y, rows, n, p), matrix(delta, rows, n, p)
+    scale_, cost_ = matrix(scale, 1, rows, p)[0], matrix(cost, 1, rows, p)[0]
+    total = address(sums[thread, L, SUM_DELTA:])
+    if network[OUTPUT] == SOFTMAX_CROSS_ENTROPY:
+        softmax_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
+    elif network[OUTPUT] == SOFTMAX_BINARY_CROSS_ENTROPY:
+        softmax_binary_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
+    elif network[OUTPUT] == SOFTMAX:
+        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, total))
+        softmax_delta(delta_, a_)
+    else:
+        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, total))
+        if layers[L, DERIVE]:
+            call(layers[L, DERIVE], (delta, z, a, rows * n, total))
+    if network[OUTPUT] != ELEMENTWISE:
+        sums[thread, L, SUM_DELTA] = magnitudes(delta_)
+    C = 0.0
+    for i in range(rows):
+        C += scale_[i] * cost_[i]
+    shares[thread, COST_SHARE] = C
+    for l in range(L - 1, 0, -1):
+        n, n_out = layers[l, SIZE], layers[l + 1, SIZE]
+        at = r0 * n * size
+        a, source, delta = layers[l, A] + at, delta, layers[l, DELTA] + at
+        z = layers[l, Z] + at if layers[l, Z] else a
+        W_next = weights + layers[l + 1, W] * size
+        gemm(network[GEMM], 0, 1, T(1), source, n_out, W_next, n_out, T(0), delta, n, rows, n, n_out, p)
+        flat = matrix(delta, 1, rows * n, p)[0]
+        if numbers[KEEP]:
+            dropout(flat, flat, r0 * n, network, numbers[KEEP], step, number, l)
+        total = address(sums[thread, l, SUM_DELTA:])
+        if layers[l, DERIVE]:
+            call(layers[l, DERIVE], (delta, z, a, rows * n, total))
+        else:
+            delta_ = matrix(delta, rows, n, p)
+            if not layers[l, ACTIVATE]:
+                softmax_delta(delta_, matrix(a, rows, n, p))
+            sums[thread, l, SUM_DELTA] = magnitudes(delta_)
+
+
+@njit(**EXACT)
+def column_sums(x, out):
+    """Write the sums of the columns of a matrix."""
+    for j in range(out.size):
+        out[j] = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        for j in range(out.size):
+            out[j] += x[i, j]
+
+
+@njit(**EXACT)
+def gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network):
+    """Compute rows k0 ... k1 of a layer's weight gradient; or, `direct`, take SGD's step with them in the same GEMM."""
+    T = p.dtype.type
+    size, n_in, n = p.itemsize, layers[l - 1, SIZE], layers[l, SIZE]
+    source = (x if l == 1 else layers[l - 1, H]) + k0 * size
+    start, stop = layers[l, W] + k0 * n, layers[l, W] + k1 * n
+    target = address(p if direct else g) + start * size
+    alpha, beta = (-eta, T(1) - eta * decay) if direct else (T(1), T(0))
+    gemm(network[GEMM], 1, 0, alpha, source, n_in, layers[l, DELTA], n, beta, target, n, k1 - k0, n, rows, p)
+    if direct:
+        return
+    if decay:
+        for i in range(start, stop):
+            g[i] += decay * p[i]
+    if layers[l, MASK]:
+        mask = matrix(layers[l, MASK], 1, n_in * n, p)[0]
+        for i in range(start, stop):
+            g[i] *= mask[i - layers[l, W]]
+
+
+@njit(**EXACT)
+def change(p, g, m, v, start, stop, decoupled, rule, numbers, rates):
+    """Take the step of a rule for the parameters start ... stop; rates are eta and the two bias corrections."""
+    T = p.dtype.type
+    eta, c1, c2 = T(rates[0]), T(rates[1]), T(rates[2])
+    if rule == SGD:
+        for i in range(start, stop):
+            p[i] += -eta * g[i]
+    elif rule in (MOMENTUM, NESTEROV):
+        mu = numbers[0]
+        for i in range(start, stop):
+            step = -eta * g[i]
+            m[i] = mu * m[i] + step
+            p[i] += step + mu * m[i] if rule == NESTEROV else m[i]
+    elif rule == RMSPROP:
+        rho, epsilon, rest = numbers[0], numbers[1], numbers[4]
+        for i in range(start, stop):
+            v[i] = rho * v[i] + rest * g[i] * g[i]
+            p[i] -= eta * g[i] / (math.sqrt(v[i]) + epsilon)
+    else:
+        beta1, beta2, epsilon, rest1, rest2 = numbers[0], numbers[1], numbers[2], numbers[4], numbers[5]
+        weight_decay = numbers[3] if decoupled else T(0)
+        for i in range(start, stop):
+            m[i] = beta1 * m[i] + rest1 * g[i]
+            v[i] = beta2 * v[i] + rest2 * g[i] * g[i]
+            p[i] -= eta * (m[i] * c1 / (math.sqrt(v[i] * c2) + epsilon) + weight_decay * p[i])
+
+
+@njit(**EXACT)
+def proven_finite(layers, sums):
+    """Return whether no gradient can overflow: |sum_i a_ik delta_ij| is at most the product of all magnitudes."""
+    T = sums.dtype.type
+    for l in range(1, len(layers)):
+        a, delta = T(0), T(0)
+        for thread in range(len(sums)):
+            a += sums[thread, l - 1, SUM_A]
+            delta += sums[thread, l, SUM_DELTA]
+        bound = (a + T(1)) * delta * T(4)
+        if bound - bound != 0:  # infinite or NaN
+            return False
+    return True
+
+
+@njit(**EXACT)
+def clip(thread, threads, passed, counter, g, numbers, network, shares, slabs):
+    """Scale the gradients so that their norm is at most the clip; return what the barrier needs next time."""
+    T = g.dtype.type
+    largest = T(0)
+    for i in range(len(slabs)):
+        for j in range(slabs[i, 0], slabs[i, 1]):
+            largest = max(largest, abs(g[j]))
+    shares[thread, LARGEST_SHARE] = largest
+    passed = barrier(counter, threads, passed, network[GIVE_WAY])
+    for other in range(threads):
+        largest = max(largest, T(shares[other, LARGEST_SHARE]))
+    if largest == 0:
+        return passed
+    squares = 0.0
+    for i in range(len(slabs)):
+        for j in range(slabs[i, 0], slabs[i, 1]):
+            squares += float(g[j] / largest) ** 2
+    shares[thread, NORM_SHARE] = squares
+    passed = barrier(counter, threads, passed, network[GIVE_WAY])
+    squares = 0.0
+    for other in range(threads):
+        squares += shares[other, NORM_SHARE]
+    norm = float(largest) * math.sqrt(squares)
+    if norm > numbers[CLIP]:
+        factor = T(numbers[CLIP] / norm)
+        for i in range(len(slabs)):
+            for j in range(slabs[i, 0], slabs[i, 1]):
+                g[j] *= factor
+    return passed
+
+
+@njit(**EXACT, cache=True)
+def epoch(
+    thread, threads, first, last, data, p, g, m, v, schedule, layers, network, numbers, sums, shares, slabs,
+    counter, result,
+):  # fmt: skip
+    """Train steps first ... last of an epoch; the first step that has a fault ends it, without its update.
+
+    Parameters
+    ----------
+    thread, threads, first, last : int
+    p, g, m, v : array, shape (n_parameters,)
+        Parameters, gradients and the rule's state; state that there is not has size 0.
+    schedule : array of float64, shape (steps, 3 or more)
+        eta and Adam's bias corrections.
+    data, layers, network, numbers : array
+        The tables above; numbers in T.
+    sums : array, shape (threads, L + 1, 2)
+    shares : array of float64, shape (threads, 8)
+    slabs : array of int64, shape (threads, 2 L, 2)
+        What each thread computes of p: rows of W_1 ... W_L, then entries of b_1 ... b_L.
+    counter : address of an int64
+        0 before the call.
+    result : array of float64
+        Receives the sums of costs and weights of the batches, and step + 1 of a fault.
+    """
+    T = p.dtype.type
+    L = len(layers) - 1
+    passed = 0
+    mine = slabs[thread]
+    for step in range(first, last):
+        start = step * network[BATCH]
+        rows = min(network[BATCH], data[SAMPLES] - start)
+        r0, r1 = rows * thread // threads, rows * (thread + 1) // threads
+        x, weight = load(data, start, rows, r0, r1, p, layers, network)
+        forward_and_back(thread, r0, r1, p, x, step, data[EPOCH], layers, network, numbers, sums, shares)
+        decay = numbers[L2] / T(rows)
+        if decay:
+            penalty = 0.0
+            for i in range(L):
+                penalty += dot(p[mine[i, 0] : mine[i, 1]], p[mine[i, 0] : mine[i, 1]])
+            shares[thread, PENALTY_SHARE] = penalty
+        passed = barrier(counter, threads, passed, network[GIVE_WAY])
+        C, penalty = 0.0, 0.0
+        for other in range(threads):
+            C += shares[other, COST_SHARE]
+            penalty += shares[other, PENALTY_SHARE]
+        if decay:
+            C += float(decay) / 2 * float(T(penalty))
+        good = math.isfinite(T(C))
+        at_once = good and numbers[CLIP] == 0 and proven_finite(layers, sums)
+        direct = at_once and network[RULE] == SGD and not network[MASKED]
+        rates = schedule[step]
+        eta = T(rates[0])
+        bad = not good
+        for i in range(2 * L):
+            s0, s1 = mine[i, 0], mine[i, 1]
+            if i < L:
+                l, columns = i + 1, layers[i + 1, SIZE]
+                k0, k1 = (s0 - layers[l, W]) // columns, (s1 - layers[l, W]) // columns
+                gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network)
+            else:
+                l, columns = i - L + 1, layers[i - L + 1, SIZE]
+                delta = matrix(layers[l, DELTA], rows, columns, p)
+                column_sums(delta[:, s0 - layers[l, B] : s1 - layers[l, B]], g[s0:s1])
+            if not at_once:
+                bad = bad or not finite(g[s0:s1])
+            elif not direct or i >= L:
+                change(p, g, m, v, s0, s1, network[RULE] == ADAMW and i < L, network[RULE], numbers, rates)
+        if not at_once:
+            shares[thread, BAD_SHARE] = bad
+            passed = barrier(counter, threads, passed, network[GIVE_WAY])
+            for other in range(threads):
+                bad = bad or shares[other, BAD_SHARE] != 0
+            if bad:
+                if thread == 0:
+                    result[FAULT] = step + 1
+                return
+            if numbers[CLIP]:
+                passed = clip(thread, threads, passed, counter, g, numbers, network, shares, mine)
+            for i in range(2 * L):
+                weights = network[RULE] == ADAMW and i < L
+                change(p, g, m, v, mine[i, 0], mine[i, 1], weights, network[RULE], numbers, rates)
+        if thread == 0:
+            result[TOTAL_COST] += weight * C
+            result[TOTAL_WEIGHT] += weight
+        passed = barrier(counter, threads, passed, network[GIVE_WAY])
+
+
+def compile_epoch(dtype):
+    """Compile `epoch` for a dtype, or load it from Numba's cache."""
+    T = types.Array(from_dtype(dtype), 1, "C")
+    number, integers = types.int64, types.Array(types.int64, 1, "C")
+    tables = types.Array(types.int64, 2, "C")
+    real, sums = types.Array(types.float64, 1, "C"), T.copy(ndim=3)
+    pairs = real.copy(ndim=2)
+    epoch.compile(
+        (number,) * 4
+        + (integers, T, T, T, T, pairs, tables, integers, T, sums, pairs, tables.copy(ndim=3), number, real)
+    )
