@@ -344,41 +344,59 @@ def gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network):
     gemm(network[GEMM], 1, 0, alpha, source, n_in, layers[l, DELTA], n, beta, target, n, k1 - k0, n, rows, p)
     if direct:
         return
+    g_, p_ = g[start:stop], p[start:stop]
     if decay:
-        for i in range(start, stop):
-            g[i] += decay * p[i]
+        for i in range(g_.size):
+            g_[i] += decay * p_[i]
     if layers[l, MASK]:
-        mask = matrix(layers[l, MASK], 1, n_in * n, p)[0]
-        for i in range(start, stop):
-            g[i] *= mask[i - layers[l, W]]
+        mask = matrix(layers[l, MASK] + k0 * n * size, 1, g_.size, p)[0]
+        for i in range(g_.size):
+            g_[i] *= mask[i]
 
 
 @njit(**EXACT)
-def change(p, g, m, v, start, stop, decoupled, rule, numbers, rates):
-    """Take the step of a rule for the parameters start ... stop; rates are eta and the two bias corrections."""
+def change(p, g, m, v, decoupled, rule, numbers, rates):
+    """Take the step of a rule for some parameters; rates are eta and the two bias corrections."""
     T = p.dtype.type
     eta, c1, c2 = T(rates[0]), T(rates[1]), T(rates[2])
     if rule == SGD:
-        for i in range(start, stop):
+        for i in range(p.size):
             p[i] += -eta * g[i]
-    elif rule in (MOMENTUM, NESTEROV):
+    elif rule == MOMENTUM:
         mu = numbers[0]
-        for i in range(start, stop):
+        for i in range(p.size):
+            velocity = mu * m[i] - eta * g[i]
+            m[i] = velocity
+            p[i] += velocity
+    elif rule == NESTEROV:
+        mu = numbers[0]
+        for i in range(p.size):
             step = -eta * g[i]
-            m[i] = mu * m[i] + step
-            p[i] += step + mu * m[i] if rule == NESTEROV else m[i]
+            velocity = mu * m[i] + step
+            m[i] = velocity
+            p[i] += step + mu * velocity
     elif rule == RMSPROP:
         rho, epsilon, rest = numbers[0], numbers[1], numbers[4]
-        for i in range(start, stop):
-            v[i] = rho * v[i] + rest * g[i] * g[i]
-            p[i] -= eta * g[i] / (math.sqrt(v[i]) + epsilon)
+        for i in range(p.size):
+            square = rho * v[i] + rest * g[i] * g[i]
+            v[i] = square
+            p[i] -= eta * g[i] / (math.sqrt(square) + epsilon)
     else:
         beta1, beta2, epsilon, rest1, rest2 = numbers[0], numbers[1], numbers[2], numbers[4], numbers[5]
         weight_decay = numbers[3] if decoupled else T(0)
-        for i in range(start, stop):
-            m[i] = beta1 * m[i] + rest1 * g[i]
-            v[i] = beta2 * v[i] + rest2 * g[i] * g[i]
-            p[i] -= eta * (m[i] * c1 / (math.sqrt(v[i] * c2) + epsilon) + weight_decay * p[i])
+        for i in range(p.size):
+            gi, pi = g[i], p[i]
+            mean = beta1 * m[i] + rest1 * gi
+            square = beta2 * v[i] + rest2 * gi * gi
+            m[i] = mean
+            v[i] = square
+            p[i] = pi - eta * (mean * c1 / (math.sqrt(square * c2) + epsilon) + weight_decay * pi)
+
+
+@njit(**EXACT)
+def part(x, start, stop):
+    """Return a part of a vector, of size 0 if the vector is not there."""
+    return x[start:stop] if x.size else x
 
 
 @njit(**EXACT)
@@ -495,7 +513,10 @@ def epoch(
             if not at_once:
                 bad = bad or not finite(g[s0:s1])
             elif not direct or i >= L:
-                change(p, g, m, v, s0, s1, network[RULE] == ADAMW and i < L, network[RULE], numbers, rates)
+                change(
+                    p[s0:s1], g[s0:s1], part(m, s0, s1), part(v, s0, s1),
+                    network[RULE] == ADAMW and i < L, network[RULE], numbers, rates,
+                )  # fmt: skip
         if not at_once:
             shares[thread, BAD_SHARE] = bad
             passed = barrier(counter, threads, passed, network[GIVE_WAY])
@@ -509,7 +530,8 @@ def epoch(
                 passed = clip(thread, threads, passed, counter, g, numbers, network, shares, mine)
             for i in range(2 * L):
                 weights = network[RULE] == ADAMW and i < L
-                change(p, g, m, v, mine[i, 0], mine[i, 1], weights, network[RULE], numbers, rates)
+                s0, s1 = mine[i, 0], mine[i, 1]
+                change(p[s0:s1], g[s0:s1], part(m, s0, s1), part(v, s0, s1), weights, network[RULE], numbers, rates)
         if thread == 0:
             result[TOTAL_COST] += weight * C
             result[TOTAL_WEIGHT] += weight

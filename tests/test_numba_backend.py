@@ -1,5 +1,6 @@
 """The compiled CPU epoch: parity with the reference, faults, threads, the same bits every time, its cache."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -259,6 +260,35 @@ def test_threads_follow_the_users_limits(monkeypatch):
         monkeypatch.setenv(name, "1")
         assert numba_backend.available_threads() == 1
         monkeypatch.delenv(name)
+
+
+def train_after_fork(queue):
+    X, y = data(200, 20, 4)
+    net = pair((20, 33, 4), ("gelu", "softmax"))[0]
+    net.fit(X, y, epochs=2, batch_size=64)
+    queue.put(net.parameters.tobytes())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_that_forks_after_training(threads):
+    """The child trains to the same bits: no pool of threads is left behind that it would wait for."""
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+    train_after_fork(queue)
+    child = multiprocessing.get_context("fork").Process(target=train_after_fork, args=(queue,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert queue.get() == queue.get()
+
+
+def test_ctrl_c_is_heard_between_compiled_calls(monkeypatch):
+    """Whatever the epoch is made of, the sum of its parts is the same."""
+    X, y = data(200)
+    monkeypatch.setattr(numba_backend, "CHUNK", 1)
+    nets = pair(dtype="float64")
+    for net in nets:
+        net.fit(X, y, epochs=2, batch_size=16)
+    assert_same(*nets)
 
 
 # Memory and start
