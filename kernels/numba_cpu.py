@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, types
 from numba.np.numpy_support import from_dtype
 
-from bpgpu.kernels.numba_cpu_parts import address, barrier, blas_gemm, call, integers, matrix
+from bpgpu.kernels.numba_cpu_parts import address, barrier, blas_gemm, call, integers, matrix, power_of_two
 
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}  # sums in any order, fixed once compiled
@@ -105,18 +105,49 @@ def dropout(x, out, start, network, keep, step, number, layer):
 # Softmax
 
 
+@njit(**EXACT)
+def exp_single(x):
+    """Return exp of a float32 that is 0 or less, in operations that vectorise; below -87.3 it is 0.
+
+    The polynomial is that of Cephes' expf (S. Moshier), good to 2 units in the last place.
+    """
+    f = np.float32
+    t = x * f(1.44269504088896341) + f(12582912.0)  # the nearest whole number stands in the low bits
+    n = t - f(12582912.0)
+    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
+    p = f(1.9875691500e-4) * r + f(1.3981999507e-3)
+    p = p * r + f(8.3334519073e-3)
+    p = p * r + f(4.1665795894e-2)
+    p = p * r + f(1.6666665459e-1)
+    p = p * r + f(5.0000001201e-1)
+    return f(0) if x < f(-87.3) else (p * r * r + r + f(1)) * power_of_two(t)
+
+
+@njit(**EXACT)
+def exponentials(z, b, a, largest):
+    """Compute z + b into z and exp(z - its row's largest) into a; write the largest, if wanted."""
+    for i in range(z.shape[0]):
+        z[i, 0] += b[0]
+        top = z[i, 0]
+        for j in range(1, z.shape[1]):
+            z[i, j] += b[j]
+            top = z[i, j] if z[i, j] > top or z[i, j] != z[i, j] else top
+        for j in range(z.shape[1]):
+            a[i, j] = z[i, j] - top
+        if largest.size:
+            largest[i] = top
+    flat = a.reshape(a.size)
+    for i in range(flat.size):
+        flat[i] = exp_single(np.float32(flat[i])) if a.itemsize == 4 else math.exp(flat[i])
+
+
 @njit(**SUMS)
-def largest_and_sum(z, a):
-    """Write exp(z - largest) of a row into a; return largest and sum, NaN and infinity as the reference does."""
-    largest = z[0]
-    for j in range(1, z.size):
-        largest = z[j] if z[j] > largest or z[j] != z[j] else largest
-    total = z.dtype.type(0)
-    for j in range(z.size):
-        x = math.exp(z[j] - largest)
-        a[j] = x
-        total += x
-    return largest, total
+def total(x):
+    """Return the sum of a vector."""
+    s = x.dtype.type(0)
+    for j in range(x.size):
+        s += x[j]
+    return s
 
 
 @njit(**SUMS)
@@ -131,21 +162,20 @@ def dot(x, y):
 @njit(**EXACT)
 def softmax(z, b, a):
     """Compute z + b into z and its softmax into a, row by row."""
+    exponentials(z, b, a, b[:0])
     for i in range(z.shape[0]):
+        inverse = z.dtype.type(1) / total(a[i])
         for j in range(z.shape[1]):
-            z[i, j] += b[j]
-        _, total = largest_and_sum(z[i], a[i])
-        for j in range(z.shape[1]):
-            a[i, j] /= total
+            a[i, j] *= inverse
 
 
 @njit(**EXACT)
 def softmax_delta(delta, a):
     """Compute delta_i = a_i (g_i - sum_k g_k a_k) in place of g."""
     for i in range(a.shape[0]):
-        total = dot(delta[i], a[i])
+        mean = dot(delta[i], a[i])
         for j in range(a.shape[1]):
-            delta[i, j] = a[i, j] * (delta[i, j] - total)
+            delta[i, j] = a[i, j] * (delta[i, j] - mean)
 
 
 @njit(**EXACT)
@@ -158,17 +188,16 @@ def times_logarithm(y, log_a):
 def softmax_cross_entropy(z, b, a, y, delta, scale, cost):
     """Compute softmax, -sum_k y_k log a_k and delta; sum_k y_k is 1 for probabilities."""
     T = z.dtype.type
+    exponentials(z, b, a, cost)
     for i in range(z.shape[0]):
+        sum_a, sum_y, value = total(a[i]), total(y[i]), T(0)
+        largest, log_total, inverse = cost[i], math.log(sum_a), T(1) / sum_a
         for j in range(z.shape[1]):
-            z[i, j] += b[j]
-        largest, total = largest_and_sum(z[i], a[i])
-        log_total, inverse, sum_y, value = math.log(total), T(1) / total, T(0), T(0)
-        for j in range(z.shape[1]):
-            sum_y += y[i, j]
-        for j in range(z.shape[1]):
-            value -= times_logarithm(y[i, j], z[i, j] - largest - log_total)
-            a[i, j] *= inverse
-            delta[i, j] = (sum_y * a[i, j] - y[i, j]) * scale[i]
+            if y[i, j] != 0:
+                value -= y[i, j] * (z[i, j] - largest - log_total)
+            aj = a[i, j] * inverse
+            a[i, j] = aj
+            delta[i, j] = (sum_y * aj - y[i, j]) * scale[i]
         cost[i] = value
 
 
@@ -231,11 +260,11 @@ def load(data, start, rows, r0, r1, p, layers, network):
     targets, y = matrix(data[TARGETS], samples, K, p), matrix(network[Y], rows, K, p)
     weight, scale = matrix(data[WEIGHT], 1, samples, p)[0], matrix(network[SCALE], 1, rows, p)[0]
     order, labels = integers(data[ORDER], samples), integers(data[LABELS], samples)
-    total = float(rows)
+    sum_weight = float(rows)
     if data[WEIGHT]:
-        total = 0.0
+        sum_weight = 0.0
         for i in range(start, start + rows):
-            total += weight[order[i] if data[ORDER] else i]
+            sum_weight += weight[order[i] if data[ORDER] else i]
     for i in range(r0, r1):
         row = order[start + i] if data[ORDER] else start + i
         if data[ORDER]:
@@ -246,10 +275,10 @@ def load(data, start, rows, r0, r1, p, layers, network):
         else:
             y[i] = targets[row]
         if data[WEIGHT]:  # a batch may draw rows of weight 0 only
-            scale[i] = T(weight[row] / total) if total > 0 else T(0)
+            scale[i] = T(weight[row] / sum_weight) if sum_weight > 0 else T(0)
         else:
             scale[i] = T(1 / rows)
-    return layers[0, A] if data[ORDER] else data[X] + start * n * p.itemsize, total
+    return layers[0, A] if data[ORDER] else data[X] + start * n * p.itemsize, sum_weight
 
 
 @njit(**EXACT)
@@ -284,18 +313,18 @@ def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, number
     delta, cost = layers[L, DELTA] + at, network[ROW_COST] + r0 * size
     y_, delta_ = matrix(y, rows, n, p), matrix(delta, rows, n, p)
     scale_, cost_ = matrix(scale, 1, rows, p)[0], matrix(cost, 1, rows, p)[0]
-    total = address(sums[thread, L, SUM_DELTA:])
+    sum_delta = address(sums[thread, L, SUM_DELTA:])
     if network[OUTPUT] == SOFTMAX_CROSS_ENTROPY:
         softmax_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
     elif network[OUTPUT] == SOFTMAX_BINARY_CROSS_ENTROPY:
         softmax_binary_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
     elif network[OUTPUT] == SOFTMAX:
-        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, total))
+        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
         softmax_delta(delta_, a_)
     else:
-        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, total))
+        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
         if layers[L, DERIVE]:
-            call(layers[L, DERIVE], (delta, z, a, rows * n, total))
+            call(layers[L, DERIVE], (delta, z, a, rows * n, sum_delta))
     if network[OUTPUT] != ELEMENTWISE:
         sums[thread, L, SUM_DELTA] = magnitudes(delta_)
     C = 0.0
@@ -312,9 +341,9 @@ def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, number
         flat = matrix(delta, 1, rows * n, p)[0]
         if numbers[KEEP]:
             dropout(flat, flat, r0 * n, network, numbers[KEEP], step, number, l)
-        total = address(sums[thread, l, SUM_DELTA:])
+        sum_delta = address(sums[thread, l, SUM_DELTA:])
         if layers[l, DERIVE]:
-            call(layers[l, DERIVE], (delta, z, a, rows * n, total))
+            call(layers[l, DERIVE], (delta, z, a, rows * n, sum_delta))
         else:
             delta_ = matrix(delta, rows, n, p)
             if not layers[l, ACTIVATE]:
