@@ -136,7 +136,7 @@ def exponentials(z, b, a, largest):
             a[i, j] = z[i, j] - top
         if largest.size:
             largest[i] = top
-    flat = a.reshape(a.size)
+    flat = matrix(address(a), 1, a.size, a)[0]
     for i in range(flat.size):
         flat[i] = exp_single(np.float32(flat[i])) if a.itemsize == 4 else math.exp(flat[i])
 
@@ -267,13 +267,17 @@ def load(data, start, rows, r0, r1, p, layers, network):
             sum_weight += weight[order[i] if data[ORDER] else i]
     for i in range(r0, r1):
         row = order[start + i] if data[ORDER] else start + i
+        # Loops, for assignments of slices take seconds to compile.
         if data[ORDER]:
-            x[i] = X_[row]
+            for j in range(n):
+                x[i, j] = X_[row, j]
         if data[LABELS]:
-            y[i] = T(0)
+            for j in range(K):
+                y[i, j] = T(0)
             y[i, labels[row]] = T(1)
         else:
-            y[i] = targets[row]
+            for j in range(K):
+                y[i, j] = targets[row, j]
         if data[WEIGHT]:  # a batch may draw rows of weight 0 only
             scale[i] = T(weight[row] / sum_weight) if sum_weight > 0 else T(0)
         else:
