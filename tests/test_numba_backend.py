@@ -14,6 +14,7 @@ import bpgpu
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import numba_backend
 from bpgpu.costs import COSTS
+from bpgpu.plan import Plan
 
 RULES = [
     bpgpu.SGD(0.1),
@@ -194,25 +195,26 @@ def test_faults_are_placed_as_by_the_reference(rule, threads):
     assert errors[0] == errors[1]
 
 
-@pytest.mark.parametrize("scale", [1e10, 1e18, 1e25])
-def test_a_gradient_that_overflows_is_not_taken(scale, threads):
-    """Called as `fit` does, but without its going back: parameters and steps are those before the fault."""
-    from bpgpu.plan import Plan
-
-    X, y = data(48)
+@pytest.mark.parametrize("rule", [bpgpu.SGD(1e-30), bpgpu.Adam(1e-3), bpgpu.SGD(1e-30, clip_norm=1.0)], ids=str)
+@pytest.mark.parametrize("target", [0.0, 1e4])
+def test_a_gradient_that_overflows_is_not_taken(target, rule, threads):
+    """Of a finite cost; without `fit`, which goes back: parameters and steps are those before the fault."""
+    X = np.random.default_rng(0).uniform(0.5, 1, (48, 5)) * 1e37
     found = []
-    for net in pair(activations=("identity", "relu", "identity"), cost="squared_error"):
-        plan = Plan(net.architecture, 16, net.backend, bpgpu.SGD(1e-30)).allocate()
-        data_ = net._data(X * scale, np.eye(3)[y])
+    for net in pair((5, 3), "identity", "squared_error"):
+        net.parameters[:15] *= 1e-37
+        plan = Plan(net.architecture, 16, net.backend, rule).allocate()
+        given = net._data(X, np.repeat([0.0, target, 0.0], 16)[:, None] * np.ones(3))  # only the second batch's
         try:
-            net.backend.run_epoch(plan, data_, None, parameters=net.parameters, learning_rates=[1e-30] * 3, epoch=0)
+            net.backend.run_epoch(plan, given, None, parameters=net.parameters, learning_rates=[1e-38] * 3, epoch=0)
             found.append("none")
         except bpgpu.NonFiniteError as error:
-            found.append(str(error))
+            found.append((error.layer, error.quantity, error.step))
         assert np.isfinite(net.parameters).all()
         found.append(plan.steps)
     assert found[:2] == found[2:]
-    assert (scale < 1e17) == (found[0] == "none")
+    if target and not rule.n_state:
+        assert found[:2] == [(1, "gradient", 2), 1]
 
 
 # Threads
