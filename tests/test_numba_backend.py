@@ -283,8 +283,8 @@ def test_a_process_that_forks_after_training(threads):
     assert queue.get() == queue.get()
 
 
-def test_ctrl_c_is_heard_between_compiled_calls(monkeypatch):
-    """Whatever the epoch is made of, the sum of its parts is the same."""
+def test_an_epoch_in_several_compiled_calls(monkeypatch):
+    """Between them Ctrl-C would be heard."""
     X, y = data(200)
     monkeypatch.setattr(numba_backend, "CHUNK", 1)
     nets = pair(dtype="float64")
