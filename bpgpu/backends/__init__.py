@@ -17,8 +17,8 @@ from bpgpu.errors import BackendUnavailableError, unknown_name
 REGISTRY = {
     "cupy": ("bpgpu.backends.cupy_backend", "CupyBackend", 'pip install "bpgpu[cuda13]"'),
     "numba-cuda": ("bpgpu.backends.numba_cuda_backend", "NumbaCudaBackend", 'pip install "bpgpu[cuda13]"'),
-    "numba": ("bpgpu.backends.numba_backend", "NumbaBackend", "pip install numba"),
     "numpy": ("bpgpu.backends.numpy_backend", "NumpyBackend", "pip install numpy"),
+    "numba": ("bpgpu.backends.numba_backend", "NumbaBackend", "pip install numba"),
 }
 
 

@@ -1,0 +1,293 @@
+"""Backpropagation on the CPU in compiled code: a whole epoch is one call, run by every thread on its share."""
+
+import ctypes
+import functools
+import logging
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numba.extending import get_cython_function_address
+from threadpoolctl import ThreadpoolController
+
+from bpgpu.backends.base import Array, Backend
+from bpgpu.backends.cuda_steps import RULES, rule_kernel
+from bpgpu.backends.faults import first_fault, first_layer
+from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
+from bpgpu.errors import NonFiniteError
+from bpgpu.kernels import numba_cpu as k
+from bpgpu.kernels import numba_cpu_formulas as compiled
+from bpgpu.kernels.philox import threshold
+from bpgpu.plan import Data, Plan
+
+# Steps of fewer multiply-adds than this lose more to their barriers than they gain by a second thread.
+THREADED_STEP = 2**20
+_log = logging.getLogger("bpgpu")
+CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
+SHARES = 8  # numbers of a thread in a row of their own
+
+
+@dataclass
+class Prepared:
+    """What stays the same from one epoch of a plan to the next; see the tables of `bpgpu.kernels.numba_cpu`."""
+
+    threads: int
+    layers: np.ndarray[Any, Any]
+    network: np.ndarray[Any, Any]
+    numbers: np.ndarray[Any, Any]
+    slabs: np.ndarray[Any, Any]
+    sums: np.ndarray[Any, Any]
+    shares: np.ndarray[Any, Any]
+    zeros: np.ndarray[Any, Any]
+
+
+class NumbaBackend(Backend):
+    """Backpropagation in fused loops that Numba compiles, and SciPy's BLAS.
+
+    The methods of single steps are the reference's; `run_epoch` is one compiled function.
+    """
+
+    name = "numba"
+    xp = np
+
+    def __init__(self) -> None:
+        self.device = f"CPU ({platform.machine()})"
+        self._gemm = {
+            np.dtype(dtype): get_cython_function_address("scipy.linalg.cython_blas", name)
+            for dtype, name in (("float32", "sgemm"), ("float64", "dgemm"))
+        }
+        library = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
+        self._give_way_function = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
+        self._give_way = ctypes.cast(self._give_way_function, ctypes.c_void_p).value
+        self._blas = BlasLimit()
+
+    def workspace_nbytes(self, plan: Plan) -> int:
+        net = plan.architecture
+        L, threads = len(net.activations), self._threads(plan)
+        integers = (L + 1) * k.LAYER_COLUMNS + k.NETWORK_ENTRIES + threads * 4 * L
+        numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes)
+        return int(8 * (integers + threads * SHARES) + net.dtype.itemsize * numbers)
+
+    def _threads(self, plan: Plan) -> int:
+        """Return how many threads train a plan: one where the steps are too small to share."""
+        net = plan.architecture
+        if 3 * plan.batch_size * net.n_weights < THREADED_STEP:
+            return 1
+        return max(1, min(available_threads(), plan.batch_size))
+
+    def run_epoch(
+        self,
+        plan: Plan,
+        data: Data,
+        order: np.ndarray[Any, Any] | None,
+        *,
+        parameters: Array,
+        learning_rates: list[float],
+        epoch: int,
+    ) -> float:
+        if type(plan.rule) not in RULES:  # a rule of the user's own is Python
+            return super().run_epoch(
+                plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
+            )
+        if plan.prepared is None:
+            if not compiled_before(plan.architecture.dtype):
+                compile_all(plan.architecture.dtype)
+            plan.prepared = self._prepare(plan)
+        return self._train(plan.prepared, plan, data, order, parameters, learning_rates, epoch)
+
+    def _train(
+        self,
+        prepared: Prepared,
+        plan: Plan,
+        data: Data,
+        order: np.ndarray[Any, Any] | None,
+        parameters: Array,
+        learning_rates: list[float],
+        epoch: int,
+    ) -> float:
+
+        net, kernel = plan.architecture, rule_kernel(plan.rule)  # type: ignore[arg-type]
+        n, B, steps = len(data), plan.batch_size, -(-len(data) // plan.batch_size)
+        none = np.empty(0, net.dtype)
+        states = iter(plan.state)
+        m = next(states) if kernel.keeps_m else none
+        v = next(states) if kernel.keeps_v else none
+        labelled = data.y.ndim == 1
+        arrays = [data.X, None if labelled else data.y, data.y if labelled else None, data.weight, order]
+        arrays = [None if array is None else np.ascontiguousarray(array) for array in arrays]
+        # As addresses: an array that is read-only is another type, which would be compiled for.
+        table = np.array([epoch, n, *(0 if array is None else array.ctypes.data for array in arrays)], np.int64)
+        schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
+        result = np.zeros(k.RESULTS)
+        chunk = max(1, CHUNK // (3 * B * net.n_weights))
+
+        def train(thread: int, first: int, counter: np.ndarray[Any, Any]) -> None:
+            k.epoch(
+                thread,
+                prepared.threads,
+                first,
+                min(first + chunk, steps),
+                table,
+                parameters,
+                plan.gradients,
+                m,
+                v,
+                schedule,
+                prepared.layers,
+                prepared.network,
+                prepared.numbers,
+                prepared.sums,
+                prepared.shares,
+                prepared.slabs,
+                counter.ctypes.data,
+                result,
+            )
+
+        with self._blas.one_thread():
+            for first in range(0, steps, chunk):
+                counter = np.zeros(1, np.int64)
+                others = [
+                    threading.Thread(target=train, args=(thread, first, counter))
+                    for thread in range(1, prepared.threads)
+                ]
+                for other in others:
+                    other.start()
+                train(0, first, counter)
+                for other in others:
+                    other.join()
+                if result[k.FAULT]:
+                    step = int(result[k.FAULT]) - 1
+                    plan.steps += step - first
+                    batch = plan.batch(min(B, n - step * B))
+                    raise NonFiniteError(epoch + 1, step + 1, *first_fault(plan, batch, self.all_finite))
+                plan.steps += min(first + chunk, steps) - first
+        for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
+            if not self.all_finite(flat):
+                raise NonFiniteError(epoch + 1, steps, first_layer(net, flat, self.all_finite), quantity)
+        return float(result[k.TOTAL_COST] / result[k.TOTAL_WEIGHT])
+
+    def _prepare(self, plan: Plan) -> Prepared:
+        """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
+        assert plan.rule is not None
+        net, batch, rule = plan.architecture, plan.batch(plan.batch_size), rule_kernel(plan.rule)
+        L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
+        layers = np.zeros((L + 1, k.LAYER_COLUMNS), np.int64)
+        layers[:, k.SIZE] = net.sizes
+        sizes = np.array(net.sizes)
+        layers[1:, k.W] = np.cumsum(sizes[:-1] * sizes[1:]) - sizes[:-1] * sizes[1:]
+        layers[1:, k.B] = net.n_weights + np.cumsum(sizes[1:]) - sizes[1:] if net.bias else -1
+        for l in range(L + 1):
+            for column, array in ((k.Z, batch.z), (k.A, batch.a), (k.H, batch.h), (k.DELTA, batch.delta)):
+                layers[l, column] = 0 if array[l] is None else array[l].ctypes.data
+        for l, (sigma, mask) in enumerate(zip(net.activations, plan.masks, strict=True), start=1):
+            layers[l, k.MASK] = 0 if mask is None else mask.ctypes.data
+            if not sigma.rowwise:
+                layers[l, [k.ACTIVATE, k.DERIVE]] = compiled.activation(sigma.value, sigma.derivative, dtype)
+        sigma, cost = net.activations[-1], net.cost
+        network = np.zeros(k.NETWORK_ENTRIES, np.int64)
+        if not sigma.rowwise:
+            value, delta = output_formulas(sigma, cost)
+            if value == cost.value:  # the chain rule, its second factor by the activation's own function
+                delta = cost.gradient
+            else:
+                layers[L, k.DERIVE] = 0
+            network[[k.OUTPUT, k.COST]] = k.ELEMENTWISE, compiled.cost(value, delta, dtype)
+        elif cost == BINARY_CROSS_ENTROPY and net.sizes[-1] > 1:
+            network[k.OUTPUT] = k.SOFTMAX_BINARY_CROSS_ENTROPY
+        elif cost == CROSS_ENTROPY:
+            network[k.OUTPUT] = k.SOFTMAX_CROSS_ENTROPY
+        else:
+            network[[k.OUTPUT, k.COST]] = k.SOFTMAX, compiled.cost(cost.value, cost.gradient, dtype)
+        zeros = np.zeros(max(net.sizes), dtype)
+        network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._gemm[dtype], self._give_way, zeros.ctypes.data
+        network[[k.Y, k.SCALE, k.ROW_COST]] = [x.ctypes.data for x in (batch.y, batch.scale, batch.cost)]
+        network[k.MASKED] = any(mask is not None for mask in plan.masks)
+        network[k.THRESHOLD] = threshold(net.dropout)
+        network[[k.KEY0, k.KEY1]] = net.seed & 0xFFFFFFFF, net.seed >> 32
+        network[[k.BATCH, k.RULE]] = plan.batch_size, getattr(k, rule.name.upper())
+        numbers = np.zeros(k.NUMBERS, dtype)
+        numbers[: k.L2] = rule.numbers
+        numbers[k.L2], numbers[k.CLIP] = net.l2, plan.rule.clip_norm or 0.0
+        numbers[k.KEEP] = 1 / (1 - net.dropout) if net.dropout else 0.0
+        numbers[k.FACTOR] = 1 / net.sizes[-1] if cost.reduction == "mean" else 1.0
+        return Prepared(
+            threads,
+            layers,
+            network,
+            numbers,
+            slabs(layers[:, k.SIZE], layers[:, k.W], layers[:, k.B], threads),
+            np.zeros((threads, L + 1, 2), dtype),
+            np.zeros((threads, SHARES)),
+            zeros,
+        )
+
+
+def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:
+    """Return which entries of the flat buffer each thread computes: rows of each W_l, then entries of each b_l.
+
+    Returns
+    -------
+    array of int64, shape (threads, 2 L, 2)
+    """
+    L = len(sizes) - 1
+    result = np.zeros((threads, 2 * L, 2), np.int64)
+    share = np.arange(threads + 1)
+    for l, (rows, columns) in enumerate(pairwise(sizes), start=1):
+        for i, start, count, width in ((l - 1, W[l], rows, columns), (L + l - 1, b[l], columns, 1)):
+            if start >= 0:
+                cuts = start + width * (count * share // threads)
+                result[:, i, 0], result[:, i, 1] = cuts[:-1], cuts[1:]
+    return result
+
+
+@functools.cache
+def compiled_before(dtype: np.dtype[Any]) -> bool:
+    """Return whether the kernels for a dtype are in Numba's cache."""
+    return bool(compiled.table_is_cached(dtype))
+
+
+def compile_all(dtype: np.dtype[Any]) -> None:
+    """Compile the epoch and every row of the formula table, or find them in Numba's cache."""
+    if not compiled.table_is_cached(dtype):
+        _log.warning("compiling CPU kernels for %s, once: about 15 s", dtype.name)
+    k.compile_epoch(dtype)
+    compiled.compile_table(dtype)
+
+
+def available_threads() -> int:
+    """Return how many threads the user allows, at most as many as this process has processors."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [int(value) for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS") if (value := os.environ.get(name))]
+    return min([processors, *limits])
+
+
+class BlasLimit:
+    """BLAS on one thread while any epoch runs: it works inside threads of our own. Epochs may run side by side."""
+
+    def __init__(self) -> None:
+        self._controller = ThreadpoolController().select(user_api="blas")
+        self._lock = threading.Lock()
+        self._running = 0
+        self._limit: Any = None
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        """Hold BLAS at one thread; the last to leave restores what the first found."""
+        with self._lock:
+            if not self._running:
+                self._limit = self._controller.limit(limits=1)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    self._limit.restore_original_limits()

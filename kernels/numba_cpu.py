@@ -1,0 +1,584 @@
+"""A whole epoch on the CPU as one compiled function, run by every thread at once.
+
+Each thread takes a slab of the batch's rows through gather, forward, output and hidden deltas, which needs no barrier,
+and then a slab of every layer's weight rows through gradient and update. One compilation for each dtype serves every
+network: what varies comes in tables of integers, the formulas and BLAS as addresses.
+
+T is the working type. Integers are int64 and sizes of arrays in bytes where they are added to an address.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.np.numpy_support import from_dtype
+
+from bpgpu.kernels.numba_cpu_parts import address, barrier, blas_gemm, call, integers, matrix, power_of_two
+
+EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}  # sums in any order, fixed once compiled
+
+# Columns of the table of layers, whose row l is layer l. W and B are offsets in the flat buffers, the others addresses.
+# B is -1 without biases; MASK, Z and DERIVE are 0 where there is none; ACTIVATE is 0 for softmax.
+SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)
+# Entries of the table of the network.
+(OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, NETWORK_ENTRIES,
+ ) = range(15)  # fmt: skip
+# Entries of the table of the data: addresses, 0 for what there is not; labels and order are int32.
+EPOCH, SAMPLES, X, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(8)
+ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT
+SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW = range(6)  # RULE
+# Entries of the numbers: h0 ... h5 of the rule, then these.
+L2, CLIP, KEEP, FACTOR, NUMBERS = range(6, 11)
+# What a thread tells the others: of each layer the sums of the magnitudes of a and delta, and single numbers.
+SUM_A, SUM_DELTA = 0, 1
+COST_SHARE, PENALTY_SHARE, BAD_SHARE, LARGEST_SHARE, NORM_SHARE = range(5)
+TOTAL_COST, TOTAL_WEIGHT, FAULT, RESULTS = range(4)
+
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_M0, _M1, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
+
+
+@njit(**EXACT)
+def gemm(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, k, like):
+    """Compute C = alpha op(A) op(B) + beta C at addresses, rows being contiguous."""
+    if m * n * k > 512:
+        blas_gemm(function, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)
+        return
+    # The call alone would take longer.
+    A_ = matrix(a, k if trans_a else m, lda, like)
+    B_ = matrix(b, n if trans_b else k, ldb, like)
+    C_ = matrix(c, m, ldc, like)
+    for i in range(m):
+        for j in range(n):
+            s = like.dtype.type(0)
+            for l in range(k):
+                s += (A_[l, i] if trans_a else A_[i, l]) * (B_[j, l] if trans_b else B_[l, j])
+            s *= alpha
+            C_[i, j] = s if beta == 0 else s + beta * C_[i, j]
+
+
+@njit(**SUMS)
+def magnitudes(x):
+    """Return the sum of all magnitudes of a matrix: finite only if all are."""
+    s = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            s += abs(x[i, j])
+    return s
+
+
+@njit(**SUMS)
+def finite(x):
+    """Return whether no element of a vector is infinite or NaN."""
+    s = x.dtype.type(0)
+    for i in range(x.size):
+        s += x[i] * x.dtype.type(0)
+    return s == 0
+
+
+@njit(**EXACT)
+def philox(block, step, epoch, layer, k0, k1):
+    """Return the four words of ``kernels/philox.py`` for the counter (block, step, epoch, layer)."""
+    c0, c1, c2, c3 = np.uint64(block), np.uint64(step), np.uint64(epoch), np.uint64(layer)
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@njit(**EXACT)
+def dropout(x, out, start, network, keep, step, number, layer):
+    """Drop elements of the vector x, of which the first is element `start` of the batch."""
+    threshold = np.uint64(network[THRESHOLD])
+    k0, k1 = np.uint64(network[KEY0]), np.uint64(network[KEY1])
+    for block in range(start >> 2, (start + x.size + 3) >> 2):
+        words = philox(block, step, number, layer, k0, k1)
+        for k in range(4):
+            i = 4 * block + k - start
+            if 0 <= i < x.size:
+                out[i] = x[i] * keep if words[k] >= threshold else x.dtype.type(0)
+
+
+# Softmax
+
+
+@njit(**EXACT)
+def exp_single(x):
+    """Return exp of a float32 that is 0 or less, in operations that vectorise; below -87.3 it is 0.
+
+    The polynomial is that of Cephes' expf (S. Moshier), good to 2 units in the last place.
+    """
+    f = np.float32
+    t = x * f(1.44269504088896341) + f(12582912.0)  # the nearest whole number stands in the low bits
+    n = t - f(12582912.0)
+    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
+    p = f(1.9875691500e-4) * r + f(1.3981999507e-3)
+    p = p * r + f(8.3334519073e-3)
+    p = p * r + f(4.1665795894e-2)
+    p = p * r + f(1.6666665459e-1)
+    p = p * r + f(5.0000001201e-1)
+    return f(0) if x < f(-87.3) else (p * r * r + r + f(1)) * power_of_two(t)
+
+
+@njit(**EXACT)
+def exponentials(z, b, a, largest):
+    """Compute z + b into z and exp(z - its row's largest) into a; write the largest, if wanted."""
+    for i in range(z.shape[0]):
+        z[i, 0] += b[0]
+        top = z[i, 0]
+        for j in range(1, z.shape[1]):
+            z[i, j] += b[j]
+            top = z[i, j] if z[i, j] > top or z[i, j] != z[i, j] else top
+        for j in range(z.shape[1]):
+            a[i, j] = z[i, j] - top
+        if largest.size:
+            largest[i] = top
+    flat = matrix(address(a), 1, a.size, a)[0]
+    for i in range(flat.size):
+        flat[i] = exp_single(np.float32(flat[i])) if a.itemsize == 4 else math.exp(flat[i])
+
+
+@njit(**SUMS)
+def total(x):
+    """Return the sum of a vector."""
+    s = x.dtype.type(0)
+    for j in range(x.size):
+        s += x[j]
+    return s
+
+
+@njit(**SUMS)
+def dot(x, y):
+    """Return the sum of products of two rows."""
+    s = x.dtype.type(0)
+    for j in range(x.size):
+        s += x[j] * y[j]
+    return s
+
+
+@njit(**EXACT)
+def softmax(z, b, a):
+    """Compute z + b into z and its softmax into a, row by row."""
+    exponentials(z, b, a, b[:0])
+    for i in range(z.shape[0]):
+        inverse = z.dtype.type(1) / total(a[i])
+        for j in range(z.shape[1]):
+            a[i, j] *= inverse
+
+
+@njit(**EXACT)
+def softmax_delta(delta, a):
+    """Compute delta_i = a_i (g_i - sum_k g_k a_k) in place of g."""
+    for i in range(a.shape[0]):
+        mean = dot(delta[i], a[i])
+        for j in range(a.shape[1]):
+            delta[i, j] = a[i, j] * (delta[i, j] - mean)
+
+
+@njit(**EXACT)
+def times_logarithm(y, log_a):
+    """Return y log a, 0 where y is 0 even if the logarithm is -infinity."""
+    return y * log_a if y != 0 else y
+
+
+@njit(**EXACT)
+def softmax_cross_entropy(z, b, a, y, delta, scale, cost):
+    """Compute softmax, -sum_k y_k log a_k and delta; sum_k y_k is 1 for probabilities."""
+    T = z.dtype.type
+    exponentials(z, b, a, cost)
+    for i in range(z.shape[0]):
+        sum_a, sum_y, value = total(a[i]), total(y[i]), T(0)
+        largest, log_total, inverse = cost[i], math.log(sum_a), T(1) / sum_a
+        for j in range(z.shape[1]):
+            if y[i, j] != 0:
+                value -= y[i, j] * (z[i, j] - largest - log_total)
+            aj = a[i, j] * inverse
+            a[i, j] = aj
+            delta[i, j] = (sum_y * aj - y[i, j]) * scale[i]
+        cost[i] = value
+
+
+@njit(**EXACT)
+def softmax_binary_cross_entropy(z, b, a, y, delta, scale, cost):
+    """Compute softmax with binary cross-entropies, of two outputs or more, as ``bpgpu/backends/softmax.py`` does.
+
+    m is the largest output, r the softmax of the others, and gap * rest the odds (1 - a_m) / a_m.
+    """
+    T = z.dtype.type
+    n = z.shape[1]
+    for i in range(z.shape[0]):
+        m, top = 0, T(-math.inf)
+        for j in range(n):
+            z[i, j] += b[j]
+            if z[i, j] > z[i, m]:
+                m = j
+        for j in range(n):
+            if j != m and (z[i, j] > top or z[i, j] != z[i, j]):
+                top = z[i, j]
+        rest = T(0)
+        for j in range(n):
+            if j != m:
+                delta[i, j] = math.exp(z[i, j] - top)
+                rest += delta[i, j]
+        largest = z[i, m]
+        gap = math.exp(top - largest)
+        odds = gap * rest
+        log_total = math.log1p(odds)
+        log_others = top - largest + math.log(rest) - log_total  # log(1 - a_m)
+        a[i, m] = T(1) / (T(1) + odds)
+        error_m, quotients = a[i, m] - y[i, m], T(0)
+        value = times_logarithm(y[i, m], -log_total) + times_logarithm(T(1) - y[i, m], log_others)
+        for j in range(n):
+            if j != m:
+                aj, yj = delta[i, j] * gap / (T(1) + odds), y[i, j]
+                a[i, j] = aj
+                quotients += (aj - yj) / (T(1) - aj)
+                value += times_logarithm(yj, z[i, j] - largest - log_total)
+                value += times_logarithm(T(1) - yj, math.log1p(-aj))
+        for j in range(n):
+            aj, yj = a[i, j], y[i, j]
+            if j == m:
+                delta[i, j] = (aj - yj - aj * quotients) * scale[i]
+            else:
+                others = quotients - (aj - yj) / (T(1) - aj)
+                delta[i, j] = (aj - yj - aj * others - delta[i, j] / rest * error_m) * scale[i]
+        cost[i] = -value
+
+
+# The two halves of a step
+
+
+@njit(**EXACT)
+def load(data, start, rows, r0, r1, p, layers, network):
+    """Take rows r0 ... r1 of the batch; return the address of their input and the weight of the batch."""
+    T = p.dtype.type
+    n, K, samples = layers[0, SIZE], layers[-1, SIZE], data[SAMPLES]
+    X_, x = matrix(data[X], samples, n, p), matrix(layers[0, A], rows, n, p)
+    targets, y = matrix(data[TARGETS], samples, K, p), matrix(network[Y], rows, K, p)
+    weight, scale = matrix(data[WEIGHT], 1, samples, p)[0], matrix(network[SCALE], 1, rows, p)[0]
+    order, labels = integers(data[ORDER], samples), integers(data[LABELS], samples)
+    sum_weight = float(rows)
+    if data[WEIGHT]:
+        sum_weight = 0.0
+        for i in range(start, start + rows):
+            sum_weight += weight[order[i] if data[ORDER] else i]
+    for i in range(r0, r1):
+        row = order[start + i] if data[ORDER] else start + i
+        # Loops, for assignments of slices take seconds to compile.
+        if data[ORDER]:
+            for j in range(n):
+                x[i, j] = X_[row, j]
+        if data[LABELS]:
+            for j in range(K):
+                y[i, j] = T(0)
+            y[i, labels[row]] = T(1)
+        else:
+            for j in range(K):
+                y[i, j] = targets[row, j]
+        if data[WEIGHT]:  # a batch may draw rows of weight 0 only
+            scale[i] = T(weight[row] / sum_weight) if sum_weight > 0 else T(0)
+        else:
+            scale[i] = T(1 / rows)
+    return layers[0, A] if data[ORDER] else data[X] + start * n * p.itemsize, sum_weight
+
+
+@njit(**EXACT)
+def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, numbers, sums, shares):
+    """Take rows r0 ... r1 of the batch, with their input at x, to the costs and deltas of all layers."""
+    T = p.dtype.type
+    size, L, rows = p.itemsize, len(layers) - 1, r1 - r0
+    weights = address(p)
+    factor = address(numbers[FACTOR:])
+    source, n_in = x + r0 * layers[0, SIZE] * size, layers[0, SIZE]
+    sums[thread, 0, SUM_A] = magnitudes(matrix(source, rows, n_in, p))
+    for l in range(1, L + 1):
+        n = layers[l, SIZE]
+        at = r0 * n * size
+        a = layers[l, A] + at
+        z = layers[l, Z] + at if layers[l, Z] else a
+        b = weights + layers[l, B] * size if layers[l, B] >= 0 else network[ZEROS]
+        gemm(network[GEMM], 0, 0, T(1), source, n_in, weights + layers[l, W] * size, n, T(0), z, n, rows, n, n_in, p)
+        z_, a_, b_ = matrix(z, rows, n, p), matrix(a, rows, n, p), matrix(b, 1, n, p)[0]
+        if layers[l, ACTIVATE]:
+            call(layers[l, ACTIVATE], (z, b, a, rows, n, address(sums[thread, l])))
+        elif l < L or network[OUTPUT] == SOFTMAX:
+            softmax(z_, b_, a_)
+            sums[thread, l, SUM_A] = T(rows)
+        if l < L:
+            source, n_in = layers[l, H] + at, n
+            if numbers[KEEP]:
+                flat = matrix(a, 1, rows * n, p)[0]
+                dropout(flat, matrix(source, 1, rows * n, p)[0], r0 * n, network, numbers[KEEP], step, number, l)
+                sums[thread, l, SUM_A] *= numbers[KEEP]
+    y, scale = network[Y] + at, network[SCALE] + r0 * size
+    delta, cost = layers[L, DELTA] + at, network[ROW_COST] + r0 * size
+    y_, delta_ = matrix(y, rows, n, p), matrix(delta, rows, n, p)
+    scale_, cost_ = matrix(scale, 1, rows, p)[0], matrix(cost, 1, rows, p)[0]
+    sum_delta = address(sums[thread, L, SUM_DELTA:])
+    if network[OUTPUT] == SOFTMAX_CROSS_ENTROPY:
+        softmax_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
+    elif network[OUTPUT] == SOFTMAX_BINARY_CROSS_ENTROPY:
+        softmax_binary_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
+    elif network[OUTPUT] == SOFTMAX:
+        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
+        softmax_delta(delta_, a_)
+    else:
+        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
+        if layers[L, DERIVE]:
+            call(layers[L, DERIVE], (delta, z, a, rows * n, sum_delta))
+    if network[OUTPUT] != ELEMENTWISE:
+        sums[thread, L, SUM_DELTA] = magnitudes(delta_)
+    C = 0.0
+    for i in range(rows):
+        C += scale_[i] * cost_[i]
+    shares[thread, COST_SHARE] = C
+    for l in range(L - 1, 0, -1):
+        n, n_out = layers[l, SIZE], layers[l + 1, SIZE]
+        at = r0 * n * size
+        a, source, delta = layers[l, A] + at, delta, layers[l, DELTA] + at
+        z = layers[l, Z] + at if layers[l, Z] else a
+        W_next = weights + layers[l + 1, W] * size
+        gemm(network[GEMM], 0, 1, T(1), source, n_out, W_next, n_out, T(0), delta, n, rows, n, n_out, p)
+        flat = matrix(delta, 1, rows * n, p)[0]
+        if numbers[KEEP]:
+            dropout(flat, flat, r0 * n, network, numbers[KEEP], step, number, l)
+        sum_delta = address(sums[thread, l, SUM_DELTA:])
+        if layers[l, DERIVE]:
+            call(layers[l, DERIVE], (delta, z, a, rows * n, sum_delta))
+        else:
+            delta_ = matrix(delta, rows, n, p)
+            if not layers[l, ACTIVATE]:
+                softmax_delta(delta_, matrix(a, rows, n, p))
+            sums[thread, l, SUM_DELTA] = magnitudes(delta_)
+
+
+@njit(**EXACT)
+def column_sums(x, out):
+    """Write the sums of the columns of a matrix."""
+    for j in range(out.size):
+        out[j] = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        for j in range(out.size):
+            out[j] += x[i, j]
+
+
+@njit(**EXACT)
+def gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network):
+    """Compute rows k0 ... k1 of a layer's weight gradient; or, `direct`, take SGD's step with them in the same GEMM."""
+    T = p.dtype.type
+    size, n_in, n = p.itemsize, layers[l - 1, SIZE], layers[l, SIZE]
+    source = (x if l == 1 else layers[l - 1, H]) + k0 * size
+    start, stop = layers[l, W] + k0 * n, layers[l, W] + k1 * n
+    target = address(p if direct else g) + start * size
+    alpha, beta = (-eta, T(1) - eta * decay) if direct else (T(1), T(0))
+    gemm(network[GEMM], 1, 0, alpha, source, n_in, layers[l, DELTA], n, beta, target, n, k1 - k0, n, rows, p)
+    if direct:
+        return
+    g_, p_ = g[start:stop], p[start:stop]
+    if decay:
+        for i in range(g_.size):
+            g_[i] += decay * p_[i]
+    if layers[l, MASK]:
+        mask = matrix(layers[l, MASK] + k0 * n * size, 1, g_.size, p)[0]
+        for i in range(g_.size):
+            g_[i] *= mask[i]
+
+
+@njit(**EXACT)
+def change(p, g, m, v, decoupled, rule, numbers, rates):
+    """Take the step of a rule for some parameters; rates are eta and the two bias corrections."""
+    T = p.dtype.type
+    eta, c1, c2 = T(rates[0]), T(rates[1]), T(rates[2])
+    if rule == SGD:
+        for i in range(p.size):
+            p[i] += -eta * g[i]
+    elif rule == MOMENTUM:
+        mu = numbers[0]
+        for i in range(p.size):
+            velocity = mu * m[i] - eta * g[i]
+            m[i] = velocity
+            p[i] += velocity
+    elif rule == NESTEROV:
+        mu = numbers[0]
+        for i in range(p.size):
+            step = -eta * g[i]
+            velocity = mu * m[i] + step
+            m[i] = velocity
+            p[i] += step + mu * velocity
+    elif rule == RMSPROP:
+        rho, epsilon, rest = numbers[0], numbers[1], numbers[4]
+        for i in range(p.size):
+            square = rho * v[i] + rest * g[i] * g[i]
+            v[i] = square
+            p[i] -= eta * g[i] / (math.sqrt(square) + epsilon)
+    else:
+        beta1, beta2, epsilon, rest1, rest2 = numbers[0], numbers[1], numbers[2], numbers[4], numbers[5]
+        weight_decay = numbers[3] if decoupled else T(0)
+        for i in range(p.size):
+            gi, pi = g[i], p[i]
+            mean = beta1 * m[i] + rest1 * gi
+            square = beta2 * v[i] + rest2 * gi * gi
+            m[i] = mean
+            v[i] = square
+            p[i] = pi - eta * (mean * c1 / (math.sqrt(square * c2) + epsilon) + weight_decay * pi)
+
+
+@njit(**EXACT)
+def part(x, start, stop):
+    """Return a part of a vector, of size 0 if the vector is not there."""
+    return x[start:stop] if x.size else x
+
+
+@njit(**EXACT)
+def proven_finite(layers, sums):
+    """Return whether no gradient can overflow: |sum_i a_ik delta_ij| is at most the product of all magnitudes."""
+    T = sums.dtype.type
+    for l in range(1, len(layers)):
+        a, delta = T(0), T(0)
+        for thread in range(len(sums)):
+            a += sums[thread, l - 1, SUM_A]
+            delta += sums[thread, l, SUM_DELTA]
+        bound = (a + T(1)) * delta * T(4)
+        if bound - bound != 0:  # infinite or NaN
+            return False
+    return True
+
+
+@njit(**EXACT)
+def clip(thread, threads, passed, counter, g, numbers, network, shares, slabs):
+    """Scale the gradients so that their norm is at most the clip; return what the barrier needs next time."""
+    T = g.dtype.type
+    largest = T(0)
+    for i in range(len(slabs)):
+        for j in range(slabs[i, 0], slabs[i, 1]):
+            largest = max(largest, abs(g[j]))
+    shares[thread, LARGEST_SHARE] = largest
+    passed = barrier(counter, threads, passed, network[GIVE_WAY])
+    for other in range(threads):
+        largest = max(largest, T(shares[other, LARGEST_SHARE]))
+    if largest == 0:
+        return passed
+    squares = 0.0
+    for i in range(len(slabs)):
+        for j in range(slabs[i, 0], slabs[i, 1]):
+            squares += float(g[j] / largest) ** 2
+    shares[thread, NORM_SHARE] = squares
+    passed = barrier(counter, threads, passed, network[GIVE_WAY])
+    squares = 0.0
+    for other in range(threads):
+        squares += shares[other, NORM_SHARE]
+    norm = float(largest) * math.sqrt(squares)
+    if norm > numbers[CLIP]:
+        factor = T(numbers[CLIP] / norm)
+        for i in range(len(slabs)):
+            for j in range(slabs[i, 0], slabs[i, 1]):
+                g[j] *= factor
+    return passed
+
+
+@njit(**EXACT, cache=True)
+def epoch(
+    thread, threads, first, last, data, p, g, m, v, schedule, layers, network, numbers, sums, shares, slabs,
+    counter, result,
+):  # fmt: skip
+    """Train steps first ... last of an epoch; the first step that has a fault ends it, without its update.
+
+    Parameters
+    ----------
+    thread, threads, first, last : int
+    p, g, m, v : array, shape (n_parameters,)
+        Parameters, gradients and the rule's state; state that there is not has size 0.
+    schedule : array of float64, shape (steps, 3 or more)
+        eta and Adam's bias corrections.
+    data, layers, network, numbers : array
+        The tables above; numbers in T.
+    sums : array, shape (threads, L + 1, 2)
+    shares : array of float64, shape (threads, 8)
+    slabs : array of int64, shape (threads, 2 L, 2)
+        What each thread computes of p: rows of W_1 ... W_L, then entries of b_1 ... b_L.
+    counter : address of an int64
+        0 before the call.
+    result : array of float64
+        Receives the sums of costs and weights of the batches, and step + 1 of a fault.
+    """
+    T = p.dtype.type
+    L = len(layers) - 1
+    passed = 0
+    mine = slabs[thread]
+    for step in range(first, last):
+        start = step * network[BATCH]
+        rows = min(network[BATCH], data[SAMPLES] - start)
+        r0, r1 = rows * thread // threads, rows * (thread + 1) // threads
+        x, weight = load(data, start, rows, r0, r1, p, layers, network)
+        forward_and_back(thread, r0, r1, p, x, step, data[EPOCH], layers, network, numbers, sums, shares)
+        decay = numbers[L2] / T(rows)
+        if decay:
+            penalty = 0.0
+            for i in range(L):
+                penalty += dot(p[mine[i, 0] : mine[i, 1]], p[mine[i, 0] : mine[i, 1]])
+            shares[thread, PENALTY_SHARE] = penalty
+        passed = barrier(counter, threads, passed, network[GIVE_WAY])
+        C, penalty = 0.0, 0.0
+        for other in range(threads):
+            C += shares[other, COST_SHARE]
+            penalty += shares[other, PENALTY_SHARE]
+        if decay:
+            C += float(decay) / 2 * float(T(penalty))
+        good = math.isfinite(T(C))
+        at_once = good and numbers[CLIP] == 0 and proven_finite(layers, sums)
+        direct = at_once and network[RULE] == SGD and not network[MASKED]
+        rates = schedule[step]
+        eta = T(rates[0])
+        bad = not good
+        for i in range(2 * L):
+            s0, s1 = mine[i, 0], mine[i, 1]
+            if i < L:
+                l, columns = i + 1, layers[i + 1, SIZE]
+                k0, k1 = (s0 - layers[l, W]) // columns, (s1 - layers[l, W]) // columns
+                gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network)
+            else:
+                l, columns = i - L + 1, layers[i - L + 1, SIZE]
+                delta = matrix(layers[l, DELTA], rows, columns, p)
+                column_sums(delta[:, s0 - layers[l, B] : s1 - layers[l, B]], g[s0:s1])
+            if not at_once:
+                bad = bad or not finite(g[s0:s1])
+            elif not direct or i >= L:
+                change(
+                    p[s0:s1], g[s0:s1], part(m, s0, s1), part(v, s0, s1),
+                    network[RULE] == ADAMW and i < L, network[RULE], numbers, rates,
+                )  # fmt: skip
+        if not at_once:
+            shares[thread, BAD_SHARE] = bad
+            passed = barrier(counter, threads, passed, network[GIVE_WAY])
+            for other in range(threads):
+                bad = bad or shares[other, BAD_SHARE] != 0
+            if bad:
+                if thread == 0:
+                    result[FAULT] = step + 1
+                return
+            if numbers[CLIP]:
+                passed = clip(thread, threads, passed, counter, g, numbers, network, shares, mine)
+            for i in range(2 * L):
+                weights = network[RULE] == ADAMW and i < L
+                s0, s1 = mine[i, 0], mine[i, 1]
+                change(p[s0:s1], g[s0:s1], part(m, s0, s1), part(v, s0, s1), weights, network[RULE], numbers, rates)
+        if thread == 0:
+            result[TOTAL_COST] += weight * C
+            result[TOTAL_WEIGHT] += weight
+        passed = barrier(counter, threads, passed, network[GIVE_WAY])
+
+
+def compile_epoch(dtype):
+    """Compile `epoch` for a dtype, or load it from Numba's cache."""
+    T = types.Array(from_dtype(dtype), 1, "C")
+    number, integers = types.int64, types.Array(types.int64, 1, "C")
+    tables = types.Array(types.int64, 2, "C")
+    real, sums = types.Array(types.float64, 1, "C"), T.copy(ndim=3)
+    pairs = real.copy(ndim=2)
+    epoch.compile(
+        (number,) * 4
+        + (integers, T, T, T, T, pairs, tables, integers, T, sums, pairs, tables.copy(ndim=3), number, real)
+    )

@@ -1,0 +1,142 @@
+"""What the compiled CPU epoch is made of that Numba does not have: addresses, calls through them, a barrier.
+
+Arrays of the plan come as addresses in one table of integers, so that neither depth nor width is part of a type; and
+functions come as addresses too, so that one compiled epoch serves every formula and every BLAS.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_INT, _BYTE, _BLAS_INT = ir.IntType(64), ir.IntType(8), ir.IntType(32)
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any, like: Any) -> Any:
+    """Return an address as a pointer to numbers of the array `like`."""
+    target = types.CPointer(like.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(target))
+
+    return target(address, like), codegen
+
+
+@njit(inline="always")
+def address(array):
+    """Return where the first element of an array lies; signed, for Numba adds unsigned and signed to a float."""
+    return np.int64(array.ctypes.data)
+
+
+@njit(inline="always")
+def matrix(address, rows, n, like):
+    """Return the matrix that lies at an address."""
+    return carray(pointer(address, like), (rows, n))
+
+
+@intrinsic
+def _integer_pointer(typingctx: Any, address: Any) -> Any:
+    target = types.CPointer(types.int32)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(target))
+
+    return target(address), codegen
+
+
+@njit(inline="always")
+def integers(address, n):
+    """Return the vector of int32 that lies at an address."""
+    return carray(_integer_pointer(address), n)
+
+
+@intrinsic
+def call(typingctx: Any, address: Any, arguments: Any) -> Any:
+    """Call the function at an address with a tuple of int64, addresses among them: they are passed like pointers."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        given = cgutils.unpack_tuple(builder, args[1])
+        function = ir.FunctionType(ir.VoidType(), [_INT] * len(given))
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), given)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments), codegen
+
+
+@intrinsic
+def blas_gemm(typingctx, address, trans_a, trans_b, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc):
+    """Call Fortran's ?gemm, whose arguments are all pointers, for matrices in column-major order."""
+    real = alpha
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, *values = args
+        given = []
+        for value, kind in zip(values, "cciiirpipirpi", strict=True):
+            if kind == "p":
+                given.append(builder.inttoptr(value, _BYTE.as_pointer()))
+                continue
+            if kind == "c":
+                transposed = builder.icmp_signed("!=", value, _INT(0))
+                value = builder.select(transposed, _BYTE(ord("T")), _BYTE(ord("N")))
+            elif kind == "i":
+                value = builder.trunc(value, _BLAS_INT)
+            slot = cgutils.alloca_once(builder, value.type)
+            builder.store(value, slot)
+            given.append(builder.bitcast(slot, _BYTE.as_pointer()))
+        function = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer()] * len(given))
+        builder.call(builder.inttoptr(address, function.as_pointer()), given)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(i, i, i, i, i, i, real, i, i, i, i, real, i, i), codegen
+
+
+@intrinsic
+def power_of_two(typingctx: Any, t: Any) -> Any:
+    """Return 2^n for a float32 that is 1.5 * 2^23 + n: in its bits n stands alone but for constants."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(32))
+        bits = builder.shl(builder.add(bits, ir.IntType(32)(127)), ir.IntType(32)(23))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic
+def _add(typingctx: Any, address: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _INT.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _load(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _INT.as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@njit
+def barrier(counter, threads, passed, give_way):
+    """Wait for all threads; return the count to be passed next time.
+
+    `give_way` is the address of a function that lets others have the processor: the threads may be more than the
+    processors that are free.
+    """
+    if threads == 1:
+        return passed
+    passed += threads
+    _add(counter, 1)
+    spins = 0
+    while _load(counter) < passed:
+        spins += 1
+        if spins > 1000:
+            call(give_way, ())
+    return passed

@@ -1,0 +1,332 @@
+"""The compiled CPU epoch: parity with the reference, faults, threads, the same bits every time, its cache."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+import bpgpu
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.backends import numba_backend
+from bpgpu.costs import COSTS
+from bpgpu.plan import Plan
+
+RULES = [
+    bpgpu.SGD(0.1),
+    bpgpu.SGD(0.1, clip_norm=0.05),
+    bpgpu.SGD(0.1, momentum=0.9),
+    bpgpu.SGD(0.1, momentum=0.9, nesterov=True),
+    bpgpu.RMSprop(0.01),
+    bpgpu.Adam(0.01),
+    bpgpu.AdamW(0.01, clip_norm=0.1),
+]
+# Of parameters of size 1, after a few epochs of reductions of length 50 or less; some 300 eps.
+TOLERANCE = {"float32": 4e-5, "float64": 1e-13}
+DTYPES = list(TOLERANCE)
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}threads")
+def threads(request, monkeypatch):
+    """Train on this many threads, whatever the size and the processors."""
+    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: min(request.param, plan.batch_size))
+    return request.param
+
+
+def data(n=50, inputs=5, outputs=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, inputs)), rng.integers(0, outputs, n)
+
+
+def pair(sizes=(5, 7, 6, 3), activations=("relu", "gelu", "softmax"), cost="cross_entropy", **options):
+    """Return the same network on the backend and on the reference."""
+    return [bpgpu.MLP(sizes, activations, cost, backend=b, **{"seed": 1, **options}) for b in ("numba", "numpy")]
+
+
+def assert_same(net, reference, factor=1):
+    tolerance = factor * TOLERANCE[reference.architecture.dtype.name]
+    np.testing.assert_allclose(net.parameters, reference.parameters, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_and_cost(activation, cost, outputs, dtype):
+    """In the hidden layer and in the output layer, with all that training can add."""
+    rng = np.random.default_rng(3)
+    X, weight = rng.standard_normal((37, 4)), rng.uniform(0.5, 2, 37)
+    y = rng.dirichlet(np.ones(3), 37) if outputs == 3 else rng.uniform(0.1, 0.9, (37, 1))
+    mask = rng.integers(0, 2, (4, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pairs that leave the domain of the cost are trained too
+        nets = pair((4, 5, outputs), activation, cost, dtype=dtype, l2=0.1, dropout=0.25, connectivity=[mask, None])
+    histories = [
+        net.fit(X, y, optimizer=bpgpu.SGD(1e-3), epochs=2, batch_size=16, sample_weight=weight) for net in nets
+    ]
+    # A cost that divides by a, where a is near its limit, has gradients that are large and inexact by themselves.
+    assert_same(*nets, factor=100)
+    np.testing.assert_allclose(histories[0].loss, histories[1].loss, rtol=10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_rule(rule, dtype, threads):
+    X, y = data()
+    masks = [np.random.default_rng(1).integers(0, 2, (5, 7)), None, None]
+    for options in ({}, {"l2": 0.3, "dropout": 0.3, "connectivity": masks}):
+        nets = pair(dtype=dtype, **options)
+        histories = [
+            net.fit(X, y, optimizer=rule, epochs=3, batch_size=16, sample_weight=np.arange(50.0)) for net in nets
+        ]
+        assert_same(*nets, factor=5)
+        np.testing.assert_allclose(histories[0].loss, histories[1].loss, rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"l2": 0.5},
+        {"activations": ("softmax", "silu", "softmax"), "dropout": 0.2},
+        {"activations": ("tanh", "sigmoid", "sigmoid"), "cost": "binary_cross_entropy"},
+        {"activations": ("elu", "softplus", "identity"), "cost": "mean_squared_error"},
+        {"sizes": (5, 3), "activations": "softmax", "l2": 1.0},
+        {"sizes": (5, 1, 3), "activations": "softmax", "cost": "binary_cross_entropy"},
+        {"sizes": (5, 130, 65, 3), "activations": ("leaky_relu", "identity", "softmax")},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_options_train_alike(options, dtype, threads):
+    X, y = data(37)
+    for shuffle in (True, False):
+        nets = pair(dtype=dtype, **options)
+        for net in nets:
+            net.fit(X, y, optimizer=bpgpu.SGD(0.05), epochs=2, batch_size=16, shuffle=shuffle)
+        assert_same(*nets)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 37])
+def test_batches_of_any_size(batch_size, threads):
+    X, y = data(37)
+    nets = pair(dtype="float64")
+    for net in nets:
+        net.fit(X, y, epochs=1, batch_size=batch_size)
+    assert_same(*nets)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rate", [0.3, 1e-12])
+def test_dropout_drops_the_same_elements(rate, dtype, threads):
+    """Also where rows of a thread begin inside a block of four random words."""
+    X, y = data(31)
+    nets = pair((5, 7, 5, 3), dropout=rate, dtype=dtype, seed=2**63 + 5)
+    for net in nets:
+        net.epoch = 2**31
+        net.fit(X, y, optimizer=bpgpu.SGD(0.1), epochs=2, batch_size=15)
+    assert_same(*nets)
+
+
+def test_user_formulas(threads):
+    mish = bpgpu.Activation(
+        "mish", "z * tanh(softplus(z))", "tanh(softplus(z)) + z * sigmoid(z) * (1 - tanh(softplus(z)) ** 2)"
+    )
+    cost = bpgpu.Cost("log_cosh", "abs(a - y) + log1p(exp(-2 * abs(a - y)))", "tanh(a - y)", "mean")
+    X, y = data()
+    for last in ("identity", "softmax", mish):
+        nets = pair(activations=(mish, mish, last), cost=cost, dtype="float64")
+        for net in nets:
+            net.fit(X, y, epochs=2)
+        assert_same(*nets, factor=10)
+
+
+def test_a_rule_of_the_users_own():
+    class SignDescent(bpgpu.Optimizer):
+        def apply(self, p, g, state, *, t, eta, n_weights, xp):
+            p -= eta * xp.sign(g)
+
+    X, y = data()
+    nets = pair(dtype="float64")
+    for net in nets:
+        net.fit(X, y, optimizer=SignDescent(0.01), epochs=2, batch_size=16)
+    np.testing.assert_array_equal(nets[0].parameters, nets[1].parameters)
+
+
+def test_large_and_certain_outputs(threads):
+    """Products that BLAS does on several rows of a thread, and outputs that are rounded to 1."""
+    X, y = data(100, 40, 10)
+    for cost in ("cross_entropy", "binary_cross_entropy"):
+        nets = pair((40, 90, 10), ("relu", "softmax"), cost, dtype="float64")
+        for net in nets:
+            net.parameters[:] *= 30
+            net.fit(X, y, optimizer=bpgpu.SGD(1e-3), epochs=2, batch_size=64)
+        assert_same(*nets, factor=100)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *map(bpgpu.SGD, (30.0, 1e6, 1e38)),
+        bpgpu.SGD(1e6, momentum=0.5),
+        *map(bpgpu.RMSprop, (1e16, 1e38)),
+        bpgpu.Adam(1e38),
+    ],
+    ids=str,
+)
+def test_faults_are_placed_as_by_the_reference(rule, threads):
+    X, y = data(48)
+    X *= 100
+    nets = pair(activations=("relu", "relu", "identity"), cost="squared_error")
+    errors = []
+    for net in nets:
+        with pytest.raises(bpgpu.NonFiniteError) as caught:
+            net.fit(X, np.eye(3)[y], optimizer=rule, epochs=99, batch_size=16)
+        errors.append(str(caught.value))
+        assert np.isfinite(net.parameters).all()
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("rule", [bpgpu.SGD(1e-30), bpgpu.Adam(1e-3), bpgpu.SGD(1e-30, clip_norm=1.0)], ids=str)
+@pytest.mark.parametrize("target", [0.0, 1e4])
+def test_a_gradient_that_overflows_is_not_taken(target, rule, threads):
+    """Of a finite cost; without `fit`, which goes back: parameters and steps are those before the fault."""
+    X = np.random.default_rng(0).uniform(0.5, 1, (48, 5)) * 1e37
+    found = []
+    for net in pair((5, 3), "identity", "squared_error"):
+        net.parameters[:15] *= 1e-37
+        plan = Plan(net.architecture, 16, net.backend, rule).allocate()
+        given = net._data(X, np.repeat([0.0, target, 0.0], 16)[:, None] * np.ones(3))  # only the second batch's
+        try:
+            net.backend.run_epoch(plan, given, None, parameters=net.parameters, learning_rates=[1e-38] * 3, epoch=0)
+            found.append("none")
+        except bpgpu.NonFiniteError as error:
+            found.append((error.layer, error.quantity, error.step))
+        assert np.isfinite(net.parameters).all()
+        found.append(plan.steps)
+    assert found[:2] == found[2:]
+    if target and not rule.n_state:
+        assert found[:2] == [(1, "gradient", 2), 1]
+
+
+# Threads
+
+
+@pytest.mark.parametrize("rule", [bpgpu.SGD(0.1), bpgpu.Adam(0.01, clip_norm=1.0)], ids=str)
+def test_the_same_bits_every_time(rule, threads):
+    X, y = data(200, 20, 4)
+    found = set()
+    for _ in range(20):
+        net = pair((20, 33, 4), ("gelu", "softmax"), dropout=0.1, l2=0.1)[0]
+        history = net.fit(X, y, optimizer=rule, epochs=2, batch_size=64)
+        found.add((net.parameters.tobytes(), tuple(history.loss)))
+    assert len(found) == 1
+
+
+def test_epochs_side_by_side_and_blas_as_before(threads):
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    X, y = data(200, 20, 4)
+
+    def train(results, i):
+        net = pair((20, 33, 4), ("gelu", "softmax"))[0]
+        net.fit(X, y, epochs=20, batch_size=64)
+        results[i] = net.parameters.tobytes()
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threadpool_info()
+        results = {}
+        workers = [threading.Thread(target=train, args=(results, i)) for i in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert len(set(results.values())) == 1 and len(results) == 3
+        with pytest.raises(bpgpu.NonFiniteError):
+            pair((20, 33, 4), ("gelu", "identity"), "squared_error")[0].fit(
+                X, np.eye(4)[y], optimizer=bpgpu.SGD(1e30), epochs=9
+            )
+        assert threadpool_info() == before
+
+
+def test_threads_follow_the_users_limits(monkeypatch):
+    for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+        assert numba_backend.available_threads() == 1
+        monkeypatch.delenv(name)
+
+
+def train_after_fork(queue):
+    X, y = data(200, 20, 4)
+    net = pair((20, 33, 4), ("gelu", "softmax"))[0]
+    net.fit(X, y, epochs=2, batch_size=64)
+    queue.put(net.parameters.tobytes())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_that_forks_after_training(threads):
+    """The child trains to the same bits: no pool of threads is left behind that it would wait for."""
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+    train_after_fork(queue)
+    child = multiprocessing.get_context("fork").Process(target=train_after_fork, args=(queue,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert queue.get() == queue.get()
+
+
+def test_an_epoch_in_several_compiled_calls(monkeypatch):
+    """Between them Ctrl-C would be heard."""
+    X, y = data(200)
+    monkeypatch.setattr(numba_backend, "CHUNK", 1)
+    nets = pair(dtype="float64")
+    for net in nets:
+        net.fit(X, y, epochs=2, batch_size=16)
+    assert_same(*nets)
+
+
+# Memory and start
+
+
+def test_the_plan_counts_what_the_backend_adds():
+    X, y = data()
+    net = pair()[0]
+    backend, found = net.backend, []
+    original = backend._prepare
+    try:
+        backend._prepare = lambda plan: found.append((plan, original(plan))) or found[-1][1]
+        net.fit(X, y, epochs=1)
+    finally:
+        del backend._prepare
+    ((plan, prepared),) = found
+    held = sum(value.nbytes for value in vars(prepared).values() if isinstance(value, np.ndarray))
+    assert backend.workspace_nbytes(plan) == held
+
+
+WARM = """
+import bpgpu, numpy as np
+from numba.core.event import install_recorder
+from bpgpu.kernels import numba_cpu, numba_cpu_formulas
+X = np.random.default_rng(0).standard_normal((40, 5)).astype("float32")
+for sizes, names, rule in (((5, 3), "identity", "sgd"), ((5, 4, 4, 3), ("tanh", "relu", "sigmoid"), "adamw")):
+    with install_recorder("numba:compile") as recorder:
+        bpgpu.MLP(sizes, names, "squared_error", backend="numba").fit(X, X[:, :3] ** 2, optimizer=rule, epochs=1)
+    assert not recorder.buffer, recorder.buffer
+print("warm")
+"""
+
+
+def test_a_new_process_compiles_nothing():
+    net = pair()[0]
+    net.fit(*data(), epochs=1)
+    numba_backend.compile_all(np.dtype(np.float32))
+    run = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, env=os.environ)
+    assert run.stdout == "warm\n", run.stderr
