@@ -12,6 +12,10 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+# How the loops are compiled.
+EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}  # sums in any order, fixed once compiled
+ABORT = 2**40  # added to a barrier's counter, it lets everybody go and do nothing more
 _INT, _BYTE, _BLAS_INT = ir.IntType(64), ir.IntType(8), ir.IntType(32)
 
 
@@ -125,7 +129,7 @@ def _load(typingctx: Any, address: Any) -> Any:
 
 @njit
 def barrier(counter, threads, passed, give_way):
-    """Wait for all threads; return the count to be passed next time.
+    """Wait for all threads; return the count to be passed next time, or -1 if the call was aborted.
 
     `give_way` is the address of a function that lets others have the processor: the threads may be more than the
     processors that are free.
@@ -139,4 +143,4 @@ def barrier(counter, threads, passed, give_way):
         spins += 1
         if spins > 1000:
             call(give_way, ())
-    return passed
+    return passed if _load(counter) < ABORT else -1

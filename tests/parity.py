@@ -62,6 +62,7 @@ class Entry:
 # A backend joins with its line here; `python -m tests.write_accuracy` brings it onto the page.
 MATRIX: tuple[Entry, ...] = (
     Entry("numpy"),
+    Entry("numba"),
     Entry("cupy", simulator="tests.simgpu.cupy"),
     Entry("numba-cuda", simulator="tests.simgpu.numba_device", largest=2**14, crossed=False),
 )

@@ -257,6 +257,33 @@ def test_epochs_side_by_side_and_blas_as_before(threads):
         assert threadpool_info() == before
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=type)
+def test_a_thread_that_does_not_start_lets_the_others_go(monkeypatch, error):
+    """They wait in their first barrier for one that never comes."""
+    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: 3)
+    X, y = data()
+    net, _ = pair()
+    before, start, started = net.parameters.copy(), threading.Thread.start, []
+
+    def refuse_the_second(thread):
+        started.append(thread)
+        if len(started) == 2:
+            raise error
+        start(thread)
+
+    plan = Plan(net.architecture, 25, net.backend, bpgpu.SGD(0.1)).allocate()
+    arguments = {"parameters": net.parameters, "learning_rates": [0.1, 0.1], "epoch": 0}
+    samples = bpgpu.plan.Data(X.astype(np.float32), y.astype(np.int32))
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
+    with pytest.raises(type(error)):
+        net.backend.run_epoch(plan, samples, None, **arguments)
+    assert not started[0].is_alive()
+    np.testing.assert_array_equal(net.parameters, before)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    net.backend.run_epoch(plan, samples, None, **arguments)
+    assert not np.array_equal(net.parameters, before)
+
+
 def test_threads_follow_the_users_limits(monkeypatch):
     for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS"):
         monkeypatch.setenv(name, "1")

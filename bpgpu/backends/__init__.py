@@ -8,12 +8,14 @@ import functools
 import importlib
 import importlib.util
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bpgpu.backends.base import Backend
 from bpgpu.errors import BackendUnavailableError, unknown_name
 
-# name: (module, class, command that installs what it needs), fastest first: "auto" takes the first that runs.
+# name: (module, class, command that installs what it needs), fastest first: "auto" takes the first that runs. Numba's
+# is last until it has been compared with its peers.
 REGISTRY = {
     "cupy": ("bpgpu.backends.cupy_backend", "CupyBackend", 'pip install "bpgpu[cuda13]"'),
     "numba-cuda": ("bpgpu.backends.numba_cuda_backend", "NumbaCudaBackend", 'pip install "bpgpu[cuda13]"'),
@@ -44,15 +46,18 @@ class BackendInfo:
 
 def backends() -> list[BackendInfo]:
     """Return every backend with what stands in its way, fastest first."""
-    found = []
+    return list(_infos())
+
+
+def _infos() -> Iterator[BackendInfo]:
+    """Yield every backend, each made only when it is asked for: to import Numba takes longer than a small training."""
     for name in REGISTRY:
         try:
             backend = _construct(name)
         except BackendUnavailableError as error:
-            found.append(BackendInfo(name, False, error.reason, None))
+            yield BackendInfo(name, False, error.reason, None)
         else:
-            found.append(BackendInfo(name, True, "ready", backend.device))
-    return found
+            yield BackendInfo(name, True, "ready", backend.device)
 
 
 def get_backend(name: str | Backend = "auto") -> Backend:
@@ -74,7 +79,7 @@ def get_backend(name: str | Backend = "auto") -> Backend:
     if isinstance(name, Backend):
         return name
     if name == "auto":
-        return _construct(next(info.name for info in backends() if info.available))
+        return _construct(next(info.name for info in _infos() if info.available))
     if not isinstance(name, str) or name not in REGISTRY:
         raise unknown_name("backend", name, ["auto", *REGISTRY])
     return _construct(name)
@@ -82,7 +87,7 @@ def get_backend(name: str | Backend = "auto") -> Backend:
 
 def why_auto() -> str:
     """Return why "auto" takes the backend it takes, with what stands in the way of each faster one."""
-    faster = itertools.takewhile(lambda info: not info.available, backends())
+    faster = itertools.takewhile(lambda info: not info.available, _infos())
     by_reason = itertools.groupby(faster, key=lambda info: info.reason)
     obstacles = [f"{', '.join(info.name for info in group)}: {reason}" for reason, group in by_reason]
     return "the fastest that runs here" + (f" ({'; '.join(obstacles)})" if obstacles else "")

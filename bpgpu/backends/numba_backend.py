@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +24,7 @@ from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import numba_cpu as k
 from bpgpu.kernels import numba_cpu_formulas as compiled
+from bpgpu.kernels.numba_cpu_parts import ABORT
 from bpgpu.kernels.philox import threshold
 from bpgpu.plan import Data, Plan
 
@@ -153,15 +154,7 @@ class NumbaBackend(Backend):
         with self._blas.one_thread():
             for first in range(0, steps, chunk):
                 counter = np.zeros(1, np.int64)
-                others = [
-                    threading.Thread(target=train, args=(thread, first, counter))
-                    for thread in range(1, prepared.threads)
-                ]
-                for other in others:
-                    other.start()
-                train(0, first, counter)
-                for other in others:
-                    other.join()
+                run_on_all(functools.partial(train, first=first, counter=counter), prepared.threads, counter)
                 if result[k.FAULT]:
                     step = int(result[k.FAULT]) - 1
                     plan.steps += step - first
@@ -266,6 +259,30 @@ def available_threads() -> int:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [int(value) for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS") if (value := os.environ.get(name))]
     return min([processors, *limits])
+
+
+def run_on_all(work: Callable[[int], None], threads: int, counter: np.ndarray[Any, Any]) -> None:
+    """Run work(0) here and work(1) ... in threads of their own; return, or raise, when all have ended.
+
+    Until work(0) begins, the others wait in their first barrier; if it never does, they are told by the counter.
+    """
+    others = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(1, threads)]
+    try:
+        for other in others:
+            other.start()
+        work(0)
+    except BaseException:  # Ctrl-C, or no more threads
+        counter[0] += ABORT
+        raise
+    finally:
+        interrupt = None
+        while alive := [other for other in others if other.is_alive()]:
+            try:
+                alive[0].join()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 class BlasLimit:
