@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numba.extending import get_cython_function_address
-from threadpoolctl import ThreadpoolController
 
 from bpgpu.backends.base import Array, Backend
 from bpgpu.backends.cuda_steps import RULES, rule_kernel
 from bpgpu.backends.faults import first_fault, first_layer
+from bpgpu.backends.numpy_backend import blas_libraries
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import numba_cpu as k
@@ -98,8 +98,7 @@ class NumbaBackend(Backend):
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
         if plan.prepared is None:
-            if not compiled_before(plan.architecture.dtype):
-                compile_all(plan.architecture.dtype)
+            compile_if_new(plan.architecture.dtype)
             plan.prepared = self._prepare(plan)
         return self._train(plan.prepared, plan, data, order, parameters, learning_rates, epoch)
 
@@ -113,7 +112,6 @@ class NumbaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-
         net, kernel = plan.architecture, rule_kernel(plan.rule)  # type: ignore[arg-type]
         n, B, steps = len(data), plan.batch_size, -(-len(data) // plan.batch_size)
         none = np.empty(0, net.dtype)
@@ -241,17 +239,12 @@ def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:
 
 
 @functools.cache
-def compiled_before(dtype: np.dtype[Any]) -> bool:
-    """Return whether the kernels for a dtype are in Numba's cache."""
-    return bool(compiled.table_is_cached(dtype))
-
-
-def compile_all(dtype: np.dtype[Any]) -> None:
-    """Compile the epoch and every row of the formula table, or find them in Numba's cache."""
+def compile_if_new(dtype: np.dtype[Any]) -> None:
+    """Compile the epoch and every row of the formula table, unless Numba's cache has them; asked once in a process."""
     if not compiled.table_is_cached(dtype):
         _log.warning("compiling CPU kernels for %s, once: about 15 s", dtype.name)
-    k.compile_epoch(dtype)
-    compiled.compile_table(dtype)
+        k.compile_epoch(dtype)
+        compiled.compile_table(dtype)
 
 
 def available_threads() -> int:
@@ -289,7 +282,7 @@ class BlasLimit:
     """BLAS on one thread while any epoch runs: it works inside threads of our own. Epochs may run side by side."""
 
     def __init__(self) -> None:
-        self._controller = ThreadpoolController().select(user_api="blas")
+        self._controller = blas_libraries()
         self._lock = threading.Lock()
         self._running = 0
         self._limit: Any = None

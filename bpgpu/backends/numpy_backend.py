@@ -36,15 +36,15 @@ class NumpyBackend(Backend):
     ) -> float:
         """Train one epoch as the reference does, small products on one thread."""
         largest = plan.batch_size * max(m * n for m, n in pairwise(plan.architecture.sizes))
-        with _blas().limit(limits=1 if largest < THREADED_PRODUCT else None, user_api="blas"):
+        with blas_libraries().limit(limits=1 if largest < THREADED_PRODUCT else None):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
 
 
 @functools.cache
-def _blas() -> Any:
+def blas_libraries() -> Any:
     """Return what sets the threads of the BLAS libraries; to find them takes longer than a short epoch."""
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas")
