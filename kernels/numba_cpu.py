@@ -64,11 +64,10 @@ def gemm(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, 
 
 @njit(**SUMS)
 def magnitudes(x):
-    """Return the sum of all magnitudes of a matrix: finite only if all are."""
+    """Return the sum of all magnitudes of a vector: finite only if all are."""
     s = x.dtype.type(0)
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            s += abs(x[i, j])
+    for i in range(x.size):
+        s += abs(x[i])
     return s
 
 
@@ -150,7 +149,7 @@ def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, number
     weights = address(p)
     factor = address(numbers[FACTOR:])
     source, n_in = x + r0 * layers[0, SIZE] * size, layers[0, SIZE]
-    sums[thread, 0, SUM_A] = magnitudes(matrix(source, rows, n_in, p))
+    sums[thread, 0, SUM_A] = magnitudes(matrix(source, 1, rows * n_in, p)[0])
     for l in range(1, L + 1):
         n = layers[l, SIZE]
         at = r0 * n * size
@@ -187,7 +186,7 @@ def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, number
         if layers[L, DERIVE]:
             call(layers[L, DERIVE], (delta, z, a, rows * n, sum_delta))
     if network[OUTPUT] != ELEMENTWISE:
-        sums[thread, L, SUM_DELTA] = magnitudes(delta_)
+        sums[thread, L, SUM_DELTA] = magnitudes(matrix(delta, 1, rows * n, p)[0])
     C = 0.0
     for i in range(rows):
         C += scale_[i] * cost_[i]
@@ -206,20 +205,20 @@ def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, number
         if layers[l, DERIVE]:
             call(layers[l, DERIVE], (delta, z, a, rows * n, sum_delta))
         else:
-            delta_ = matrix(delta, rows, n, p)
             if not layers[l, ACTIVATE]:
-                softmax_delta(delta_, matrix(a, rows, n, p))
-            sums[thread, l, SUM_DELTA] = magnitudes(delta_)
+                softmax_delta(matrix(delta, rows, n, p), matrix(a, rows, n, p))
+            sums[thread, l, SUM_DELTA] = magnitudes(flat)
 
 
 @njit(**EXACT)
-def column_sums(x, out):
-    """Write the sums of the columns of a matrix."""
+def column_sums(x, rows, columns, out):
+    """Write the sums of the columns of a part of a matrix that has so many columns in all; x is the part's address."""
     for j in range(out.size):
-        out[j] = x.dtype.type(0)
-    for i in range(x.shape[0]):
+        out[j] = out.dtype.type(0)
+    for i in range(rows):
+        row = matrix(x + i * columns * out.itemsize, 1, out.size, out)[0]
         for j in range(out.size):
-            out[j] += x[i, j]
+            out[j] += row[j]
 
 
 @njit(**EXACT)
@@ -400,8 +399,7 @@ def epoch(
                 gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network)
             else:
                 l, columns = i - L + 1, layers[i - L + 1, SIZE]
-                delta = matrix(layers[l, DELTA], rows, columns, p)
-                column_sums(delta[:, s0 - layers[l, B] : s1 - layers[l, B]], g[s0:s1])
+                column_sums(layers[l, DELTA] + (s0 - layers[l, B]) * p.itemsize, rows, columns, g[s0:s1])
             if not at_once:
                 bad = bad or not finite(g[s0:s1])
             elif not direct or i >= L:

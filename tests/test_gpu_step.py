@@ -7,7 +7,7 @@ import pytest
 
 import bpgpu
 from benchmarks import gpu_step
-from bpgpu.backends.cuda_steps import rule_kernel
+from bpgpu.backends.rules import rule_kernel
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 

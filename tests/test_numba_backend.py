@@ -1,5 +1,7 @@
 """The compiled CPU epoch: parity with the reference, faults, threads, the same bits every time, its cache."""
 
+import ctypes
+import importlib.metadata
 import multiprocessing
 import os
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 
 import bpgpu
 from bpgpu.activations import ACTIVATIONS
-from bpgpu.backends import numba_backend
+from bpgpu.backends import cpu_blas, cpu_threads, numba_backend
 from bpgpu.costs import COSTS
 from bpgpu.plan import Plan
 
@@ -284,11 +286,108 @@ def test_a_thread_that_does_not_start_lets_the_others_go(monkeypatch, error):
     assert not np.array_equal(net.parameters, before)
 
 
+def threads_of(batch_size=10**6):
+    """Return on how many threads a network would be trained that could keep very many busy."""
+    net = bpgpu.MLP((1000, 1000), "identity", "squared_error", backend="numba")
+    return net.backend._threads(Plan(net.architecture, batch_size, net.backend))
+
+
+def test_threads_follow_the_size_of_a_step(monkeypatch):
+    monkeypatch.setattr(numba_backend, "allowed_threads", lambda: 64)
+    monkeypatch.setattr(cpu_blas.Blas, "allowed_threads", lambda self: 64)
+    net = bpgpu.MLP((64, 100, 10), ("relu", "softmax"), "cross_entropy", backend="numba")
+    found = {B: net.backend._threads(Plan(net.architecture, B, net.backend)) for B in (1, 4, 40, 100, 200, 10**4)}
+    assert found == {1: 1, 4: 1, 40: 1, 100: 4, 200: 8, 10**4: 64}
+    assert threads_of(batch_size=3) == 3  # a thread has a row at least
+
+
 def test_threads_follow_the_users_limits(monkeypatch):
-    for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")
-        assert numba_backend.available_threads() == 1
-        monkeypatch.delenv(name)
+    from threadpoolctl import threadpool_limits
+
+    monkeypatch.setattr(cpu_threads, "processors", lambda: 3)
+    with threadpool_limits(16):
+        assert threads_of() == 3
+        for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            monkeypatch.setenv(name, "2")
+            assert threads_of() == 2
+            for wrong in ("0", "-1", "two"):
+                monkeypatch.setenv(name, wrong)
+                with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got '{wrong}'"):
+                    threads_of()
+            monkeypatch.delenv(name)
+        with threadpool_limits(1, user_api="blas"):
+            assert threads_of() == 1
+            with bpgpu.get_backend("numba")._blas.one_thread():
+                assert threads_of() == 1
+        with bpgpu.get_backend("numba")._blas.one_thread():  # our own limit does not count
+            assert threads_of() == 3
+
+
+def test_processors_of_a_container(monkeypatch, tmp_path):
+    here = cpu_threads.processors()
+    assert here >= 1
+    monkeypatch.setattr(cpu_threads.os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    for text, expected in (("max 100000\n", 8), ("250000 100000\n", 2), ("50000 100000\n", 1), ("", 8)):
+        path = tmp_path / "cpu.max"
+        path.write_text(text)
+        monkeypatch.setattr(cpu_threads, "CPU_MAX", path)
+        assert cpu_threads.processors() == expected
+    monkeypatch.setattr(cpu_threads, "CPU_MAX", tmp_path / "none")
+    assert cpu_threads.processors() == 8
+
+
+# BLAS
+
+
+class Library:
+    """In place of Intel's; it is never called here."""
+
+    sgemm_ = dgemm_ = sgemm = dgemm = ctypes.CFUNCTYPE(None)(lambda: None)
+    MKL_Set_Threading_Layer = MKL_CBWR_Set = int
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "processor", "chosen"),
+    [
+        ("", False, "skylake-avx512", "scipy"),
+        ("", True, "skylake-avx512", "mkl"),
+        ("", True, "znver5", "scipy"),
+        ("mkl", True, "znver5", "mkl"),
+        ("scipy", True, "skylake-avx512", "scipy"),
+    ],
+)
+def test_the_choice_of_a_blas(monkeypatch, wanted, installed, processor, chosen):
+    monkeypatch.setenv("BPGPU_BLAS", wanted)
+    monkeypatch.setattr(cpu_blas, "mkl_library", lambda: "libmkl_rt.so.3" if installed else None)
+    monkeypatch.setattr(cpu_blas.ctypes, "CDLL", lambda path: Library())
+    monkeypatch.setattr(cpu_blas, "get_host_cpu_name", lambda: processor)
+    blas = cpu_blas.Blas()
+    assert blas.name == chosen
+    assert (blas.gemm[np.dtype("float32")] == ctypes.cast(Library.sgemm_, ctypes.c_void_p).value) == (chosen == "mkl")
+
+
+def test_a_blas_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(cpu_blas, "mkl_library", lambda: None)
+    for wanted, message in (("mkl", r'try: pip install "bpgpu\[mkl\]"'), ("atlas", "'scipy' or 'mkl', got 'atlas'")):
+        monkeypatch.setenv("BPGPU_BLAS", wanted)
+        with pytest.raises(bpgpu.BackendUnavailableError, match=message):
+            cpu_blas.Blas()
+
+
+def test_where_intels_library_lies(monkeypatch, tmp_path):
+    for name in ("libmkl_rt.so.3", "libmkl_core.so.3", "mkl_rt.3.dll"):
+        (tmp_path / name).touch()
+
+        def listed(package, name=name):
+            path = importlib.metadata.PackagePath(name)
+            path.dist = importlib.metadata.PathDistribution(tmp_path / "mkl.dist-info")
+            return [path]
+
+        monkeypatch.setattr(cpu_blas, "files", listed)
+        assert cpu_blas.mkl_library() == (None if "core" in name else tmp_path / name)
+    monkeypatch.undo()
+    installed = any(found.metadata["Name"] == "mkl" for found in importlib.metadata.distributions())
+    assert (cpu_blas.mkl_library() is None) == (not installed)
 
 
 def train_after_fork(queue):

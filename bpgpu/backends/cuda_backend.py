@@ -17,7 +17,8 @@ from bpgpu.backends import cuda_epoch
 from bpgpu.backends.base import Backend
 from bpgpu.backends.cuda_launch import Launch, blocks
 from bpgpu.backends.cuda_memory import Memory
-from bpgpu.backends.cuda_steps import RULES, Steps, control_words, row_chunks, rule_kernel
+from bpgpu.backends.cuda_steps import Steps, control_words, row_chunks
+from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import Cost
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout, Plan

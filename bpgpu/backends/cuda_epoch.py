@@ -16,9 +16,9 @@ from bpgpu.backends.cuda_steps import (
     at_step,
     control_words,
     row_chunks,
-    rule_kernel,
 )
 from bpgpu.backends.faults import first_fault, first_layer
+from bpgpu.backends.rules import rule_kernel
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Batch, Data, Dropout, Plan
 

@@ -5,7 +5,6 @@ epoch can repeat them. `control` is the device's int32 words by which kernels an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -13,9 +12,10 @@ import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
 from bpgpu.backends.cuda_launch import MAX_BLOCKS, Binds, Launch, blocks
+from bpgpu.backends.rules import rule_kernel
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.kernels.philox import threshold
-from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout
 
 Array = Any
@@ -39,45 +39,8 @@ def control_words(step: int = 0, epoch: int = 0) -> np.ndarray[Any, Any]:
     return np.array([0, step, INT_MAX, INT_MAX, 0, epoch, 0, 0], dtype=np.uint32).view(np.int32)
 
 
-@dataclass(frozen=True)
-class RuleKernel:
-    """How the kernels know a rule: by name, its numbers h0 ... h5 (see ``update.cu``), and which state it keeps."""
-
-    name: str
-    numbers: tuple[float, ...]
-    keeps_m: bool
-    keeps_v: bool
-    betas: tuple[float, float] = (0.0, 0.0)
-
-    def schedule(self, rates: np.ndarray[Any, Any], t: int, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return a row for each step, the first being step t: eta, two bias corrections, 1 / weight of the batch."""
-        steps = t + np.arange(len(rates))
-        corrections = [1 / (1 - beta**steps) for beta in self.betas]
-        with np.errstate(divide="ignore"):
-            shares = np.where(weights > 0, 1 / weights, 0)
-        return np.column_stack([rates, *corrections, shares])
-
-
-def rule_kernel(rule: Optimizer) -> RuleKernel:
-    """Return what the kernels need to know of a rule of `RULES`."""
-    match rule:
-        case SGD(momentum=0):
-            return RuleKernel("sgd", (0.0,) * 6, False, False)
-        case SGD(momentum=mu, nesterov=nesterov):
-            return RuleKernel("nesterov" if nesterov else "momentum", (mu, *(0.0,) * 5), True, False)
-        case RMSprop(rho=rho, epsilon=epsilon):
-            return RuleKernel("rmsprop", (rho, epsilon, 0.0, 0.0, 1 - rho, 0.0), False, True)
-        case Adam(beta1=beta1, beta2=beta2, epsilon=epsilon):
-            decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
-            numbers = (beta1, beta2, epsilon, decay, 1 - beta1, 1 - beta2)
-            return RuleKernel("adamw" if decay else "adam", numbers, True, True, (beta1, beta2))
-    raise TypeError(f"no kernel knows the rule {rule!r}")
-
-
 # The file of the fused GEMM needs both formulas, whichever kernel of it is launched.
 GEMM_FORMULAS = {"sigma": IDENTITY.value, "sigma_prime": IDENTITY.derivative}
-
-RULES: tuple[type[Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)
 
 
 def row_chunks(rows: int) -> int:

@@ -3,33 +3,28 @@
 import ctypes
 import functools
 import logging
-import os
 import platform
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numba.extending import get_cython_function_address
 
 from bpgpu.backends.base import Array, Backend
-from bpgpu.backends.cuda_steps import RULES, rule_kernel
+from bpgpu.backends.cpu_blas import Blas
+from bpgpu.backends.cpu_threads import allowed_threads, run_on_all
 from bpgpu.backends.faults import first_fault, first_layer
-from bpgpu.backends.numpy_backend import blas_libraries
+from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import numba_cpu as k
 from bpgpu.kernels import numba_cpu_formulas as compiled
-from bpgpu.kernels.numba_cpu_parts import ABORT
 from bpgpu.kernels.philox import threshold
 from bpgpu.plan import Data, Plan
 
-# Steps of fewer multiply-adds than this lose more to their barriers than they gain by a second thread.
-THREADED_STEP = 2**20
+# Multiply-adds of a step that are worth a thread of their own: with fewer it loses more to the barriers than it gains.
+GRAIN = 2**19
 _log = logging.getLogger("bpgpu")
 CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
 SHARES = 8  # numbers of a thread in a row of their own
@@ -59,15 +54,11 @@ class NumbaBackend(Backend):
     xp = np
 
     def __init__(self) -> None:
-        self.device = f"CPU ({platform.machine()})"
-        self._gemm = {
-            np.dtype(dtype): get_cython_function_address("scipy.linalg.cython_blas", name)
-            for dtype, name in (("float32", "sgemm"), ("float64", "dgemm"))
-        }
         library = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
         self._give_way_function = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
         self._give_way = ctypes.cast(self._give_way_function, ctypes.c_void_p).value
-        self._blas = BlasLimit()
+        self._blas = Blas()
+        self.device = f"CPU ({platform.machine()}), {self._blas.name}'s BLAS"
 
     def workspace_nbytes(self, plan: Plan) -> int:
         net = plan.architecture
@@ -77,11 +68,9 @@ class NumbaBackend(Backend):
         return int(8 * (integers + threads * SHARES) + net.dtype.itemsize * numbers)
 
     def _threads(self, plan: Plan) -> int:
-        """Return how many threads train a plan: one where the steps are too small to share."""
-        net = plan.architecture
-        if 3 * plan.batch_size * net.n_weights < THREADED_STEP:
-            return 1
-        return max(1, min(available_threads(), plan.batch_size))
+        """Return how many threads train a plan: as many as its steps keep busy, at most what is allowed."""
+        step = 3 * plan.batch_size * plan.architecture.n_weights
+        return max(1, min(step // GRAIN, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
     def run_epoch(
         self,
@@ -197,7 +186,7 @@ class NumbaBackend(Backend):
         else:
             network[[k.OUTPUT, k.COST]] = k.SOFTMAX, compiled.cost(cost.value, cost.gradient, dtype)
         zeros = np.zeros(max(net.sizes), dtype)
-        network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._gemm[dtype], self._give_way, zeros.ctypes.data
+        network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._blas.gemm[dtype], self._give_way, zeros.ctypes.data
         network[[k.Y, k.SCALE, k.ROW_COST]] = [x.ctypes.data for x in (batch.y, batch.scale, batch.cost)]
         network[k.MASKED] = any(mask is not None for mask in plan.masks)
         network[k.THRESHOLD] = threshold(net.dropout)
@@ -245,59 +234,3 @@ def compile_if_new(dtype: np.dtype[Any]) -> None:
         _log.warning("compiling CPU kernels for %s, once: about 15 s", dtype.name)
         k.compile_epoch(dtype)
         compiled.compile_table(dtype)
-
-
-def available_threads() -> int:
-    """Return how many threads the user allows, at most as many as this process has processors."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [int(value) for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS") if (value := os.environ.get(name))]
-    return min([processors, *limits])
-
-
-def run_on_all(work: Callable[[int], None], threads: int, counter: np.ndarray[Any, Any]) -> None:
-    """Run work(0) here and work(1) ... in threads of their own; return, or raise, when all have ended.
-
-    Until work(0) begins, the others wait in their first barrier; if it never does, they are told by the counter.
-    """
-    others = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(1, threads)]
-    try:
-        for other in others:
-            other.start()
-        work(0)
-    except BaseException:  # Ctrl-C, or no more threads
-        counter[0] += ABORT
-        raise
-    finally:
-        interrupt = None
-        while alive := [other for other in others if other.is_alive()]:
-            try:
-                alive[0].join()
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-
-class BlasLimit:
-    """BLAS on one thread while any epoch runs: it works inside threads of our own. Epochs may run side by side."""
-
-    def __init__(self) -> None:
-        self._controller = blas_libraries()
-        self._lock = threading.Lock()
-        self._running = 0
-        self._limit: Any = None
-
-    @contextmanager
-    def one_thread(self) -> Iterator[None]:
-        """Hold BLAS at one thread; the last to leave restores what the first found."""
-        with self._lock:
-            if not self._running:
-                self._limit = self._controller.limit(limits=1)
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                if not self._running:
-                    self._limit.restore_original_limits()

@@ -11,9 +11,10 @@ import numpy as np
 
 from bpgpu.activations import IDENTITY
 from bpgpu.backends.cuda_backend import CudaBackend
-from bpgpu.backends.cuda_steps import RULES, Steps
+from bpgpu.backends.cuda_steps import Steps
 from bpgpu.backends.numba_cuda_launch import Launcher
 from bpgpu.backends.numpy_backend import NumpyBackend
+from bpgpu.backends.rules import RULES
 from bpgpu.errors import BackendUnavailableError
 from bpgpu.interop import on_gpu, same_kind
 from bpgpu.optimizers import Optimizer

@@ -1,0 +1,45 @@
+"""The rules of optimization that the kernels know, as numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bpgpu.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+
+RULES: tuple[type[Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)
+
+
+@dataclass(frozen=True)
+class RuleKernel:
+    """How the kernels know a rule: by name, its numbers h0 ... h5 (see ``update.cu``), and which state it keeps."""
+
+    name: str
+    numbers: tuple[float, ...]
+    keeps_m: bool
+    keeps_v: bool
+    betas: tuple[float, float] = (0.0, 0.0)
+
+    def schedule(self, rates: np.ndarray[Any, Any], t: int, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return a row for each step, the first being step t: eta, two bias corrections, 1 / weight of the batch."""
+        steps = t + np.arange(len(rates))
+        corrections = [1 / (1 - beta**steps) for beta in self.betas]
+        with np.errstate(divide="ignore"):
+            shares = np.where(weights > 0, 1 / weights, 0)
+        return np.column_stack([rates, *corrections, shares])
+
+
+def rule_kernel(rule: Optimizer) -> RuleKernel:
+    """Return what the kernels need to know of a rule of `RULES`."""
+    match rule:
+        case SGD(momentum=0):
+            return RuleKernel("sgd", (0.0,) * 6, False, False)
+        case SGD(momentum=mu, nesterov=nesterov):
+            return RuleKernel("nesterov" if nesterov else "momentum", (mu, *(0.0,) * 5), True, False)
+        case RMSprop(rho=rho, epsilon=epsilon):
+            return RuleKernel("rmsprop", (rho, epsilon, 0.0, 0.0, 1 - rho, 0.0), False, True)
+        case Adam(beta1=beta1, beta2=beta2, epsilon=epsilon):
+            decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+            numbers = (beta1, beta2, epsilon, decay, 1 - beta1, 1 - beta2)
+            return RuleKernel("adamw" if decay else "adam", numbers, True, True, (beta1, beta2))
+    raise TypeError(f"no kernel knows the rule {rule!r}")
