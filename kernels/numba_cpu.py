@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, types
 from numba.np.numpy_support import from_dtype
 
+from bpgpu.kernels import numba_cpu_cache as cache
 from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, barrier, blas_gemm, call, integers, matrix
 from bpgpu.kernels.numba_cpu_softmax import (
     dot,
@@ -335,7 +336,6 @@ def clip(thread, threads, passed, counter, g, numbers, network, shares, slabs):
     return passed
 
 
-@njit(**EXACT, cache=True)
 def epoch(
     thread, threads, first, last, data, p, g, m, v, schedule, layers, network, numbers, sums, shares, slabs,
     counter, result,
@@ -428,14 +428,38 @@ def epoch(
         passed = barrier(counter, threads, passed, network[GIVE_WAY])
 
 
-def compile_epoch(dtype):
-    """Compile `epoch` for a dtype, or load it from Numba's cache."""
-    T = types.Array(from_dtype(dtype), 1, "C")
+def signature(dtype):
+    """Return the types of the parameters of `epoch`."""
+    T = types.Array(from_dtype(np.dtype(dtype)), 1, "C")
     number, integers = types.int64, types.Array(types.int64, 1, "C")
     tables = types.Array(types.int64, 2, "C")
     real, sums = types.Array(types.float64, 1, "C"), T.copy(ndim=3)
     pairs = real.copy(ndim=2)
-    epoch.compile(
-        (number,) * 4
-        + (integers, T, T, T, T, pairs, tables, integers, T, sums, pairs, tables.copy(ndim=3), number, real)
-    )
+    slabs = tables.copy(ndim=3)
+    return (number,) * 4 + (
+        integers, T, T, T, T, pairs, tables, integers, T, sums, pairs, slabs, number, real,
+    )  # fmt: skip
+
+
+# Numba's cache goes by the file in which a function says that it stands.
+_KEPT = """
+from types import FunctionType
+
+from bpgpu.kernels import numba_cpu
+from numba import njit
+
+_code = numba_cpu.epoch.__code__.replace(co_filename=__file__)
+_function = FunctionType(_code, vars(numba_cpu), "epoch")
+epoch = njit(numba_cpu.signature("{dtype}"), cache=True, **numba_cpu.EXACT)(_function)
+"""
+
+
+def epoch_source(dtype):
+    """Return source that compiles `epoch` for a dtype when it is loaded."""
+    heading = cache.heading(f"its epoch, from kernels with the digest {cache.digest_of_kernels()}")
+    return heading + _KEPT.format(dtype=dtype.name)
+
+
+def compiled_epoch(dtype):
+    """Compile `epoch` for a dtype, or load it from the cache."""
+    return cache.load(epoch_source(dtype)).epoch

@@ -453,6 +453,6 @@ print("warm")
 def test_a_new_process_compiles_nothing():
     net = pair()[0]
     net.fit(*data(), epochs=1)
-    numba_backend.compile_if_new(np.dtype(np.float32))
+    numba_backend.compiled_epoch(np.dtype(np.float32))
     run = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, env=os.environ)
     assert run.stdout == "warm\n", run.stderr

@@ -5,6 +5,7 @@ import functools
 import logging
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import numba_cpu as k
+from bpgpu.kernels import numba_cpu_cache as cache
 from bpgpu.kernels import numba_cpu_formulas as compiled
 from bpgpu.kernels.philox import threshold
 from bpgpu.plan import Data, Plan
@@ -34,6 +36,7 @@ SHARES = 8  # numbers of a thread in a row of their own
 class Prepared:
     """What stays the same from one epoch of a plan to the next; see the tables of `bpgpu.kernels.numba_cpu`."""
 
+    epoch: Callable[..., None]
     threads: int
     layers: np.ndarray[Any, Any]
     network: np.ndarray[Any, Any]
@@ -87,7 +90,6 @@ class NumbaBackend(Backend):
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
         if plan.prepared is None:
-            compile_if_new(plan.architecture.dtype)
             plan.prepared = self._prepare(plan)
         return self._train(plan.prepared, plan, data, order, parameters, learning_rates, epoch)
 
@@ -117,7 +119,7 @@ class NumbaBackend(Backend):
         chunk = max(1, CHUNK // (3 * B * net.n_weights))
 
         def train(thread: int, first: int, counter: np.ndarray[Any, Any]) -> None:
-            k.epoch(
+            prepared.epoch(
                 thread,
                 prepared.threads,
                 first,
@@ -198,6 +200,7 @@ class NumbaBackend(Backend):
         numbers[k.KEEP] = 1 / (1 - net.dropout) if net.dropout else 0.0
         numbers[k.FACTOR] = 1 / net.sizes[-1] if cost.reduction == "mean" else 1.0
         return Prepared(
+            compiled_epoch(dtype),
             threads,
             layers,
             network,
@@ -227,10 +230,20 @@ def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:
     return result
 
 
+def kernel_sources(dtype: np.dtype[Any]) -> list[str]:
+    """Return the sources of all that is compiled ahead for a dtype: the epoch and every row of the formula table."""
+    return [k.epoch_source(dtype), *compiled.table(dtype)]
+
+
 @functools.cache
-def compile_if_new(dtype: np.dtype[Any]) -> None:
-    """Compile the epoch and every row of the formula table, unless Numba's cache has them; asked once in a process."""
-    if not compiled.table_is_cached(dtype):
-        _log.warning("compiling CPU kernels for %s, once: about 15 s", dtype.name)
-        k.compile_epoch(dtype)
-        compiled.compile_table(dtype)
+def compiled_epoch(dtype: np.dtype[Any]) -> Callable[..., None]:
+    """Return the epoch for a dtype; compile all that is compiled ahead, unless the cache has it."""
+    sources = kernel_sources(dtype)
+    if not cache.are_kept(sources):
+        if cache.folder():
+            _log.warning("compiling CPU kernels for %s, once: about 15 s", dtype.name)
+        else:
+            _log.warning("compiling CPU kernels for %s: about 10 s; no cache folder can be written to", dtype.name)
+        cache.keep(sources)
+    function: Callable[..., None] = k.compiled_epoch(dtype)
+    return function
