@@ -22,23 +22,8 @@ from bpgpu.kernels.numba_cpu_softmax import (
     softmax_cross_entropy,
     softmax_delta,
 )
-
-# Columns of the table of layers, whose row l is layer l. W and B are offsets in the flat buffers, the others addresses.
-# B is -1 without biases; MASK, Z and DERIVE are 0 where there is none; ACTIVATE is 0 for softmax.
-SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)
-# Entries of the table of the network.
-(OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, NETWORK_ENTRIES,
- ) = range(15)  # fmt: skip
-# Entries of the table of the data: addresses, 0 for what there is not; labels and order are int32.
-EPOCH, SAMPLES, X, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(8)
-ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT
-SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW = range(6)  # RULE
-# Entries of the numbers: h0 ... h5 of the rule, then these.
-L2, CLIP, KEEP, FACTOR, NUMBERS = range(6, 11)
-# What a thread tells the others: of each layer the sums of the magnitudes of a and delta, and single numbers.
-SUM_A, SUM_DELTA = 0, 1
-COST_SHARE, PENALTY_SHARE, BAD_SHARE, LARGEST_SHARE, NORM_SHARE = range(5)
-TOTAL_COST, TOTAL_WEIGHT, FAULT, RESULTS = range(4)
+from bpgpu.kernels.numba_cpu_tables import *
+from bpgpu.kernels.numba_cpu_update import change, clip, finite, part
 
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _M0, _M1, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
@@ -70,15 +55,6 @@ def magnitudes(x):
     for i in range(x.size):
         s += abs(x[i])
     return s
-
-
-@njit(**SUMS)
-def finite(x):
-    """Return whether no element of a vector is infinite or NaN."""
-    s = x.dtype.type(0)
-    for i in range(x.size):
-        s += x[i] * x.dtype.type(0)
-    return s == 0
 
 
 @njit(**EXACT)
@@ -245,51 +221,6 @@ def gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network):
 
 
 @njit(**EXACT)
-def change(p, g, m, v, decoupled, rule, numbers, rates):
-    """Take the step of a rule for some parameters; rates are eta and the two bias corrections."""
-    T = p.dtype.type
-    eta, c1, c2 = T(rates[0]), T(rates[1]), T(rates[2])
-    if rule == SGD:
-        for i in range(p.size):
-            p[i] += -eta * g[i]
-    elif rule == MOMENTUM:
-        mu = numbers[0]
-        for i in range(p.size):
-            velocity = mu * m[i] - eta * g[i]
-            m[i] = velocity
-            p[i] += velocity
-    elif rule == NESTEROV:
-        mu = numbers[0]
-        for i in range(p.size):
-            step = -eta * g[i]
-            velocity = mu * m[i] + step
-            m[i] = velocity
-            p[i] += step + mu * velocity
-    elif rule == RMSPROP:
-        rho, epsilon, rest = numbers[0], numbers[1], numbers[4]
-        for i in range(p.size):
-            square = rho * v[i] + rest * g[i] * g[i]
-            v[i] = square
-            p[i] -= eta * g[i] / (math.sqrt(square) + epsilon)
-    else:
-        beta1, beta2, epsilon, rest1, rest2 = numbers[0], numbers[1], numbers[2], numbers[4], numbers[5]
-        weight_decay = numbers[3] if decoupled else T(0)
-        for i in range(p.size):
-            gi, pi = g[i], p[i]
-            mean = beta1 * m[i] + rest1 * gi
-            square = beta2 * v[i] + rest2 * gi * gi
-            m[i] = mean
-            v[i] = square
-            p[i] = pi - eta * (mean * c1 / (math.sqrt(square * c2) + epsilon) + weight_decay * pi)
-
-
-@njit(**EXACT)
-def part(x, start, stop):
-    """Return a part of a vector, of size 0 if the vector is not there."""
-    return x[start:stop] if x.size else x
-
-
-@njit(**EXACT)
 def proven_finite(layers, sums):
     """Return whether no gradient can overflow: |sum_i a_ik delta_ij| is at most the product of all magnitudes."""
     T = sums.dtype.type
@@ -302,38 +233,6 @@ def proven_finite(layers, sums):
         if bound - bound != 0:  # infinite or NaN
             return False
     return True
-
-
-@njit(**EXACT)
-def clip(thread, threads, passed, counter, g, numbers, network, shares, slabs):
-    """Scale the gradients so that their norm is at most the clip; return what the barrier needs next time."""
-    T = g.dtype.type
-    largest = T(0)
-    for i in range(len(slabs)):
-        for j in range(slabs[i, 0], slabs[i, 1]):
-            largest = max(largest, abs(g[j]))
-    shares[thread, LARGEST_SHARE] = largest
-    passed = barrier(counter, threads, passed, network[GIVE_WAY])
-    for other in range(threads):
-        largest = max(largest, T(shares[other, LARGEST_SHARE]))
-    if largest == 0:
-        return passed
-    squares = 0.0
-    for i in range(len(slabs)):
-        for j in range(slabs[i, 0], slabs[i, 1]):
-            squares += float(g[j] / largest) ** 2
-    shares[thread, NORM_SHARE] = squares
-    passed = barrier(counter, threads, passed, network[GIVE_WAY])
-    squares = 0.0
-    for other in range(threads):
-        squares += shares[other, NORM_SHARE]
-    norm = float(largest) * math.sqrt(squares)
-    if norm > numbers[CLIP]:
-        factor = T(numbers[CLIP] / norm)
-        for i in range(len(slabs)):
-            for j in range(slabs[i, 0], slabs[i, 1]):
-                g[j] *= factor
-    return passed
 
 
 def epoch(

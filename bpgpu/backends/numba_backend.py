@@ -19,9 +19,10 @@ from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
-from bpgpu.kernels import numba_cpu as k
+from bpgpu.kernels import numba_cpu as kernels
 from bpgpu.kernels import numba_cpu_cache as cache
 from bpgpu.kernels import numba_cpu_formulas as compiled
+from bpgpu.kernels import numba_cpu_tables as k
 from bpgpu.kernels.philox import threshold
 from bpgpu.plan import Data, Plan
 
@@ -232,7 +233,7 @@ def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:
 
 def kernel_sources(dtype: np.dtype[Any]) -> list[str]:
     """Return the sources of all that is compiled ahead for a dtype: the epoch and every row of the formula table."""
-    return [k.epoch_source(dtype), *compiled.table(dtype)]
+    return [kernels.epoch_source(dtype), *compiled.table(dtype)]
 
 
 @functools.cache
@@ -245,5 +246,5 @@ def compiled_epoch(dtype: np.dtype[Any]) -> Callable[..., None]:
         else:
             _log.warning("compiling CPU kernels for %s: about 10 s; no cache folder can be written to", dtype.name)
         cache.keep(sources)
-    function: Callable[..., None] = k.compiled_epoch(dtype)
+    function: Callable[..., None] = kernels.compiled_epoch(dtype)
     return function

@@ -1,0 +1,94 @@
+"""The update in the CPU epoch: whether a gradient is finite, the clipping of its norm, and the step of a rule."""
+
+import math
+
+from numba import njit
+
+from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, barrier
+from bpgpu.kernels.numba_cpu_tables import *
+
+
+@njit(**SUMS)
+def finite(x):
+    """Return whether no element of a vector is infinite or NaN."""
+    s = x.dtype.type(0)
+    for i in range(x.size):
+        s += x[i] * x.dtype.type(0)
+    return s == 0
+
+
+@njit(**EXACT)
+def clip(thread, threads, passed, counter, g, numbers, network, shares, slabs):
+    """Scale the gradients so that their norm is at most the clip; return what the barrier needs next time."""
+    T = g.dtype.type
+    largest = T(0)
+    for i in range(len(slabs)):
+        for j in range(slabs[i, 0], slabs[i, 1]):
+            largest = max(largest, abs(g[j]))
+    shares[thread, LARGEST_SHARE] = largest
+    passed = barrier(counter, threads, passed, network[GIVE_WAY])
+    for other in range(threads):
+        largest = max(largest, T(shares[other, LARGEST_SHARE]))
+    if largest == 0:
+        return passed
+    squares = 0.0
+    for i in range(len(slabs)):
+        for j in range(slabs[i, 0], slabs[i, 1]):
+            squares += float(g[j] / largest) ** 2
+    shares[thread, NORM_SHARE] = squares
+    passed = barrier(counter, threads, passed, network[GIVE_WAY])
+    squares = 0.0
+    for other in range(threads):
+        squares += shares[other, NORM_SHARE]
+    norm = float(largest) * math.sqrt(squares)
+    if norm > numbers[CLIP]:
+        factor = T(numbers[CLIP] / norm)
+        for i in range(len(slabs)):
+            for j in range(slabs[i, 0], slabs[i, 1]):
+                g[j] *= factor
+    return passed
+
+
+@njit(**EXACT)
+def change(p, g, m, v, decoupled, rule, numbers, rates):
+    """Take the step of a rule for some parameters; rates are eta and the two bias corrections."""
+    T = p.dtype.type
+    eta, c1, c2 = T(rates[0]), T(rates[1]), T(rates[2])
+    if rule == SGD:
+        for i in range(p.size):
+            p[i] += -eta * g[i]
+    elif rule == MOMENTUM:
+        mu = numbers[0]
+        for i in range(p.size):
+            velocity = mu * m[i] - eta * g[i]
+            m[i] = velocity
+            p[i] += velocity
+    elif rule == NESTEROV:
+        mu = numbers[0]
+        for i in range(p.size):
+            step = -eta * g[i]
+            velocity = mu * m[i] + step
+            m[i] = velocity
+            p[i] += step + mu * velocity
+    elif rule == RMSPROP:
+        rho, epsilon, rest = numbers[0], numbers[1], numbers[4]
+        for i in range(p.size):
+            square = rho * v[i] + rest * g[i] * g[i]
+            v[i] = square
+            p[i] -= eta * g[i] / (math.sqrt(square) + epsilon)
+    else:
+        beta1, beta2, epsilon, rest1, rest2 = numbers[0], numbers[1], numbers[2], numbers[4], numbers[5]
+        weight_decay = numbers[3] if decoupled else T(0)
+        for i in range(p.size):
+            gi, pi = g[i], p[i]
+            mean = beta1 * m[i] + rest1 * gi
+            square = beta2 * v[i] + rest2 * gi * gi
+            m[i] = mean
+            v[i] = square
+            p[i] = pi - eta * (mean * c1 / (math.sqrt(square * c2) + epsilon) + weight_decay * pi)
+
+
+@njit(**EXACT)
+def part(x, start, stop):
+    """Return a part of a vector, of size 0 if the vector is not there."""
+    return x[start:stop] if x.size else x
