@@ -355,7 +355,7 @@ epoch = njit(numba_cpu.signature("{dtype}"), cache=True, **numba_cpu.EXACT)(_fun
 
 def epoch_source(dtype):
     """Return source that compiles `epoch` for a dtype when it is loaded."""
-    heading = cache.heading(f"its epoch, from kernels with the digest {cache.digest_of_kernels()}")
+    heading = cache.heading("its epoch")
     return heading + _KEPT.format(dtype=dtype.name)
 
 

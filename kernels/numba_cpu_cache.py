@@ -49,7 +49,8 @@ def digest_of_kernels() -> str:
 
 def heading(what: str) -> str:
     """Return the docstring of a source: what code is for, which every name of a file depends on."""
-    return f'"""Made by bpgpu: {what}, for Numba {version("numba")} on {get_host_cpu_name()}."""\n'
+    made_for = f"Numba {version('numba')} on {get_host_cpu_name()}"
+    return f'"""Made by bpgpu: {what}, for {made_for}, from kernels with the digest {digest_of_kernels()}."""\n'
 
 
 def _name(content: str) -> str:

@@ -3,6 +3,7 @@
 The source made from a formula is kept in a cache folder with its code. Each function loops over some rows.
 """
 
+import ast
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy as np
 from bpgpu.kernels import formulas
 from bpgpu.kernels import numba_cpu_cache as cache
 
-_HEAD = """import math
-
-import numpy as np
+_HEAD = """import numpy as np
 from numba import carray, cfunc, njit, types
+
+from bpgpu.kernels import numba_cpu_math as math
+from bpgpu.kernels.numba_cpu_math import select
 
 T = np.{dtype}
 P, N = types.CPointer(types.{dtype}), types.int64
@@ -78,9 +80,17 @@ def cost(z, a, y, delta, scale, out, rows, n, factor, total):
 """
 
 
+class _Eager(ast.NodeTransformer):
+    """Write ``x if c else y`` as ``select(c, x, y)``: a loop that computes something in a branch does not vectorise."""
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.Call:
+        self.generic_visit(node)
+        return ast.Call(ast.Name("select", ast.Load()), [node.test, node.body, node.orelse], [])
+
+
 def _function(name: str, expression: str) -> str:
-    source: str = formulas.numba_source(expression, name)
-    return f'@njit(fastmath={{"contract"}}, error_model="numpy")\n{source}'
+    tree = _Eager().visit(ast.parse(formulas.numba_source(expression, name)))
+    return f'@njit(fastmath={{"contract"}}, error_model="numpy")\n{ast.unparse(tree)}\n'
 
 
 def _head(dtype: np.dtype[Any]) -> str:

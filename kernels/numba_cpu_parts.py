@@ -100,18 +100,6 @@ def blas_gemm(typingctx, address, trans_a, trans_b, m, n, k, alpha, A, lda, B, l
 
 
 @intrinsic
-def power_of_two(typingctx: Any, t: Any) -> Any:
-    """Return 2^n for a float32 that is 1.5 * 2^23 + n: in its bits n stands alone but for constants."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[0], ir.IntType(32))
-        bits = builder.shl(builder.add(bits, ir.IntType(32)(127)), ir.IntType(32)(23))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(types.float32), codegen
-
-
-@intrinsic
 def _add(typingctx: Any, address: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.atomic_rmw("add", builder.inttoptr(args[0], _INT.as_pointer()), args[1], "seq_cst")

@@ -2,28 +2,10 @@
 
 import math
 
-import numpy as np
 from numba import njit
 
-from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, matrix, power_of_two
-
-
-@njit(**EXACT)
-def exp_single(x):
-    """Return exp of a float32 that is 0 or less, in operations that vectorise; below -87.3 it is 0.
-
-    The polynomial is that of Cephes' expf (S. Moshier), good to 2 units in the last place.
-    """
-    f = np.float32
-    t = x * f(1.44269504088896341) + f(12582912.0)  # the nearest whole number stands in the low bits
-    n = t - f(12582912.0)
-    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
-    p = f(1.9875691500e-4) * r + f(1.3981999507e-3)
-    p = p * r + f(8.3334519073e-3)
-    p = p * r + f(4.1665795894e-2)
-    p = p * r + f(1.6666665459e-1)
-    p = p * r + f(5.0000001201e-1)
-    return f(0) if x < f(-87.3) else (p * r * r + r + f(1)) * power_of_two(t)
+from bpgpu.kernels.numba_cpu_math import exp
+from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, matrix
 
 
 @njit(**EXACT)
@@ -41,7 +23,7 @@ def exponentials(z, b, a, largest):
             largest[i] = top
     flat = matrix(address(a), 1, a.size, a)[0]
     for i in range(flat.size):
-        flat[i] = exp_single(np.float32(flat[i])) if a.itemsize == 4 else math.exp(flat[i])
+        flat[i] = exp(flat[i])
 
 
 @njit(**SUMS)
@@ -124,10 +106,10 @@ def softmax_binary_cross_entropy(z, b, a, y, delta, scale, cost):
         rest = T(0)
         for j in range(n):
             if j != m:
-                delta[i, j] = math.exp(z[i, j] - top)
+                delta[i, j] = exp(z[i, j] - top)
                 rest += delta[i, j]
         largest = z[i, m]
-        gap = math.exp(top - largest)
+        gap = exp(top - largest)
         odds = gap * rest
         log_total = math.log1p(odds)
         log_others = top - largest + math.log(rest) - log_total  # log(1 - a_m)
