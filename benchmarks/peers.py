@@ -62,8 +62,7 @@ LIMIT = 900  # seconds of one process, compiling included
 MARKERS = "<!-- peers -->", "<!-- /peers -->"
 ABOUT = """Microseconds of a training step; in brackets as a multiple of bpgpu's: above 1, bpgpu is faster. "Only the
 products" is the floor: the step's matrix products by the BLAS that bpgpu calls. The fastest library is that of
-scikit-learn, torch and JAX. Every peer was checked before it was timed; compiling is not in the times.
-"""
+scikit-learn, torch and JAX. Every peer was checked before it was timed; compiling is not in the times."""
 Result = dict[str, Any]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -118,6 +117,7 @@ def machine(threads: int | None) -> dict[str, Any]:
         "system": platform.platform(),
         "Python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "load before the run": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "not known",
         "threads": f"{threads}, by --threads" if threads else "as each library chooses",
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
     }
@@ -205,13 +205,8 @@ def markdown(about: dict[str, Any], results: list[Result]) -> str:
     if rates:
         lines += [f"- large product: {statistics.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})"]
     if any("seconds" in result for result in results):
-        lines += [f"- {spread(results)}"]
-        lines += [
-            "",
-            peers_table(results),
-            ABOUT,
-        ]
-    return "\n".join([*lines, *(f"- {note}" for note in notes(results))]) + "\n"
+        lines += [f"- {spread(results)}", "", peers_table(results), ABOUT]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(results))]).strip() + "\n"
 
 
 def _text(value: Any) -> str:
