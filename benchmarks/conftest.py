@@ -82,7 +82,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def price(item: Any) -> float:
-        case = item.callspec.params["case"] if hasattr(item, "callspec") else None
+        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
         return case.flops + BYTE * case.bytes if isinstance(case, Case) else math.inf
 
     items.sort(key=price)

@@ -75,12 +75,17 @@ def estimate(case: Case) -> float:
     return OVERHEAD + (CALLS[0] + 2) * call + case.bytes / HOST_BYTES
 
 
-def measure(benchmark: Any, case: Case, run: Callable[[], None]) -> None:
-    """Time what has been run once and checked, and note what the figure means."""
+def calls(run: Callable[[], None]) -> int:
+    """Run once, and return how many more calls are timed."""
     start = time.perf_counter()
     run()
     least, most = CALLS
-    rounds = max(least, min(most, int(SECONDS / (time.perf_counter() - start))))
+    return max(least, min(most, int(SECONDS / (time.perf_counter() - start))))
+
+
+def measure(benchmark: Any, case: Case, run: Callable[[], None]) -> None:
+    """Time what has been run once and checked, and note what the figure means."""
+    rounds = calls(run)
     backend, bound = bpgpu.get_backend(case.backend), ceiling(case.backend, case.dtype)
     attainable = bound.attainable(case.flops, case.bytes)
     benchmark.extra_info.update(
@@ -93,8 +98,7 @@ def measure(benchmark: Any, case: Case, run: Callable[[], None]) -> None:
         width=case.width,
         batch=case.batch,
         shapes={name: list(shape) for name, shape in case.shapes.items()},
-        blas=[f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"],
-        threads=max((pool["num_threads"] for pool in threadpool_info()), default=1),
+        **libraries(),
         flops=case.flops,
         bytes=case.bytes,
         ceiling_flops_per_second=bound.flops,
@@ -109,6 +113,15 @@ def measure(benchmark: Any, case: Case, run: Callable[[], None]) -> None:
             bytes_per_second=case.bytes / benchmark.stats.stats.median,
             share_of_attainable=rate / attainable,
         )
+
+
+def libraries() -> dict[str, Any]:
+    """Return the BLAS libraries of this process, and the most threads that one of its pools has."""
+    pools = threadpool_info()
+    return {
+        "blas": [f"{pool['internal_api']} {pool['version']}" for pool in pools if pool["user_api"] == "blas"],
+        "threads": max((pool["num_threads"] for pool in pools), default=1),
+    }
 
 
 @functools.cache

@@ -54,6 +54,7 @@ def load(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             {name: entry["extra_info"][name] for name in ["backend", "device", "clocks", *KEY, *FIGURES, *CEILINGS]}
             | {"seconds": entry["stats"]["median"], "why": entry["extra_info"].get("why_no_clocks")}
             for entry in saved["benchmarks"]
+            if "network" not in entry["extra_info"]  # test_cpu.py's, which pytest-benchmark itself puts side by side
         ]
         about = {name: saved[name] for name in ("datetime", "machine_info", "bpgpu")}
     except OSError as error:

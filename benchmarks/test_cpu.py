@@ -1,0 +1,42 @@
+"""Whole epochs of the networks of `benchmarks.peers` on the CPU: NumPy against Numba, with SGD and with Adam.
+
+The steps one by one are in test_steps.py, for these two backends too. Like those, each epoch is checked against float64
+before it is timed.
+"""
+
+from itertools import product
+
+import pytest
+
+from benchmarks.epoch import train
+from benchmarks.measure import calls, libraries
+from benchmarks.peer_epochs import Bpgpu, reference
+from benchmarks.peer_problem import NETWORKS, RATES, Problem
+from bpgpu.plan import Data, Plan
+
+
+@pytest.fixture(scope="module", params=list(product(NETWORKS, RATES)), ids="-".join)
+def expected(request):
+    """Return a problem and the parameters after its first epoch."""
+    problem = Problem(*request.param)
+    return problem, reference(problem)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_epoch(benchmark, expected, backend):
+    problem, right = expected
+    network = "-".join(map(str, problem.sizes))
+    benchmark.group = f"epoch of {network}, {problem.steps} batches of {problem.batch}, {problem.optimizer}"
+    peer = Bpgpu(problem, backend)
+    net = peer.net
+    plan = Plan(net.architecture, problem.batch, net.backend, peer.rule).allocate()
+    data = Data(problem.X, problem.targets)
+
+    def run():
+        train(net, plan, data, None)
+
+    run()
+    problem.check(net.parameters, right)
+    benchmark.extra_info.update(network=network, batch=problem.batch, steps=problem.steps, dtype="float32")
+    benchmark.extra_info.update(backend=backend, optimizer=repr(peer.rule), **libraries())
+    benchmark.pedantic(run, rounds=calls(run), iterations=1)
