@@ -123,7 +123,7 @@ def compiled_products(products: list[tuple[Array, Array, Array]], times: int) ->
     """Return a function that computes C = A B of each entry so many times, by the products of bpgpu's engine."""
     from numba import njit
 
-    from bpgpu import get_backend
+    from bpgpu.backends.cpu_blas import blas
     from bpgpu.kernels.numba_cpu import gemm
 
     def matrix(x: Array) -> tuple[int, int, int]:  # transposed or not, address, numbers in a row
@@ -132,7 +132,7 @@ def compiled_products(products: list[tuple[Array, Array, Array]], times: int) ->
 
     # Of each product op(A), op(B), C and m, n, k.
     table = np.array([[*matrix(A), *matrix(B), *matrix(C)[1:], *A.shape, B.shape[1]] for A, B, C in products], np.int64)
-    one, like, function = np.float32(1), products[0][2], get_backend("numba")._gemm[np.dtype(np.float32)]
+    one, like, function = np.float32(1), products[0][2], blas().gemm[np.dtype(np.float32)]
 
     @njit
     def run(table, times, function, one, like):  # type: ignore[no-untyped-def]

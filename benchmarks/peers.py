@@ -29,6 +29,7 @@ from rich.progress import Progress
 from benchmarks.peer_epochs import PEERS, reference
 from benchmarks.peer_problem import NETWORKS, RATES, Problem
 from benchmarks.report import table
+from bpgpu import get_backend
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
@@ -118,6 +119,7 @@ def machine(threads: int | None) -> dict[str, Any]:
         "Python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "load before the run": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "not known",
+        "device of bpgpu": get_backend("numba").device,
         "threads": f"{threads}, by --threads" if threads else "as each library chooses",
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
     }

@@ -67,6 +67,12 @@ class Optimizer:
             return self.learning_rate
         return positive("learning_rate", self.learning_rate(step), f" from its schedule at step {step}")
 
+    def rates(self, first: int, steps: int) -> list[float]:
+        """Return the learning rates of some steps in a row."""
+        if not callable(self.learning_rate):
+            return [self.learning_rate] * steps
+        return [self.rate(step) for step in range(first, first + steps)]
+
     def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
         """Take one step, in place on `p` and `state`.
 

@@ -136,7 +136,7 @@ def _train_epoch(
     net, history = training.net, training.history
     n, steps = len(data), -(-len(data) // plan.batch_size)
     if training.learning_rate is None:
-        learning_rates = [training.optimizer.rate(plan.steps + step) for step in range(steps)]
+        learning_rates = training.optimizer.rates(plan.steps, steps)
     else:
         learning_rates = [checks.positive("learning_rate", training.learning_rate)] * steps
     order = None

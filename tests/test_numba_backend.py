@@ -243,6 +243,7 @@ def test_epochs_side_by_side_and_blas_as_before(threads):
         net.fit(X, y, epochs=20, batch_size=64)
         results[i] = net.parameters.tobytes()
 
+    pair()  # loads BLAS
     with threadpool_limits(2, user_api="blas"):
         before = threadpool_info()
         results = {}
@@ -257,6 +258,22 @@ def test_epochs_side_by_side_and_blas_as_before(threads):
                 X, np.eye(4)[y], optimizer=bpgpu.SGD(1e30), epochs=9
             )
         assert threadpool_info() == before
+
+
+def test_blas_on_one_thread_also_if_the_reference_trained_first():
+    """SciPy's BLAS, which the epoch calls, is loaded with the backend only."""
+    code = """
+import bpgpu, numpy as np
+from bpgpu.backends import numba_backend
+from threadpoolctl import threadpool_info
+X = np.zeros((8, 2))
+bpgpu.MLP((2, 1), "tanh", "squared_error", backend="numpy").fit(X, X[:, :1], epochs=1)
+with bpgpu.get_backend("numba")._blas.one_thread():
+    found = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+assert set(found) == {1}, found
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=type)
@@ -299,6 +316,22 @@ def test_threads_follow_the_size_of_a_step(monkeypatch):
     found = {B: net.backend._threads(Plan(net.architecture, B, net.backend)) for B in (1, 4, 40, 100, 200, 10**4)}
     assert found == {1: 1, 4: 1, 40: 1, 100: 4, 200: 8, 10**4: 64}
     assert threads_of(batch_size=3) == 3  # a thread has a row at least
+
+
+def test_a_thread_that_begins_after_an_interrupted_start_does_nothing(monkeypatch):
+    """It may be on its way when Ctrl-C ends `start`, and what it would work on is gone by then."""
+    begin, late, worked = threading.Thread.start, [], []
+
+    def interrupted(thread):
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        numba_backend.run_on_all(worked.append, 3, np.zeros(1, np.int64))
+    begin(late[0])
+    late[0].join()
+    assert worked == []
 
 
 def test_threads_follow_the_users_limits(monkeypatch):
@@ -435,24 +468,3 @@ def test_the_plan_counts_what_the_backend_adds():
     ((plan, prepared),) = found
     held = sum(value.nbytes for value in vars(prepared).values() if isinstance(value, np.ndarray))
     assert backend.workspace_nbytes(plan) == held
-
-
-WARM = """
-import bpgpu, numpy as np
-from numba.core.event import install_recorder
-from bpgpu.kernels import numba_cpu, numba_cpu_formulas
-X = np.random.default_rng(0).standard_normal((40, 5)).astype("float32")
-for sizes, names, rule in (((5, 3), "identity", "sgd"), ((5, 4, 4, 3), ("tanh", "relu", "sigmoid"), "adamw")):
-    with install_recorder("numba:compile") as recorder:
-        bpgpu.MLP(sizes, names, "squared_error", backend="numba").fit(X, X[:, :3] ** 2, optimizer=rule, epochs=1)
-    assert not recorder.buffer, recorder.buffer
-print("warm")
-"""
-
-
-def test_a_new_process_compiles_nothing():
-    net = pair()[0]
-    net.fit(*data(), epochs=1)
-    numba_backend.compiled_epoch(np.dtype(np.float32))
-    run = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, env=os.environ)
-    assert run.stdout == "warm\n", run.stderr

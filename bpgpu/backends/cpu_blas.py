@@ -1,6 +1,7 @@
 """The BLAS of the compiled CPU engine: which library it is, its products as addresses, and its threads."""
 
 import ctypes
+import functools
 import os
 import re
 import sys
@@ -100,6 +101,12 @@ class Blas:
                 self._running -= 1
                 if not self._running:
                     self._limit.restore_original_limits()
+
+
+@functools.cache
+def blas() -> Blas:
+    """Return the one of this process, for all backends: each alone would restore what another had set."""
+    return Blas()
 
 
 def mkl_library() -> Path | None:

@@ -45,7 +45,13 @@ def run_on_all(work: Callable[[int], None], threads: int, counter: np.ndarray[An
 
     Until work(0) begins, the others wait in their first barrier; if it never does, they are told by the counter.
     """
-    others = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(1, threads)]
+
+    def join_in(thread: int) -> None:
+        if counter[0] < ABORT:  # Ctrl-C during `start` leaves a thread that may begin when all is over
+            work(thread)
+
+    others = [threading.Thread(target=join_in, args=(thread,), daemon=True) for thread in range(1, threads)]
+    interrupt = None
     try:
         for other in others:
             other.start()
@@ -54,10 +60,12 @@ def run_on_all(work: Callable[[int], None], threads: int, counter: np.ndarray[An
         counter[0] += ABORT
         raise
     finally:
-        interrupt = None
-        while alive := [other for other in others if other.is_alive()]:
+        while True:
             try:
-                alive[0].join()
+                for other in others:
+                    if other.is_alive():
+                        other.join()
+                break
             except KeyboardInterrupt as error:
                 interrupt = error
         if interrupt is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.backends.base import Array, Backend
-from bpgpu.backends.cpu_blas import Blas
+from bpgpu.backends.cpu_blas import blas
 from bpgpu.backends.cpu_threads import allowed_threads, run_on_all
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.rules import RULES, rule_kernel
@@ -61,8 +61,12 @@ class NumbaBackend(Backend):
         library = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
         self._give_way_function = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
         self._give_way = ctypes.cast(self._give_way_function, ctypes.c_void_p).value
-        self._blas = Blas()
+        self._blas = blas()
         self.device = f"CPU ({platform.machine()}), {self._blas.name}'s BLAS"
+
+    def __reduce__(self) -> tuple[type["NumbaBackend"], tuple[()]]:
+        """Make anew where a network is copied, or goes to another process: addresses hold in this one only."""
+        return type(self), ()
 
     def workspace_nbytes(self, plan: Plan) -> int:
         net = plan.architecture
@@ -110,9 +114,15 @@ class NumbaBackend(Backend):
         states = iter(plan.state)
         m = next(states) if kernel.keeps_m else none
         v = next(states) if kernel.keeps_v else none
-        labelled = data.y.ndim == 1
-        arrays = [data.X, None if labelled else data.y, data.y if labelled else None, data.weight, order]
-        arrays = [None if array is None else np.ascontiguousarray(array) for array in arrays]
+        targets, labels = (None, data.y) if data.y.ndim == 1 else (data.y, None)
+        given = [
+            (data.X, net.dtype),
+            (targets, net.dtype),
+            (labels, np.int32),
+            (data.weight, net.dtype),
+            (order, np.int32),
+        ]
+        arrays = [None if array is None else np.ascontiguousarray(array, dtype) for array, dtype in given]
         # As addresses: an array that is read-only is another type, which would be compiled for.
         table = np.array([epoch, n, *(0 if array is None else array.ctypes.data for array in arrays)], np.int64)
         schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
