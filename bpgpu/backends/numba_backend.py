@@ -115,13 +115,8 @@ class NumbaBackend(Backend):
         m = next(states) if kernel.keeps_m else none
         v = next(states) if kernel.keeps_v else none
         targets, labels = (None, data.y) if data.y.ndim == 1 else (data.y, None)
-        given = [
-            (data.X, net.dtype),
-            (targets, net.dtype),
-            (labels, np.int32),
-            (data.weight, net.dtype),
-            (order, np.int32),
-        ]
+        T, whole = net.dtype, np.dtype(np.int32)
+        given = [(data.X, T), (targets, T), (labels, whole), (data.weight, T), (order, whole)]
         arrays = [None if array is None else np.ascontiguousarray(array, dtype) for array, dtype in given]
         # As addresses: an array that is read-only is another type, which would be compiled for.
         table = np.array([epoch, n, *(0 if array is None else array.ctypes.data for array in arrays)], np.int64)
