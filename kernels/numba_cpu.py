@@ -23,7 +23,7 @@ from bpgpu.kernels.numba_cpu_softmax import (
     softmax_delta,
 )
 from bpgpu.kernels.numba_cpu_tables import *
-from bpgpu.kernels.numba_cpu_update import change, clip, finite, part
+from bpgpu.kernels.numba_cpu_update import change, clip, finite
 
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _M0, _M1, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
@@ -32,7 +32,7 @@ _M0, _M1, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9,
 @njit(**EXACT)
 def gemm(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, k, like):
     """Compute C = alpha op(A) op(B) + beta C at addresses, rows being contiguous."""
-    if m * n * k > 512:
+    if m * n * k > SMALL_PRODUCT:
         blas_gemm(function, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)
         return
     # The call alone would take longer.
@@ -263,6 +263,8 @@ def epoch(
     L = len(layers) - 1
     passed = 0
     mine = slabs[thread]
+    n_weights = mine[L - 1, 1]  # if there is one thread
+    together = threads == 1 and p.size <= SMALL_NETWORK
     for step in range(first, last):
         start = step * network[BATCH]
         rows = min(network[BATCH], data[SAMPLES] - start)
@@ -301,11 +303,8 @@ def epoch(
                 column_sums(layers[l, DELTA] + (s0 - layers[l, B]) * p.itemsize, rows, columns, g[s0:s1])
             if not at_once:
                 bad = bad or not finite(g[s0:s1])
-            elif not direct or i >= L:
-                change(
-                    p[s0:s1], g[s0:s1], part(m, s0, s1), part(v, s0, s1),
-                    network[RULE] == ADAMW and i < L, network[RULE], numbers, rates,
-                )  # fmt: skip
+            elif not together and (not direct or i >= L):
+                change(s0, s1, p, g, m, v, network[RULE] == ADAMW and i < L, network[RULE], numbers, rates)
         if not at_once:
             shares[thread, BAD_SHARE] = bad
             passed = barrier(counter, threads, passed, network[GIVE_WAY])
@@ -318,9 +317,12 @@ def epoch(
             if numbers[CLIP]:
                 passed = clip(thread, threads, passed, counter, g, numbers, network, shares, mine)
             for i in range(2 * L):
-                weights = network[RULE] == ADAMW and i < L
-                s0, s1 = mine[i, 0], mine[i, 1]
-                change(p[s0:s1], g[s0:s1], part(m, s0, s1), part(v, s0, s1), weights, network[RULE], numbers, rates)
+                decoupled = network[RULE] == ADAMW and i < L
+                change(mine[i, 0], mine[i, 1], p, g, m, v, decoupled, network[RULE], numbers, rates)
+        elif together:
+            if not direct:
+                change(0, n_weights, p, g, m, v, network[RULE] == ADAMW, network[RULE], numbers, rates)
+            change(n_weights, p.size, p, g, m, v, False, network[RULE], numbers, rates)
         if thread == 0:
             result[TOTAL_COST] += weight * C
             result[TOTAL_WEIGHT] += weight

@@ -1,5 +1,7 @@
 """The tables of integers and numbers in which the backend tells the CPU epoch what varies: names of their columns."""
 
+SMALL_PRODUCT = 512  # multiply-adds that take less time than a call of BLAS
+SMALL_NETWORK = 4096  # parameters whose update takes less time in one piece than in one for each layer
 # Columns of the table of layers, whose row l is layer l. W and B are offsets in the flat buffers, the others addresses.
 # B is -1 without biases; MASK, Z and DERIVE are 0 where there is none; ACTIVATE is 0 for softmax.
 SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)

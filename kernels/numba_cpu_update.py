@@ -50,9 +50,16 @@ def clip(thread, threads, passed, counter, g, numbers, network, shares, slabs):
 
 
 @njit(**EXACT)
-def change(p, g, m, v, decoupled, rule, numbers, rates):
-    """Take the step of a rule for some parameters; rates are eta and the two bias corrections."""
+def part(x, start, stop):
+    """Return a part of a vector, of size 0 if the vector is not there."""
+    return x[start:stop] if x.size else x
+
+
+@njit(**EXACT)
+def change(start, stop, p, g, m, v, decoupled, rule, numbers, rates):
+    """Take the step of a rule for parameters start ... stop; rates are eta and the two bias corrections."""
     T = p.dtype.type
+    p, g, m, v = p[start:stop], g[start:stop], part(m, start, stop), part(v, start, stop)
     eta, c1, c2 = T(rates[0]), T(rates[1]), T(rates[2])
     if rule == SGD:
         for i in range(p.size):
@@ -86,9 +93,3 @@ def change(p, g, m, v, decoupled, rule, numbers, rates):
             m[i] = mean
             v[i] = square
             p[i] = pi - eta * (mean * c1 / (math.sqrt(square * c2) + epsilon) + weight_decay * pi)
-
-
-@njit(**EXACT)
-def part(x, start, stop):
-    """Return a part of a vector, of size 0 if the vector is not there."""
-    return x[start:stop] if x.size else x

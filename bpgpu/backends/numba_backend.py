@@ -6,6 +6,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -146,7 +147,9 @@ class NumbaBackend(Backend):
                 result,
             )
 
-        with self._blas.one_thread():
+        largest = B * max(rows * columns for rows, columns in pairwise(net.sizes))
+        # The limit costs as much as a dozen steps of a network whose products are too small for BLAS.
+        with self._blas.one_thread() if largest > k.SMALL_PRODUCT else nullcontext():
             for first in range(0, steps, chunk):
                 counter = np.zeros(1, np.int64)
                 run_on_all(functools.partial(train, first=first, counter=counter), prepared.threads, counter)
