@@ -1,4 +1,4 @@
-"""The command line: train, predict, info, gradcheck, accuracy, hardware-report."""
+"""The command line: train, predict, info, warmup, gradcheck, accuracy, hardware-report."""
 
 import functools
 import io
@@ -45,7 +45,7 @@ FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, Impor
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
 ]
-BackendOption = Annotated[str, typer.Option(help="auto, numpy, numba, cupy or numba-cuda.")]
+BackendOption = Annotated[str, typer.Option(help="auto, cupy, numba-cuda, numba or numpy.")]
 
 
 def run(arguments: list[str]) -> int:
@@ -297,6 +297,27 @@ def info(as_json: JsonOption = False) -> None:
     say(f"auto: {why_auto()}")
 
 
+@app.command()
+def warmup() -> None:
+    """Compile the CPU kernels of float32 and float64 ahead of their first use; every later process finds them."""
+    from bpgpu.backends.numba_backend import kernel_sources
+    from bpgpu.kernels import numba_cpu_cache as cache
+
+    place = cache.folder()
+    if place is None:
+        raise ValueError("no cache folder can be written to; set NUMBA_CACHE_DIR to one that can")
+    say = _printer()
+    for dtype in ("float32", "float64"):
+        sources = kernel_sources(np.dtype(dtype))
+        start = time.perf_counter()
+        if cache.are_kept(sources):
+            say(f"{dtype}  already compiled")
+        else:
+            cache.keep(sources, functools.partial(_progress(), description=dtype))
+            say(f"{dtype}  compiled in {time.perf_counter() - start:.1f} s")
+    say(f"cache    {place}")
+
+
 @app.command("hardware-report")
 def hardware_report(
     folder: Annotated[Path, typer.Option(help="Folder for hardware-report.json and hardware-report.md.")] = Path(),
@@ -325,9 +346,7 @@ def gradcheck(
     start = time.perf_counter()
     worst: dict[tuple[str, str], float] = {}
     checked, failures = 0, []
-    console = Console(stderr=True)
-    bar = functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
-    for case, report in bar(check_table(chosen, dtype), "networks", len(CASES)):
+    for case, report in _progress()(check_table(chosen, dtype), "networks", len(CASES)):
         pair = (case.activation, case.cost)
         if isinstance(report, bpgpu.GradientError):
             failures.append(f"{case}: {report}")
@@ -352,7 +371,7 @@ def gradcheck(
 
 @app.command()
 def accuracy(
-    backend: Annotated[str, typer.Option(help="all that run here, or one: numpy, numba, cupy, numba-cuda.")] = "all",
+    backend: Annotated[str, typer.Option(help="all that run here, or one: cupy, numba-cuda, numba, numpy.")] = "all",
     as_json: JsonOption = False,
 ) -> int:
     """Measure the errors of every step against extended precision, beside those promised; exit code 1 if one is larger.
@@ -385,6 +404,12 @@ def _printer(stderr: bool = False) -> Callable[..., None]:
     """Return a function that prints for people, text as it is; lines are not broken, so that they can be searched."""
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     return functools.partial(console.print, soft_wrap=True)
+
+
+def _progress() -> Callable[..., Any]:
+    """Return rich's `track`, which shows a bar on a terminal and nothing elsewhere."""
+    console = Console(stderr=True)
+    return functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _check_file(option: str, path: Path | None) -> None:

@@ -196,7 +196,7 @@ def test_what_dropout_drops_is_zero_also_if_it_is_not_finite(backend, dtype, val
 
 def test_every_backend_is_listed_with_a_reason():
     infos = bpgpu.backends()
-    assert [info.name for info in infos] == ["cupy", "numba-cuda", "numpy", "numba"]
+    assert [info.name for info in infos] == ["cupy", "numba-cuda", "numba", "numpy"]
     assert infos[-1].available
     assert infos[-1].device.startswith("CPU")
     for info in infos:

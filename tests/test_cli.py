@@ -216,7 +216,7 @@ def test_plot_is_a_picture_and_text_output_tells_all(run, flowers):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
     for part in (
         "192 rows to train on, 48 held out",
-        "numpy on CPU",
+        "numba on CPU",
         "MiB",
         "trained  2 epochs",
         "accuracy",

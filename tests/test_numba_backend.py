@@ -241,6 +241,7 @@ def test_epochs_side_by_side_and_blas_as_before(threads):
         net.fit(X, y, epochs=20, batch_size=64)
         results[i] = net.parameters.tobytes()
 
+    pair()  # loads BLAS
     with threadpool_limits(2, user_api="blas"):
         before = threadpool_info()
         results = {}
@@ -255,6 +256,22 @@ def test_epochs_side_by_side_and_blas_as_before(threads):
                 X, np.eye(4)[y], optimizer=bpgpu.SGD(1e30), epochs=9
             )
         assert threadpool_info() == before
+
+
+def test_blas_on_one_thread_also_if_the_reference_trained_first():
+    """SciPy's BLAS, which the epoch calls, is loaded with the backend only."""
+    code = """
+import bpgpu, numpy as np
+from bpgpu.backends import numba_backend
+from threadpoolctl import threadpool_info
+X = np.zeros((8, 2))
+bpgpu.MLP((2, 1), "tanh", "squared_error", backend="numpy").fit(X, X[:, :1], epochs=1)
+with bpgpu.get_backend("numba")._blas.one_thread():
+    found = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+assert set(found) == {1}, found
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=type)
@@ -282,6 +299,22 @@ def test_a_thread_that_does_not_start_lets_the_others_go(monkeypatch, error):
     monkeypatch.setattr(threading.Thread, "start", start)
     net.backend.run_epoch(plan, samples, None, **arguments)
     assert not np.array_equal(net.parameters, before)
+
+
+def test_a_thread_that_begins_after_an_interrupted_start_does_nothing(monkeypatch):
+    """It may be on its way when Ctrl-C ends `start`, and what it would work on is gone by then."""
+    begin, late, worked = threading.Thread.start, [], []
+
+    def interrupted(thread):
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        numba_backend.run_on_all(worked.append, 3, np.zeros(1, np.int64))
+    begin(late[0])
+    late[0].join()
+    assert worked == []
 
 
 def test_threads_follow_the_users_limits(monkeypatch):

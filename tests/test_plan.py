@@ -54,7 +54,7 @@ def test_nbytes_is_what_is_allocated_and_known_before(name, rule):
 
 
 def test_nbytes_by_hand():
-    net = bpgpu.MLP([5, 7, 3], ["gelu", "softmax"], "cross_entropy", dropout=0.1)
+    net = bpgpu.MLP([5, 7, 3], ["gelu", "softmax"], "cross_entropy", dropout=0.1, backend="numpy")
     B, parameters = 11, 5 * 7 + 7 + 7 * 3 + 3
     rows = (
         5 + 7 + 3 + (7 + 3) + 7 + (7 + 3) + 3 + 1 + 1

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from bpgpu.backends.base import Backend
 from bpgpu.errors import BackendUnavailableError, unknown_name
 
-# name: (module, class, command that installs what it needs), fastest first: "auto" takes the first that runs. Numba's
-# is last until it has been compared with its peers.
+# name: (module, class, command that installs what it needs), fastest first: "auto" takes the first that runs.
 REGISTRY = {
     "cupy": ("bpgpu.backends.cupy_backend", "CupyBackend", 'pip install "bpgpu[cuda13]"'),
     "numba-cuda": ("bpgpu.backends.numba_cuda_backend", "NumbaCudaBackend", 'pip install "bpgpu[cuda13]"'),
-    "numpy": ("bpgpu.backends.numpy_backend", "NumpyBackend", "pip install numpy"),
     "numba": ("bpgpu.backends.numba_backend", "NumbaBackend", "pip install numba"),
+    "numpy": ("bpgpu.backends.numpy_backend", "NumpyBackend", "pip install numpy"),
 }
 
 
@@ -66,7 +65,7 @@ def get_backend(name: str | Backend = "auto") -> Backend:
     Parameters
     ----------
     name : str or Backend
-        "numpy", "numba", "cupy" or "numba-cuda"; "auto" for the fastest that runs here; or a backend, which is
+        "cupy", "numba-cuda", "numba" or "numpy"; "auto" for the fastest that runs here; or a backend, which is
         returned as it is.
 
     Raises

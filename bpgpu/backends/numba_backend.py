@@ -69,7 +69,11 @@ class NumbaBackend(Backend):
         library = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
         self._give_way_function = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
         self._give_way = ctypes.cast(self._give_way_function, ctypes.c_void_p).value
-        self._blas = BlasLimit()
+        self._blas = blas_limit()
+
+    def __reduce__(self) -> tuple[type["NumbaBackend"], tuple[()]]:
+        """Make anew where a network is copied, or goes to another process: addresses hold in this one only."""
+        return type(self), ()
 
     def workspace_nbytes(self, plan: Plan) -> int:
         net = plan.architecture
@@ -271,7 +275,13 @@ def run_on_all(work: Callable[[int], None], threads: int, counter: np.ndarray[An
 
     Until work(0) begins, the others wait in their first barrier; if it never does, they are told by the counter.
     """
-    others = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(1, threads)]
+
+    def join_in(thread: int) -> None:
+        if counter[0] < ABORT:  # Ctrl-C during `start` leaves a thread that may begin when all is over
+            work(thread)
+
+    others = [threading.Thread(target=join_in, args=(thread,), daemon=True) for thread in range(1, threads)]
+    interrupt = None
     try:
         for other in others:
             other.start()
@@ -280,10 +290,12 @@ def run_on_all(work: Callable[[int], None], threads: int, counter: np.ndarray[An
         counter[0] += ABORT
         raise
     finally:
-        interrupt = None
-        while alive := [other for other in others if other.is_alive()]:
+        while True:
             try:
-                alive[0].join()
+                for other in others:
+                    if other.is_alive():
+                        other.join()
+                break
             except KeyboardInterrupt as error:
                 interrupt = error
         if interrupt is not None:
@@ -313,3 +325,10 @@ class BlasLimit:
                 self._running -= 1
                 if not self._running:
                     self._limit.restore_original_limits()
+
+
+@functools.cache
+def blas_limit() -> BlasLimit:
+    """Return the limit of this process, for all backends: each alone would restore what another had set."""
+    blas_libraries.cache_clear()  # it may have been asked before SciPy's BLAS was there
+    return BlasLimit()
