@@ -369,24 +369,3 @@ def test_the_plan_counts_what_the_backend_adds():
     ((plan, prepared),) = found
     held = sum(value.nbytes for value in vars(prepared).values() if isinstance(value, np.ndarray))
     assert backend.workspace_nbytes(plan) == held
-
-
-WARM = """
-import bpgpu, numpy as np
-from numba.core.event import install_recorder
-from bpgpu.kernels import numba_cpu, numba_cpu_formulas
-X = np.random.default_rng(0).standard_normal((40, 5)).astype("float32")
-for sizes, names, rule in (((5, 3), "identity", "sgd"), ((5, 4, 4, 3), ("tanh", "relu", "sigmoid"), "adamw")):
-    with install_recorder("numba:compile") as recorder:
-        bpgpu.MLP(sizes, names, "squared_error", backend="numba").fit(X, X[:, :3] ** 2, optimizer=rule, epochs=1)
-    assert not recorder.buffer, recorder.buffer
-print("warm")
-"""
-
-
-def test_a_new_process_compiles_nothing():
-    net = pair()[0]
-    net.fit(*data(), epochs=1)
-    numba_backend.compiled_epoch(np.dtype(np.float32))
-    run = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, env=os.environ)
-    assert run.stdout == "warm\n", run.stderr

@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bpgpu import cli
 from bpgpu.backends import numba_backend
 from bpgpu.kernels import numba_cpu_cache as cache
 
@@ -18,9 +20,12 @@ DTYPE = np.dtype(np.float32)
 # A fit of a network in float32, with what Numba did: what it read from the cache, what it compiled.
 FIT = """
 import logging, sys
+import itertools
 import numpy as np
 import bpgpu
 from numba.core.event import install_recorder
+from bpgpu import cli
+from bpgpu.gradcheck import check_table
 from bpgpu.backends import numba_backend
 from bpgpu.kernels import numba_cpu_cache as cache
 X = np.random.default_rng(0).standard_normal((40, 5))
@@ -106,3 +111,116 @@ def test_where_no_folder_can_be_written_it_trains_all_the_same(installed, tmp_pa
     assert float(trained) == pytest.approx(float(expected), rel=1e-5)
     assert (hits, folder) == ("0", "None") and compiled != "0"
     assert said == "compiling CPU kernels for float32: about 10 s; no cache folder can be written to\n"
+
+
+def run_alone(code, **environment):
+    """Run code in a new process; return what it prints."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_a_new_process_compiles_nothing_whatever_it_trains():
+    """Shape, depth, batch size, activation, cost, rule, data and options, each of another kind than before."""
+    numba_backend.compiled_epoch(DTYPE)
+    code = """
+import warnings
+import numpy as np
+import bpgpu
+from numba.core.event import install_recorder
+from bpgpu.activations import ACTIVATIONS
+from bpgpu.costs import COSTS
+from bpgpu.optimizers import OPTIMIZERS
+warnings.simplefilter("ignore")
+X = np.random.default_rng(0).uniform(0.1, 0.9, (40, 5))
+cases = [((5, 3), "tanh", "squared_error", "sgd", 7), ((5, 4, 4, 2, 1), "tanh", "squared_error", "sgd", 1)]
+cases += [((5, 4, 2), name, "squared_error", "sgd", 40) for name in ACTIVATIONS]
+cases += [((5, 4, 2), last, cost, "sgd", 40) for cost in COSTS for last in ("softmax", "sigmoid", "identity")]
+cases += [((5, 4, 2), "tanh", "squared_error", rule, 40) for rule in OPTIMIZERS]
+kinds = [{}, {"sample_weight": np.ones(40)}, {"shuffle": False}]
+with install_recorder("numba:compile") as recorder:
+    for sizes, names, cost, rule, batch_size in cases:
+        for kind in kinds:
+            net = bpgpu.MLP(sizes, names, cost, backend="numba", dropout=0.1, l2=0.1)
+            net.fit(X, X[:, : sizes[-1]], optimizer=rule, epochs=1, batch_size=batch_size, **kind)
+    net = bpgpu.MLP((5, 3), "softmax", "cross_entropy", backend="numba", bias=False, connectivity=[np.eye(5, 3)])
+    net.fit(X, np.arange(40) % 3, optimizer=bpgpu.Adam(clip_norm=1.0), epochs=1)
+assert not recorder.buffer, recorder.buffer
+print(len(cases))
+"""
+    assert int(run_alone(code)) > 30
+
+
+def test_nothing_but_fit_compiles(tmp_path):
+    code = """
+import itertools
+import numpy as np
+import bpgpu
+from numba.core.event import install_recorder
+from bpgpu import cli
+from bpgpu.gradcheck import check_table
+
+class SignDescent(bpgpu.Optimizer):
+    def apply(self, p, g, state, *, t, eta, n_weights, xp):
+        p -= eta * xp.sign(g)
+
+X = np.random.default_rng(0).uniform(0.1, 0.9, (40, 5))
+with install_recorder("numba:compile") as recorder:
+    net = bpgpu.MLP((5, 4, 2), "tanh", "squared_error", backend="numba")
+    net.predict(X), net.loss(X, X[:, :2]), net.backprop(X, X[:, :2])
+    bpgpu.check_gradients(net, X, X[:, :2])
+    net.fit(X, X[:, :2], optimizer=SignDescent(0.1), epochs=2)
+    list(itertools.islice(check_table(net.backend, "float32"), 9))
+    net.save("model.safetensors")
+    bpgpu.MLP.load("model.safetensors", backend="numba").predict(X)
+    assert cli.run(["info"]) == 0
+assert not recorder.buffer, recorder.buffer
+"""
+    run_alone(f"import os; os.chdir({str(tmp_path)!r}){code}", NUMBA_CACHE_DIR=str(tmp_path / "empty"))
+    assert not list(tmp_path.glob("empty/**/*.nbc"))
+
+
+def test_warmup_says_what_it_did_and_where(monkeypatch, tmp_path, capsys):
+    """With a short list in place of the kernels, which other tests compile."""
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(numba_backend, "kernel_sources", lambda dtype: [f"value = {dtype.itemsize}", "other = 1"])
+    assert cli.run(["warmup"]) == 0
+    first, second, where = capsys.readouterr().out.splitlines()
+    assert first.startswith("float32  compiled in ") and second.startswith("float64  compiled in ")
+    assert where == f"cache    {tmp_path}"
+    assert cli.run(["warmup"]) == 0
+    assert capsys.readouterr().out == f"float32  already compiled\nfloat64  already compiled\n{where}\n"
+    monkeypatch.setattr(cache, "folder", lambda: None)
+    assert cli.run(["warmup"]) == 2
+    assert "no cache folder can be written to; set NUMBA_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_an_interrupted_compilation_is_finished_later(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        cache.keep(["first = 1", "1 / 0"])
+    assert not cache.are_kept(["first = 1", "1 / 0"])
+    cache.keep(["first = 1"])
+    assert cache.are_kept(["first = 1"]) and not cache.are_kept(["first = 2"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")
+def test_processes_that_start_at_once_compile_once(tmp_path):
+    """A source that is loaded writes a line; the second process waits and finds it done."""
+    source = f"""
+import time
+with open({str(tmp_path / "log")!r}, "a") as file:
+    file.write("loaded ")
+time.sleep(3)
+"""
+    code = f"""
+import time
+from pathlib import Path
+from bpgpu.kernels import numba_cpu_cache as cache
+cache.folder = lambda: Path({str(tmp_path)!r})
+time.sleep(max(0, {time.time() + 2} - time.time()))
+cache.keep([{source!r}])
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "loaded "
