@@ -16,6 +16,7 @@ import pytest
 
 import bpgpu
 from bpgpu import __main__, cli, gradcheck, tables
+from bpgpu.cli import machine, output, training
 from bpgpu.data import load_digits
 
 FIELDS = ["backend", "device", "dtype", "parameters", "epochs", "train_loss", "validation_loss", "metric"]
@@ -229,7 +230,7 @@ def test_plot_is_a_picture_and_text_output_tells_all(run, flowers):
 @pytest.mark.parametrize("losses", [[], [0.0, 0.0], [0.0, 1.0]])
 def test_any_losses_can_be_drawn(losses):
     picture = io.BytesIO()
-    cli._plot(bpgpu.History(loss=losses, validation_loss=losses), picture, "png")
+    training._plot(bpgpu.History(loss=losses, validation_loss=losses), picture, "png")
     assert picture.getvalue().startswith(b"\x89PNG")
 
 
@@ -286,7 +287,7 @@ def test_what_a_backend_misses_is_printed_as_it_is(run, monkeypatch):
     reason = "pip install [a] :cat:"
     entries = [bpgpu.BackendInfo("numpy", False, "[b]", reason)]
     monkeypatch.setattr(bpgpu, "backends", lambda: entries)
-    monkeypatch.setattr(cli, "why_auto", lambda: reason)
+    monkeypatch.setattr(machine, "why_auto", lambda: reason)
     _, out, _ = run("info")
     assert "[b]" in out
     assert out.count(reason) == 2
@@ -302,7 +303,11 @@ def test_numbers_that_json_lacks_are_null(run, houses):
     assert "Warning" not in err
     code, out, err = run("predict", "h.safetensors", "huge.parquet", "--json")
     assert (code, last_json(out)["test_metric"], err) == (0, None, "r2 nan on 300 rows\n")
-    assert json.loads(cli.to_json({"a": float("inf"), "b": float("nan"), "c": 1.5})) == {"a": None, "b": None, "c": 1.5}
+    assert json.loads(output.to_json({"a": float("inf"), "b": float("nan"), "c": 1.5})) == {
+        "a": None,
+        "b": None,
+        "c": 1.5,
+    }
 
 
 def test_parquet_with_numbers_for_names(run, flowers):

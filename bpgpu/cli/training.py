@@ -1,89 +1,30 @@
-"""The command line: train, predict, info, warmup, gradcheck, accuracy, hardware-report."""
+"""The commands that train a network on a table, and predict with it."""
 
-import functools
 import io
-import json
-import math
-import os
-import platform
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 import bpgpu
 from bpgpu import checks, tables
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
-from bpgpu.costs import COSTS
+from bpgpu.cli.output import BackendOption, JsonOption, printer, to_json
 from bpgpu.errors import lookup, unknown_name
-from bpgpu.gradcheck import CASES, check_table
 from bpgpu.optimizers import OPTIMIZERS
-
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train dense neural networks by backpropagation, on the CPU or a GPU.",
-)
 
 # (hidden layers, dropout) where the options are not given.
 DEFAULT_NETWORK = ("128,64", 0.0)
 DIGITS_NETWORK = ("512", 0.5)
 # Mean over deviation of a column above which the raw rows and the folded weights lose three digits or more.
 MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
-FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError)
-
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
-]
-BackendOption = Annotated[str, typer.Option(help="auto, cupy, numba-cuda, numba or numpy.")]
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line; return the command's exit code, or 2 after an error of one line; Ctrl-C passes through."""
-    try:
-        with np.errstate(all="ignore"):  # what is not finite shows in results, which are checked
-            code = _invoke(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
-        return 1
-    except Exception as error:
-        if hasattr(error, "format_message"):  # the argument parser's own errors
-            message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
-        elif isinstance(error, OSError) and error.filename is not None:
-            message = f"{error.filename}: {error.strerror}"
-        elif isinstance(error, MemoryError):
-            message = f"not enough memory: {error}; use a smaller network, batch or table"
-        elif isinstance(error, FAILURES):
-            message = str(error)
-        else:
-            raise
-        print(f"bpgpu: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-
-
-def _invoke(arguments: list[str]) -> int:
-    """Parse the arguments and run their command. Calling `app` would do that too, but keep Ctrl-C to itself."""
-    command = typer.main.get_command(app)
-    try:
-        with command.make_context("bpgpu", list(arguments)) as context:
-            return command.invoke(context) or 0
-    except typer.Exit as end:  # --help
-        return end.exit_code
-
-
-@app.command()
 def train(
     data: Annotated[str, typer.Argument(help="'digits', or a .csv, .parquet, .npz or .npy file.")],
     target: Annotated[str | None, typer.Option(help="Column to predict; the last one if not given.")] = None,
@@ -113,7 +54,7 @@ def train(
     Columns are standardised, which is folded into the saved model: it takes raw rows. Two classes get one sigmoid
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
-    say = _printer(stderr=as_json)
+    say = printer(stderr=as_json)
     _check_new_file("--out", out)
     _check_new_file("--plot", plot)
     if plot is not None:
@@ -218,7 +159,6 @@ def train(
     return 130 if interrupted else 0
 
 
-@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' wrote.")],
     data: Annotated[str, typer.Argument(help="Raw rows, with the columns of training; 'digits' or a file.")],
@@ -269,147 +209,6 @@ def predict(
     if as_json:
         result = {"rows": len(table), "metric": goal.metric, "test_metric": score, "out": str(out) if out else None}
         print(to_json(result))
-
-
-@app.command()
-def info(as_json: JsonOption = False) -> None:
-    """Show versions, the processor's BLAS, and every backend with what stands in its way."""
-    from importlib.metadata import version
-
-    from threadpoolctl import threadpool_info
-
-    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    blas = ", ".join(f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads" for pool in pools)
-    versions = {name: version(name) for name in ("numpy", "scipy", "numba")}
-    facts: dict[str, Any] = {"bpgpu": bpgpu.__version__, "python": platform.python_version(), **versions}
-    facts |= {"system": platform.platform(), "processors": os.cpu_count(), "blas": blas or "none found"}
-    found = bpgpu.backends()
-    if as_json:
-        print(to_json(facts | {"backends": [vars(entry) for entry in found], "auto": why_auto()}))
-        return
-    say = _printer()
-    for name, value in facts.items():
-        say(f"{name:<11}{value}")
-    rows = Table("backend", "usable", "device", "reason")
-    for entry in found:
-        rows.add_row(*map(Text, (entry.name, "yes" if entry.available else "no", entry.device or "", entry.reason)))
-    say(rows)
-    say(f"auto: {why_auto()}")
-
-
-@app.command()
-def warmup() -> None:
-    """Compile the CPU kernels of float32 and float64 ahead of their first use; every later process finds them."""
-    from bpgpu.backends.numba_backend import kernel_sources
-    from bpgpu.kernels import numba_cpu_cache as cache
-
-    place = cache.folder()
-    if place is None:
-        raise ValueError("no cache folder can be written to; set NUMBA_CACHE_DIR to one that can")
-    say = _printer()
-    for dtype in ("float32", "float64"):
-        sources = kernel_sources(np.dtype(dtype))
-        start = time.perf_counter()
-        if cache.are_kept(sources):
-            say(f"{dtype}  already compiled")
-        else:
-            cache.keep(sources, functools.partial(_progress(), description=dtype))
-            say(f"{dtype}  compiled in {time.perf_counter() - start:.1f} s")
-    say(f"cache    {place}")
-
-
-@app.command("hardware-report")
-def hardware_report(
-    folder: Annotated[Path, typer.Option(help="Folder for hardware-report.json and hardware-report.md.")] = Path(),
-    quick: Annotated[bool, typer.Option("--quick", help="A few small cases; the timings say nothing.")] = False,
-) -> int:
-    """Check and time the GPU of this machine, in two files to attach to an issue; exit code 1 if a part failed."""
-    from bpgpu import hardware_report as report
-
-    bpgpu.get_backend("cupy")  # without a GPU there is nothing to report but this error
-    say = _printer()
-    failed = report.run(folder, say, quick=quick)["failed"]
-    say(f"{folder / 'hardware-report.md'} and .json: " + (f"FAILED: {', '.join(failed)}" if failed else "all parts ok"))
-    return 1 if failed else 0
-
-
-@app.command()
-def gradcheck(
-    backend: BackendOption = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float64",
-    as_json: JsonOption = False,
-) -> int:
-    """Compare backpropagation with central differences, for every activation and cost; exit code 1 if one fails."""
-    chosen = bpgpu.get_backend(backend)
-    dtype = checks.floating_dtype(dtype).name
-    say = _printer(stderr=as_json)
-    start = time.perf_counter()
-    worst: dict[tuple[str, str], float] = {}
-    checked, failures = 0, []
-    for case, report in _progress()(check_table(chosen, dtype), "networks", len(CASES)):
-        pair = (case.activation, case.cost)
-        if isinstance(report, bpgpu.GradientError):
-            failures.append(f"{case}: {report}")
-            worst[pair] = float("inf")
-        else:
-            checked += report.checked
-            worst[pair] = max(worst.get(pair, 0.0), report.max_error)
-    rows = Table("activation", title=f"largest relative error, {chosen.name}, {dtype}")
-    for cost in COSTS:
-        rows.add_column(cost.replace("_", " "))
-    for activation in ACTIVATIONS:
-        rows.add_row(activation, *(f"{worst[activation, cost]:.1e}" for cost in COSTS))
-    say(rows)
-    for failure in failures:
-        say(f"FAILED {failure}")
-    say(f"{checked} derivatives in {time.perf_counter() - start:.1f} s, {len(failures)} networks failed")
-    if as_json:
-        result = {"backend": chosen.name, "dtype": dtype, "checked": checked, "failed": len(failures)}
-        print(to_json(result | {"max_error": max(worst.values())}))
-    return 1 if failures else 0
-
-
-@app.command()
-def accuracy(
-    backend: Annotated[str, typer.Option(help="all that run here, or one: cupy, numba-cuda, numba, numpy.")] = "all",
-    as_json: JsonOption = False,
-) -> int:
-    """Measure the errors of every step against extended precision, beside those promised; exit code 1 if one is larger.
-
-    The unit is docs/accuracy.md's: 1 is one rounding of the largest result.
-    """
-    from bpgpu import accuracy as measuring
-    from bpgpu.accuracy_cases import DTYPES
-
-    say = _printer(stderr=as_json)
-    errors = measuring.measure_all(backend, say)
-    for dtype in DTYPES:
-        say(f"\n{measuring.table(errors, dtype)}")
-    broken = measuring.broken_promises(errors)
-    say("\n" + ("\n".join(f"FAILED {line}" for line in broken) or "every error is as small as promised"))
-    if as_json:
-        print(to_json({"backends": measuring.plain(errors), "failed": len(broken)}))
-    return 1 if broken else 0
-
-
-def to_json(result: dict[str, Any]) -> str:
-    """Return one line of JSON; infinite and undefined numbers, which JSON lacks, become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
-    }
-    return json.dumps(finite, allow_nan=False)
-
-
-def _printer(stderr: bool = False) -> Callable[..., None]:
-    """Return a function that prints for people, text as it is; lines are not broken, so that they can be searched."""
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    return functools.partial(console.print, soft_wrap=True)
-
-
-def _progress() -> Callable[..., Any]:
-    """Return rich's `track`, which shows a bar on a terminal and nothing elsewhere."""
-    console = Console(stderr=True)
-    return functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _check_file(option: str, path: Path | None) -> None:

@@ -1,0 +1,55 @@
+"""The command line: train, predict, info, warmup, gradcheck, accuracy, hardware-report."""
+
+import os
+import sys
+
+import numpy as np
+import typer
+
+from bpgpu.cli.machine import accuracy, gradcheck, hardware_report, info, warmup
+from bpgpu.cli.training import predict, train
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train dense neural networks by backpropagation, on the CPU or a GPU.",
+)
+for _command in (train, predict, info, warmup, hardware_report, gradcheck, accuracy):
+    app.command()(_command)
+
+FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return the command's exit code, or 2 after an error of one line; Ctrl-C passes through."""
+    try:
+        with np.errstate(all="ignore"):  # what is not finite shows in results, which are checked
+            code = _invoke(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+        return 1
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the argument parser's own errors
+            message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
+        elif isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, MemoryError):
+            message = f"not enough memory: {error}; use a smaller network, batch or table"
+        elif isinstance(error, FAILURES):
+            message = str(error)
+        else:
+            raise
+        print(f"bpgpu: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Parse the arguments and run their command. Calling `app` would do that too, but keep Ctrl-C to itself."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("bpgpu", list(arguments)) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as end:  # --help
+        return end.exit_code
