@@ -51,10 +51,10 @@ def installed(tmp_path):
 
 def fill(folder):
     """Copy the cache of this process, as Numba would leave it if it were told of no folder."""
-    target = folder / "bpgpu"
-    shutil.copytree(cache.folder(), target)
+    target, ignore = folder / "bpgpu", shutil.ignore_patterns("*.tmp*")  # which other tests may be writing
+    shutil.copytree(cache.folder(), target, ignore=ignore)
     elsewhere = Path(numba_backend.compiled_epoch(DTYPE)._cache.cache_path)
-    shutil.copytree(elsewhere, target / "__pycache__", dirs_exist_ok=True)
+    shutil.copytree(elsewhere, target / "__pycache__", ignore=ignore, dirs_exist_ok=True)
 
 
 def fit(package, code=FIT, **environment):
