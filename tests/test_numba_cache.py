@@ -19,13 +19,9 @@ DTYPE = np.dtype(np.float32)
 
 # A fit of a network in float32, with what Numba did: what it read from the cache, what it compiled.
 FIT = """
-import logging, sys
-import itertools
 import numpy as np
 import bpgpu
 from numba.core.event import install_recorder
-from bpgpu import cli
-from bpgpu.gradcheck import check_table
 from bpgpu.backends import numba_backend
 from bpgpu.kernels import numba_cpu_cache as cache
 X = np.random.default_rng(0).standard_normal((40, 5))
