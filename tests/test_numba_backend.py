@@ -1,5 +1,6 @@
 """The compiled CPU epoch: parity with the reference, faults, threads, the same bits every time, its cache."""
 
+import copy
 import ctypes
 import importlib.metadata
 import multiprocessing
@@ -274,6 +275,23 @@ assert set(found) == {1}, found
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_copies_of_a_backend_hold_blas_together():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads_of_blas():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    net = pair()[0]
+    first, second = (each.backend._blas.one_thread() for each in (net, copy.deepcopy(net)))
+    with threadpool_limits(2, user_api="blas"):
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert threads_of_blas() == {1}
+        second.__exit__(None, None, None)
+        assert threads_of_blas() == {2}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=type)
