@@ -16,7 +16,7 @@ from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.softmax import binary_cross_entropy, softmax
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
-from bpgpu.interop import on_gpu, same_kind
+from bpgpu.interop import is_sparse, on_gpu, same_kind
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout, Plan
@@ -34,11 +34,14 @@ class Backend:
         What it runs on, for people.
     xp : module
         The array module.
+    takes_sparse : bool
+        Whether the first layer takes CSR arrays of SciPy as they are. Otherwise each batch of them is made dense.
     """
 
     name: str
     device: str
     xp: Any
+    takes_sparse: bool = True
 
     def __repr__(self) -> str:
         return f"<bpgpu backend {self.name} on {self.device}>"
@@ -46,12 +49,15 @@ class Backend:
     # Memory
 
     def asarray(self, array: Any, dtype: np.dtype[Any]) -> Array:
-        """Return the array on the backend's device, C-contiguous and of `dtype`; a copy only if it must be."""
-        return self.xp.ascontiguousarray(array, dtype=dtype)
+        """Return the array on the backend's device, C-contiguous and of `dtype`; a copy only if it must be.
+
+        A CSR array stays one, if the backend takes it.
+        """
+        return array if is_sparse(array) else self.xp.ascontiguousarray(array, dtype=dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Return the array as a NumPy array; a copy only if it must be."""
-        return np.asarray(array)
+        """Return the array as a NumPy array, or a sparse one as it is; a copy only if it must be."""
+        return array if is_sparse(array) else np.asarray(array)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return a new array with arbitrary content."""
@@ -135,6 +141,7 @@ class Backend:
         Parameters
         ----------
         a_prev : array, shape (B, n_{l-1})
+            Also CSR, if the backend takes it.
         W : array, shape (n_{l-1}, n_l)
         b : array, shape (n_l,), optional
         activation : Activation
@@ -143,7 +150,7 @@ class Backend:
         out_z : array, shape (B, n_l), optional
             Receives z.
         """
-        z = self.xp.matmul(a_prev, W, out=out if out_z is None else out_z)
+        z = self._product(a_prev, W, out=out if out_z is None else out_z)
         if b is not None:
             z += b
         out[...] = softmax(self.xp, z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
@@ -272,6 +279,7 @@ class Backend:
         Parameters
         ----------
         a_prev : array, shape (B, n_{l-1})
+            Also CSR, if the backend takes it.
         delta : array, shape (B, n_l)
         out_W : array, shape (n_{l-1}, n_l)
         out_b : array, shape (n_l,), optional
@@ -282,7 +290,7 @@ class Backend:
         mask : array, shape (n_{l-1}, n_l), optional
             Connectivity: the gradient is 0 where it is 0.
         """
-        self.xp.matmul(a_prev.T, delta, out=out_W)
+        self._product(a_prev.T, delta, out=out_W)
         if decay and W is not None:
             out_W += decay * W
         if mask is not None:
@@ -391,7 +399,7 @@ class Backend:
         return float(x @ y)
 
     def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
-        """Copy the rows of a batch into its workspace; expand integer labels to one-hot rows.
+        """Copy the rows of a batch into its workspace, CSR rows in place of it; expand integer labels to one-hot rows.
 
         Parameters
         ----------
@@ -406,7 +414,10 @@ class Backend:
             The weight of the batch.
         """
         chosen = data.rows(rows)
-        batch.a[0][...] = chosen.X
+        if is_sparse(chosen.X):
+            batch.a[0] = batch.h[0] = chosen.X
+        else:
+            batch.a[0][...] = chosen.X
         if chosen.y.ndim == 2:
             batch.y[...] = chosen.y
         else:
@@ -489,6 +500,13 @@ class Backend:
         return total_cost / total_weight
 
     # What the reference is made of
+
+    def _product(self, x: Array, y: Array, out: Array) -> Array:
+        """Compute x y, of which x may be sparse."""
+        if not is_sparse(x):
+            return self.xp.matmul(x, y, out=out)
+        out[...] = x @ y
+        return out
 
     def _evaluate(self, formula: str, z: Array = None, a: Array = None, y: Array = None) -> Array:
         """Evaluate a formula of the table; overflow in it, say of exp, may be harmless and is no warning."""
