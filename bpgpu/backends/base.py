@@ -501,7 +501,7 @@ class Backend:
 
     # What the reference is made of
 
-    def _product(self, x: Array, y: Array, out: Array) -> Array:
+    def _product(self, x: Array, y: Array, *, out: Array) -> Array:
         """Compute x y, of which x may be sparse."""
         if not is_sparse(x):
             return self.xp.matmul(x, y, out=out)
