@@ -82,6 +82,10 @@ class NumbaBackend(Backend):
         step = 3 * plan.batch_size * plan.architecture.n_weights
         return max(1, min(step // GRAIN, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
+    def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
+        if type(plan.rule) in RULES:
+            plan.prepared = self._prepare(plan)
+
     def run_epoch(
         self,
         plan: Plan,
