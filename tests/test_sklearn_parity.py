@@ -91,6 +91,8 @@ def assert_equal(mine, theirs, X, tolerance):
 def test_solver_and_task(solver, task, backend, dtype):
     X, y, options = problem(task, dtype)
     options |= SOLVERS[solver]
+    if (solver, dtype) == ("lbfgs", "float32"):  # near its end the line search goes by the last bits
+        options["max_iter"] = 20
     mine, theirs = (fit(module, task, X, y, backend=backend, **options) for module in (ours, neural_network))
     assert mine.fit_report_.backend == backend
     assert_equal(mine, theirs, X, TOLERANCE[dtype])
@@ -105,7 +107,7 @@ OPTIONS = {
     "no penalty": {"alpha": 0.0},
     "strong penalty": {"alpha": 3.0},
     "one batch": {"batch_size": "auto"},
-    "batches of one": {"batch_size": 1, "max_iter": 3},
+    "batches of one": {"batch_size": 1, "max_iter": 3, "learning_rate_init": 1e-3},
     "no shuffle": {"shuffle": False},
     "early stopping": {"early_stopping": True, "validation_fraction": 0.2, "n_iter_no_change": 3},
     "stops by itself": {"tol": 0.05, "n_iter_no_change": 2},

@@ -204,6 +204,7 @@ class NumbaBackend(Backend):
         zeros = np.zeros(max(net.sizes), dtype)
         network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._blas.gemm[dtype], self._give_way, zeros.ctypes.data
         network[[k.Y, k.SCALE, k.ROW_COST]] = [x.ctypes.data for x in (batch.y, batch.scale, batch.cost)]
+        network[k.BY_WEIGHT] = net.by_weight
         network[k.MASKED] = any(mask is not None for mask in plan.masks)
         network[k.THRESHOLD] = threshold(net.dropout)
         network[[k.KEY0, k.KEY1]] = net.seed & 0xFFFFFFFF, net.seed >> 32

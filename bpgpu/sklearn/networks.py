@@ -27,7 +27,7 @@ def squared_error(outputs: int) -> Cost:
     return unchecked(Cost, name=f"mean_of_{outputs}", value=value, gradient="a - y", reduction="sum")
 
 
-def architecture(estimator: Any, sizes: list[int], dtype: np.dtype[Any], l2: float) -> Architecture:
+def architecture(estimator: Any, sizes: list[int], dtype: np.dtype[Any]) -> Architecture:
     """Return the network of an estimator that scikit-learn has initialised."""
     output, cost = {
         "softmax": (SOFTMAX, CROSS_ENTROPY),
@@ -41,10 +41,11 @@ def architecture(estimator: Any, sizes: list[int], dtype: np.dtype[Any], l2: flo
         activations=(*hidden, output),
         cost=cost,
         bias=True,
-        l2=l2,
+        l2=float(estimator.alpha),
         dropout=0.0,
         dtype=dtype,
         seed=0,
+        by_weight=True,
     )
 
 

@@ -35,7 +35,7 @@ class BackendSteps:
         self.estimator, self.backend, self.optimizer = estimator, backend, estimator._optimizer
         sizes = [X.shape[1], *(len(b) for b in estimator.intercepts_)]
         dtype = estimator.coefs_[0].dtype
-        net = networks.architecture(estimator, sizes, dtype, float(estimator.alpha))
+        net = networks.architecture(estimator, sizes, dtype)
         self.plan = Plan(net, int(batch_size), backend, networks.rule(self.optimizer)).allocate()
         self.steps_of_an_epoch = -(-len(X) // self.plan.batch_size)
         self._flatten()
@@ -163,9 +163,7 @@ class Objective:
     def _prepare(self, dtype: np.dtype[Any]) -> None:
         estimator, X, weight, n = self.estimator, self.X, self.weight, len(self.X)
         sizes = [X.shape[1], *(len(b) for b in estimator.intercepts_)]
-        # scikit-learn divides the penalty by the weight of the data, bpgpu by their number.
-        l2 = float(estimator.alpha) * (1.0 if weight is None else n / float(weight.sum()))
-        self.plan = Plan(networks.architecture(estimator, sizes, dtype, l2), n, self.backend).allocate()
+        self.plan = Plan(networks.architecture(estimator, sizes, dtype), n, self.backend).allocate()
         data = Data(
             np.ascontiguousarray(X, dtype),
             networks.targets(estimator, self.y, dtype),
