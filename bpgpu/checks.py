@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpgpu.costs import Cost
-from bpgpu.interop import on_gpu
+from bpgpu.interop import is_sparse, on_gpu
 
 if TYPE_CHECKING:
     from bpgpu.backends.base import Backend
@@ -43,8 +43,10 @@ def numeric(name: str, value: Any) -> Matrix:
     return array
 
 
-def finite(name: str, array: Matrix, dtype: np.dtype[Any]) -> Matrix:
-    """Return `array` in `dtype`, C-contiguous.
+def finite(
+    name: str, array: Matrix, dtype: np.dtype[Any], place: Callable[[int], tuple[int, ...]] | None = None
+) -> Matrix:
+    """Return `array` in `dtype`, C-contiguous; `place` says at which index of the argument an element stands.
 
     Raises
     ------
@@ -55,10 +57,11 @@ def finite(name: str, array: Matrix, dtype: np.dtype[Any]) -> Matrix:
         converted = np.ascontiguousarray(array, dtype=dtype)
     good = np.isfinite(converted)
     if not good.all():
-        where = np.unravel_index(int(np.argmin(good)), good.shape)
+        first = int(np.argmin(good))
+        where = np.unravel_index(first, good.shape)
+        index = tuple(map(int, where)) if place is None else place(first)
         raise ValueError(
-            f"{name} must be finite in {dtype}, got {array[where]} at index {tuple(map(int, where))}; "
-            "remove or replace such entries"
+            f"{name} must be finite in {dtype}, got {array[where]} at index {index}; remove or replace such entries"
         )
     return converted
 
@@ -66,11 +69,13 @@ def finite(name: str, array: Matrix, dtype: np.dtype[Any]) -> Matrix:
 def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any], backend: "Backend") -> Array:
     """Return the input as an array of shape (n, columns), n at least 1, finite, of `dtype`, where it lies.
 
+    A sparse one of SciPy becomes a CSR array; see `compressed_rows`.
+
     Raises
     ------
     ValueError, TypeError
     """
-    array = X if on_gpu(X) else numeric(name, X)
+    array = X if on_gpu(X) or is_sparse(X) else numeric(name, X)
     if array.ndim != 2:
         fix = f"; for one sample pass {name}[None, :]" if array.ndim == 1 else "; flatten each sample to a row"
         raise ValueError(f"{name} must have shape (samples, {columns}), got {array.ndim} dimensions{fix}")
@@ -78,7 +83,45 @@ def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any], backend: "Bac
         raise ValueError(f"{name} must have at least one row, got shape {array.shape}")
     if array.shape[1] != columns:
         raise ValueError(f"{name} must have {columns} columns, the size of the input layer, got shape {array.shape}")
-    return _finite_in_place(name, array, dtype, backend)
+    return compressed_rows(name, array, dtype) if is_sparse(array) else _finite_in_place(name, array, dtype, backend)
+
+
+def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a sparse matrix as a CSR array of `dtype` with int32 indices, those of a row ascending, none twice.
+
+    What needs no change is not copied.
+
+    Raises
+    ------
+    TypeError
+        If it does not hold numbers.
+    ValueError
+        If it is damaged, not finite, or too large for int32.
+    """
+    from scipy.sparse import csr_array
+
+    if X.dtype.kind not in "buif":
+        raise TypeError(f"{name} must hold numbers, got dtype {X.dtype}")
+    try:
+        rows = csr_array(X)  # an object of its own, for what follows, on the same arrays if X is CSR
+        rows.check_format(full_check=True)  # compiled code goes where the indices point
+    except ValueError as error:
+        raise ValueError(f"{name} is not a valid sparse matrix: {error}") from None
+    if max(rows.nnz, *rows.shape) > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"{name} must have fewer than 2^31 entries, rows and columns, got shape {rows.shape} with {rows.nnz} "
+            "entries; train on parts of it"
+        )
+    if not rows.has_canonical_format:
+        rows = rows.copy()  # sorted in place, it would be sorted under the user's hands
+        rows.sum_duplicates()
+
+    def place(entry: int) -> tuple[int, int]:
+        return int(np.searchsorted(rows.indptr, entry, side="right")) - 1, int(rows.indices[entry])
+
+    values = finite(name, rows.data, dtype, place)
+    indices, indptr = (np.ascontiguousarray(array, np.int32) for array in (rows.indices, rows.indptr))
+    return csr_array((values, indices, indptr), shape=rows.shape)
 
 
 def _finite_in_place(name: str, array: Array, dtype: np.dtype[Any], backend: "Backend") -> Array:

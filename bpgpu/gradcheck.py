@@ -190,7 +190,7 @@ def _float64_cost(net: "MLP", data: Data) -> tuple[Callable[[np.ndarray[Any, Any
     reference.architecture = net_64 = dataclasses.replace(net.architecture, dtype=np.dtype(np.float64))
     host = (None if array is None else net.backend.to_numpy(array) for array in (data.X, data.y, data.weight))
     data = reference._data(*host)
-    plan = Plan(net_64, len(data), backend).allocate()
+    plan = Plan(net_64, len(data), backend, nonzeros=data.nonzeros).allocate()
     batch = plan.batch(len(data))
     backend.load_batch(batch, data, slice(None))
     decay = net_64.l2 / len(data)

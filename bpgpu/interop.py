@@ -1,4 +1,4 @@
-"""Arrays of other libraries: where they lie, and results of the same kind."""
+"""Arrays of other libraries: where they lie, whether they are sparse, and results of the same kind."""
 
 import importlib
 import sys
@@ -17,6 +17,22 @@ def on_gpu(value: Any) -> bool:
     if hasattr(value, "__dlpack_device__"):
         return value.__dlpack_device__()[0] not in _HOST
     return hasattr(value, "__cuda_array_interface__")
+
+
+def is_sparse(value: Any) -> bool:
+    """Return whether it is a sparse matrix or array of SciPy; one that is not imported has made none."""
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(value))
+
+
+def on_host(array: Any) -> bool:
+    """Return whether an array is one of NumPy, or sparse."""
+    return isinstance(array, np.ndarray) or is_sparse(array)
+
+
+def dense(array: Any) -> Any:
+    """Return a sparse array as one of NumPy, all others as they are."""
+    return array.toarray() if is_sparse(array) else array
 
 
 def same_kind(result: Any, like: Any) -> Any:

@@ -173,12 +173,13 @@ class MLP:
 
         Parameters
         ----------
-        X : array, shape (n, n_0)
+        X : array, shape (n, n_0), or sparse of SciPy
 
         Returns
         -------
         list of array, shape (n, n_l)
-            a_0 ... a_L; a_0 is X in the network's dtype, the same array if it had that dtype already.
+            a_0 ... a_L; a_0 is X in the network's dtype, the same array if it had that dtype already, and CSR if X is
+            sparse and the backend takes it.
 
         Raises
         ------
@@ -193,7 +194,7 @@ class MLP:
 
         Parameters
         ----------
-        X : array, shape (n, n_0)
+        X : array, shape (n, n_0), or sparse of SciPy
 
         Returns
         -------
@@ -205,8 +206,8 @@ class MLP:
             If X is not a finite matrix with n_0 columns and at least one row.
         """
         checked = self._input(X)
-        out = self.backend.empty((len(checked), self.architecture.sizes[-1]), self.architecture.dtype)
-        for rows in _chunks(len(checked)):
+        out = self.backend.empty((checked.shape[0], self.architecture.sizes[-1]), self.architecture.dtype)
+        for rows in _chunks(checked.shape[0]):
             self.backend.assign(out[rows], self._forward(checked[rows])[-1])
         return self.backend.hand_back(out, X)
 
@@ -216,7 +217,7 @@ class MLP:
 
         Parameters
         ----------
-        X : array, shape (n, n_0)
+        X : array, shape (n, n_0), or sparse of SciPy
         y : array, shape (n, n_L), or (n,)
             Targets; of one dimension, the labels 0 ... n_L - 1, or the targets of a single output.
         sample_weight : array, shape (n,), optional
@@ -232,7 +233,7 @@ class MLP:
             If an array is not as described or not finite.
         """
         data = self._data(X, y, sample_weight)
-        return self._loss(data, self._inference(len(data)))
+        return self._loss(data, self._inference(data))
 
     @_ordered
     def backprop(
@@ -260,7 +261,7 @@ class MLP:
         """
         step = checks.integer("step", step, 0, 2**32 - 1)
         data = self._data(X, y, sample_weight)
-        plan = Plan(self.architecture, len(data), self.backend, masks=self.masks).allocate()
+        plan = Plan(self.architecture, len(data), self.backend, masks=self.masks, nonzeros=data.nonzeros).allocate()
         batch = plan.batch(len(data))
         self.backend.load_batch(batch, self.backend.place(data, plan), slice(None))
         with np.errstate(all="ignore"):  # what is not finite shows in the result
@@ -288,7 +289,7 @@ class MLP:
 
         Parameters
         ----------
-        X : array, shape (n, n_0)
+        X : array, shape (n, n_0), or sparse of SciPy
         y : array, shape (n, n_L), or (n,)
             As in `loss`.
         optimizer : str or Optimizer
@@ -422,16 +423,17 @@ class MLP:
     def _forward(self, X: Array) -> list[Array]:
         a = [self.backend.asarray(X, self.architecture.dtype)]
         for W, b, sigma in zip(self.weights, self.biases, self.architecture.activations, strict=True):
-            out = self.backend.empty((len(X), W.shape[1]), self.architecture.dtype)
+            out = self.backend.empty((X.shape[0], W.shape[1]), self.architecture.dtype)
             with np.errstate(all="ignore"):  # what is not finite shows in the result
                 self.backend.forward(a[-1], W, b, sigma, out=out)
             a.append(out)
         return a
 
-    def _inference(self, n: int) -> Plan:
-        """Return a plan for forward passes over n samples."""
+    def _inference(self, data: Data) -> Plan:
+        """Return a plan for forward passes over the data."""
         inference = dataclasses.replace(self.architecture, dropout=0.0)
-        return Plan(inference, min(n, CHUNK), self.backend).within_memory().allocate()
+        plan = Plan(inference, min(len(data), CHUNK), self.backend, nonzeros=data.nonzeros)
+        return plan.within_memory().allocate()
 
     def _loss(self, data: Data, plan: Plan) -> float:
         total_cost = total_weight = 0.0
@@ -453,10 +455,11 @@ class MLP:
         """Check data, where they are."""
         net, backend = self.architecture, self.backend
         X = self._input(X, f"{prefix}X")
+        n = X.shape[0]
         y = backend.adopt(f"{prefix}y", y)
-        y = checks.targets(f"{prefix}y", y, len(X), net.sizes[-1], net.cost, net.dtype, backend)
+        y = checks.targets(f"{prefix}y", y, n, net.sizes[-1], net.cost, net.dtype, backend)
         weight = backend.adopt(f"{prefix}sample_weight", sample_weight)
-        weight = checks.sample_weights(f"{prefix}sample_weight", weight, len(X), net.dtype, backend)
+        weight = checks.sample_weights(f"{prefix}sample_weight", weight, n, net.dtype, backend)
         return Data(X, y, weight)
 
 

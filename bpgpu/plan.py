@@ -9,6 +9,7 @@ import numpy as np
 
 from bpgpu.activations import Activation
 from bpgpu.costs import Cost
+from bpgpu.interop import is_sparse
 from bpgpu.optimizers import Optimizer
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 class Architecture:
     """What a network is, apart from its numbers; no array, no device.
 
-    ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L.
+    ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L. With `by_weight`, as in
+    scikit-learn, lambda is divided by the weight of a batch, and batches count in an epoch's mean by their rows;
+    without, it is the other way round.
     """
 
     sizes: tuple[int, ...]
@@ -30,6 +33,12 @@ class Architecture:
     dropout: float
     dtype: np.dtype[Any]
     seed: int
+    by_weight: bool = False
+
+    def decay(self, rows: int, weight: float) -> float:
+        """Return lambda / m of a batch."""
+        m = weight if self.by_weight else rows
+        return self.l2 / m if m else 0.0
 
     @property
     def n_weights(self) -> int:
@@ -90,7 +99,8 @@ class Data:
 
     Attributes
     ----------
-    X : array, shape (n, n_0)
+    X : array, shape (n, n_0), or CSR array of SciPy
+        The latter as `bpgpu.checks.compressed_rows` returns it.
     y : array, shape (n, n_L), or (n,) of integer labels
     weight : array, shape (n,), or None
         Sample weights; without them each is 1.
@@ -101,15 +111,21 @@ class Data:
     weight: Any = None
 
     def __len__(self) -> int:
-        return len(self.X)
+        return int(self.X.shape[0])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(array.nbytes for array in (self.X, self.y, self.weight) if array is not None)
+        X = (self.X.data, self.X.indices, self.X.indptr) if is_sparse(self.X) else (self.X,)
+        return sum(array.nbytes for array in (*X, self.y, self.weight) if array is not None)
+
+    @property
+    def nonzeros(self) -> float | None:
+        """Entries in a row of a sparse X, on average; None if X is dense."""
+        return self.X.nnz / len(self) if is_sparse(self.X) else None
 
     def rows(self, rows: Any) -> "Data":
-        """Return some of the samples, by a slice (views) or an array of indices (copies)."""
+        """Return some of the samples, by a slice (views, but of a sparse X) or an array of indices (copies)."""
         return Data(self.X[rows], self.y[rows], None if self.weight is None else self.weight[rows])
 
 
@@ -117,8 +133,8 @@ class Data:
 class Batch:
     """The workspace of one batch of B rows, or a view of its first rows; lists are indexed by layer, 0 ... L.
 
-    ``a[0]`` is the input; ``h[l]`` is a_l after dropout (a_l itself without dropout); ``z[l]`` is None where it need
-    not be kept.
+    ``a[0]`` is the input, of sparse data the CSR rows of the batch; ``h[l]`` is a_l after dropout (a_l itself without
+    dropout); ``z[l]`` is None where it need not be kept.
     """
 
     y: Any  # (B, n_L)
@@ -128,6 +144,7 @@ class Batch:
     a: list[Any]
     h: list[Any]
     delta: list[Any]
+    weight: float = 0.0  # of all rows, set with the data; without sample weights their number
 
     def rows(self, count: int) -> "Batch":
         """Return a view of the first `count` rows."""
@@ -135,9 +152,8 @@ class Batch:
         def cut(arrays: list[Any]) -> list[Any]:
             return [None if array is None else array[:count] for array in arrays]
 
-        return Batch(
-            self.y[:count], self.scale[:count], self.cost[:count], *map(cut, (self.z, self.a, self.h, self.delta))
-        )
+        z, a, h, delta = map(cut, (self.z, self.a, self.h, self.delta))
+        return Batch(self.y[:count], self.scale[:count], self.cost[:count], z, a, h, delta)
 
 
 class Plan:
@@ -153,11 +169,15 @@ class Plan:
         Adds its state.
     masks : list of (array or None), optional
         Connectivity of each layer, on the backend.
+    nonzeros : float, optional
+        `Data.nonzeros` of what is to be trained on: for sparse data, whose batches take no workspace.
 
     Attributes
     ----------
     steps : int
         Updates made so far.
+    nonzeros : float or None
+        None also if the backend makes sparse batches dense.
     gradients : array, shape (n_parameters,)
         With `dW` and `db`, its views by layer.
     state : list of array, shape (n_parameters,)
@@ -174,9 +194,11 @@ class Plan:
         backend: "Backend",
         rule: Optimizer | None = None,
         masks: list[Any] | None = None,
+        nonzeros: float | None = None,
     ) -> None:
         self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
         self.masks = masks or [None] * len(architecture.activations)
+        self.nonzeros = nonzeros if backend.takes_sparse else None
         self.steps = 0
         self.prepared: Any = None
 
@@ -190,13 +212,20 @@ class Plan:
             "scale": [(B,)],
             "cost": [(B,)],
             "z": [shape if kept else None for shape, kept in zip(layers, keeps_z, strict=True)],
-            "a": [*layers],
+            "a": [layers[0] if self.nonzeros is None else None, *layers[1:]],
             "h": [layer if net.dropout and 0 < l < L else None for l, layer in enumerate(layers)],
             "delta": [None, *layers[1:]],
             "gradients": [(net.n_parameters,)],
             "state": [(net.n_parameters,)] * (self.rule.n_state if self.rule else 0),
             "last_finite": [(net.n_parameters,) if self.rule else None],
         }
+
+    @property
+    def products(self) -> float:
+        """Multiply-adds of all layers' products with a full batch, in one direction."""
+        net = self.architecture
+        inputs = [net.sizes[0] if self.nonzeros is None else self.nonzeros, *net.sizes[1:-1]]
+        return self.batch_size * sum(m * n for m, n in zip(inputs, net.sizes[1:], strict=True))
 
     @property
     def nbytes(self) -> int:
@@ -247,7 +276,7 @@ class Plan:
         return self._for(max(1, self._largest_batch(available // 2)))
 
     def _for(self, batch_size: int) -> "Plan":
-        return Plan(self.architecture, batch_size, self.backend, self.rule, self.masks)
+        return Plan(self.architecture, batch_size, self.backend, self.rule, self.masks, self.nonzeros)
 
     def _largest_batch(self, available: int) -> int:
         """Return how many rows fit, 0 if none do."""

@@ -101,12 +101,12 @@ def fit(
     listeners = [*callbacks, *([ProgressBar()] if progress else [])]
     for listener in listeners:
         listener.check(training, has_validation=validation is not None)
-    plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks).allocate()
+    plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks, data.nonzeros).allocate()
     data = net.backend.place(data, plan)
     net.backend.prepare(plan, data, net.parameters)
     validating = None
     if validation is not None:
-        forward = net._inference(len(validation))
+        forward = net._inference(validation)
         validating = net.backend.place(validation, forward), forward
     with ExitStack() as ends:
         for listener in listeners:

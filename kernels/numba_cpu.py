@@ -22,6 +22,7 @@ from bpgpu.kernels.numba_cpu_softmax import (
     softmax_cross_entropy,
     softmax_delta,
 )
+from bpgpu.kernels.numba_cpu_sparse import sparse_descent, sparse_gradient, sparse_product
 from bpgpu.kernels.numba_cpu_tables import *
 from bpgpu.kernels.numba_cpu_update import change, clip, finite
 
@@ -86,7 +87,7 @@ def dropout(x, out, start, network, keep, step, number, layer):
 
 @njit(**EXACT)
 def load(data, start, rows, r0, r1, p, layers, network):
-    """Take rows r0 ... r1 of the batch; return the address of their input and the weight of the batch."""
+    """Take rows r0 ... r1 of the batch; return the address of the batch's dense input and the weight of the batch."""
     T = p.dtype.type
     n, K, samples = layers[0, SIZE], layers[-1, SIZE], data[SAMPLES]
     X_, x = matrix(data[X], samples, n, p), matrix(layers[0, A], rows, n, p)
@@ -101,7 +102,7 @@ def load(data, start, rows, r0, r1, p, layers, network):
     for i in range(r0, r1):
         row = order[start + i] if data[ORDER] else start + i
         # Loops, for assignments of slices take seconds to compile.
-        if data[ORDER]:
+        if data[ORDER] and not data[INDPTR]:
             for j in range(n):
                 x[i, j] = X_[row, j]
         if data[LABELS]:
@@ -119,22 +120,27 @@ def load(data, start, rows, r0, r1, p, layers, network):
 
 
 @njit(**EXACT)
-def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, numbers, sums, shares):
-    """Take rows r0 ... r1 of the batch, with their input at x, to the costs and deltas of all layers."""
+def forward_and_back(thread, start, r0, r1, p, x, step, data, layers, network, numbers, sums, shares):
+    """Take rows r0 ... r1 of the batch, with a dense input at x, to the costs and deltas of all layers."""
     T = p.dtype.type
     size, L, rows = p.itemsize, len(layers) - 1, r1 - r0
     weights = address(p)
     factor = address(numbers[FACTOR:])
     source, n_in = x + r0 * layers[0, SIZE] * size, layers[0, SIZE]
-    sums[thread, 0, SUM_A] = magnitudes(matrix(source, 1, rows * n_in, p)[0])
+    if not data[INDPTR]:
+        sums[thread, 0, SUM_A] = magnitudes(matrix(source, 1, rows * n_in, p)[0])
     for l in range(1, L + 1):
         n = layers[l, SIZE]
         at = r0 * n * size
         a = layers[l, A] + at
         z = layers[l, Z] + at if layers[l, Z] else a
         b = weights + layers[l, B] * size if layers[l, B] >= 0 else network[ZEROS]
-        gemm(network[GEMM], 0, 0, T(1), source, n_in, weights + layers[l, W] * size, n, T(0), z, n, rows, n, n_in, p)
         z_, a_, b_ = matrix(z, rows, n, p), matrix(a, rows, n, p), matrix(b, 1, n, p)[0]
+        W_ = weights + layers[l, W] * size
+        if l == 1 and data[INDPTR]:
+            sums[thread, 0, SUM_A] = sparse_product(data, start + r0, matrix(W_, n_in, n, p), z_)
+        else:
+            gemm(network[GEMM], 0, 0, T(1), source, n_in, W_, n, T(0), z, n, rows, n, n_in, p)
         if layers[l, ACTIVATE]:
             call(layers[l, ACTIVATE], (z, b, a, rows, n, address(sums[thread, l])))
         elif l < L or network[OUTPUT] == SOFTMAX:
@@ -144,7 +150,7 @@ def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, number
             source, n_in = layers[l, H] + at, n
             if numbers[KEEP]:
                 flat = matrix(a, 1, rows * n, p)[0]
-                dropout(flat, matrix(source, 1, rows * n, p)[0], r0 * n, network, numbers[KEEP], step, number, l)
+                dropout(flat, matrix(source, 1, rows * n, p)[0], r0 * n, network, numbers[KEEP], step, data[EPOCH], l)
                 sums[thread, l, SUM_A] *= numbers[KEEP]
     y, scale = network[Y] + at, network[SCALE] + r0 * size
     delta, cost = layers[L, DELTA] + at, network[ROW_COST] + r0 * size
@@ -177,7 +183,7 @@ def forward_and_back(thread, r0, r1, p, x, step, number, layers, network, number
         gemm(network[GEMM], 0, 1, T(1), source, n_out, W_next, n_out, T(0), delta, n, rows, n, n_out, p)
         flat = matrix(delta, 1, rows * n, p)[0]
         if numbers[KEEP]:
-            dropout(flat, flat, r0 * n, network, numbers[KEEP], step, number, l)
+            dropout(flat, flat, r0 * n, network, numbers[KEEP], step, data[EPOCH], l)
         sum_delta = address(sums[thread, l, SUM_DELTA:])
         if layers[l, DERIVE]:
             call(layers[l, DERIVE], (delta, z, a, rows * n, sum_delta))
@@ -207,7 +213,7 @@ def column_sums(x, rows, columns, out):
 
 
 @njit(**EXACT)
-def gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network):
+def gradient(l, k0, k1, begin, rows, x, decay, direct, eta, p, g, data, layers, network):
     """Compute rows k0 ... k1 of a layer's weight gradient; or, `direct`, take SGD's step with them in the same GEMM."""
     T = p.dtype.type
     size, n_in, n = p.itemsize, layers[l - 1, SIZE], layers[l, SIZE]
@@ -215,7 +221,15 @@ def gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network):
     start, stop = layers[l, W] + k0 * n, layers[l, W] + k1 * n
     target = address(p if direct else g) + start * size
     alpha, beta = (-eta, T(1) - eta * decay) if direct else (T(1), T(0))
-    gemm(network[GEMM], 1, 0, alpha, source, n_in, layers[l, DELTA], n, beta, target, n, k1 - k0, n, rows, p)
+    if l == 1 and data[INDPTR]:
+        delta, dW = matrix(layers[l, DELTA], rows, n, p), matrix(address(g), n_in, n, p)  # W_1 is the first in p and g
+        if direct:
+            seen, met = integers(network[SEEN], n_in), integers(network[MET], n_in)
+            sparse_descent(data, begin, k0, k1, delta, dW, matrix(address(p), n_in, n, p), eta, beta, seen, met)
+        else:
+            sparse_gradient(data, begin, k0, k1, delta, dW)
+    else:
+        gemm(network[GEMM], 1, 0, alpha, source, n_in, layers[l, DELTA], n, beta, target, n, k1 - k0, n, rows, p)
     if direct:
         return
     g_, p_ = g[start:stop], p[start:stop]
@@ -278,8 +292,9 @@ def epoch(
         rows = min(network[BATCH], data[SAMPLES] - start)
         r0, r1 = rows * thread // threads, rows * (thread + 1) // threads
         x, weight = load(data, start, rows, r0, r1, p, layers, network)
-        forward_and_back(thread, r0, r1, p, x, step, data[EPOCH], layers, network, numbers, sums, shares)
-        decay = numbers[L2] / T(rows)
+        forward_and_back(thread, start, r0, r1, p, x, step, data, layers, network, numbers, sums, shares)
+        count = weight if network[BY_WEIGHT] else float(rows)
+        decay = numbers[L2] / T(count) if count > 0 else T(0)
         if decay:
             penalty = 0.0
             for i in range(L):
@@ -305,7 +320,7 @@ def epoch(
             if i < L:
                 l, columns = i + 1, layers[i + 1, SIZE]
                 k0, k1 = (s0 - layers[l, W]) // columns, (s1 - layers[l, W]) // columns
-                gradient(l, k0, k1, rows, x, decay, direct, eta, p, g, layers, network)
+                gradient(l, k0, k1, start, rows, x, decay, direct, eta, p, g, data, layers, network)
             else:
                 l, columns = i - L + 1, layers[i - L + 1, SIZE]
                 column_sums(layers[l, DELTA] + (s0 - layers[l, B]) * p.itemsize, rows, columns, g[s0:s1])
@@ -332,8 +347,9 @@ def epoch(
                 change(0, n_weights, p, g, m, v, network[RULE] == ADAMW, network[RULE], numbers, rates)
             change(n_weights, p.size, p, g, m, v, False, network[RULE], numbers, rates)
         if thread == 0:
-            result[TOTAL_COST] += weight * C
-            result[TOTAL_WEIGHT] += weight
+            share = float(rows) if network[BY_WEIGHT] else weight
+            result[TOTAL_COST] += share * C
+            result[TOTAL_WEIGHT] += share
         passed = barrier(counter, threads, passed, network[GIVE_WAY])
 
 

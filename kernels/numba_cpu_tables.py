@@ -5,11 +5,12 @@ SMALL_NETWORK = 4096  # parameters whose update takes less time in one piece tha
 # Columns of the table of layers, whose row l is layer l. W and B are offsets in the flat buffers, the others addresses.
 # B is -1 without biases; MASK, Z and DERIVE are 0 where there is none; ACTIVATE is 0 for softmax.
 SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)
-# Entries of the table of the network.
-(OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, NETWORK_ENTRIES,
- ) = range(15)  # fmt: skip
-# Entries of the table of the data: addresses, 0 for what there is not; labels and order are int32.
-EPOCH, SAMPLES, X, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(8)
+# Entries of the table of the network. SEEN and MET are addresses of an int32 for each input, if X is sparse.
+(OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, BY_WEIGHT, SEEN,
+ MET, NETWORK_ENTRIES) = range(18)  # fmt: skip
+# Entries of the table of the data: addresses, 0 for what there is not; integers are int32. X has the values of a sparse
+# X, and INDPTR and INDICES the rest of it.
+EPOCH, SAMPLES, X, INDPTR, INDICES, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(10)
 ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT
 SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW = range(6)  # RULE
 # Entries of the numbers: h0 ... h5 of the rule, then these.

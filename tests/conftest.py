@@ -23,6 +23,15 @@ def no_backend_made(monkeypatch):
     forget_backends(monkeypatch)
 
 
+@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}threads")
+def threads(request, monkeypatch):
+    """Let the compiled CPU engine train on this many threads, whatever the size and the processors."""
+    from bpgpu.backends import numba_backend
+
+    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: min(request.param, plan.batch_size))
+    return request.param
+
+
 @pytest.fixture
 def data():
     """Return a function: n samples of three inputs and two targets in [0, 1], float64."""

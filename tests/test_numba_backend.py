@@ -33,13 +33,6 @@ TOLERANCE = {"float32": 4e-5, "float64": 1e-13}
 DTYPES = list(TOLERANCE)
 
 
-@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}threads")
-def threads(request, monkeypatch):
-    """Train on this many threads, whatever the size and the processors."""
-    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: min(request.param, plan.batch_size))
-    return request.param
-
-
 def data(n=50, inputs=5, outputs=3, seed=0):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, inputs)), rng.integers(0, outputs, n)

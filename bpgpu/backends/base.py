@@ -16,7 +16,7 @@ from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.softmax import binary_cross_entropy, softmax
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
-from bpgpu.interop import on_gpu, same_kind
+from bpgpu.interop import is_sparse, on_gpu, same_kind
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout, Plan
@@ -34,11 +34,14 @@ class Backend:
         What it runs on, for people.
     xp : module
         The array module.
+    takes_sparse : bool
+        Whether the first layer takes CSR arrays of SciPy as they are. Otherwise each batch of them is made dense.
     """
 
     name: str
     device: str
     xp: Any
+    takes_sparse: bool = True
 
     def __repr__(self) -> str:
         return f"<bpgpu backend {self.name} on {self.device}>"
@@ -46,12 +49,15 @@ class Backend:
     # Memory
 
     def asarray(self, array: Any, dtype: np.dtype[Any]) -> Array:
-        """Return the array on the backend's device, C-contiguous and of `dtype`; a copy only if it must be."""
-        return self.xp.ascontiguousarray(array, dtype=dtype)
+        """Return the array on the backend's device, C-contiguous and of `dtype`; a copy only if it must be.
+
+        A CSR array stays one, if the backend takes it.
+        """
+        return array if is_sparse(array) else self.xp.ascontiguousarray(array, dtype=dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Return the array as a NumPy array; a copy only if it must be."""
-        return np.asarray(array)
+        """Return the array as a NumPy array, or a sparse one as it is; a copy only if it must be."""
+        return array if is_sparse(array) else np.asarray(array)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return a new array with arbitrary content."""
@@ -135,6 +141,7 @@ class Backend:
         Parameters
         ----------
         a_prev : array, shape (B, n_{l-1})
+            Also CSR, if the backend takes it.
         W : array, shape (n_{l-1}, n_l)
         b : array, shape (n_l,), optional
         activation : Activation
@@ -143,7 +150,7 @@ class Backend:
         out_z : array, shape (B, n_l), optional
             Receives z.
         """
-        z = self.xp.matmul(a_prev, W, out=out if out_z is None else out_z)
+        z = self._product(a_prev, W, out=out if out_z is None else out_z)
         if b is not None:
             z += b
         out[...] = softmax(self.xp, z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
@@ -272,6 +279,7 @@ class Backend:
         Parameters
         ----------
         a_prev : array, shape (B, n_{l-1})
+            Also CSR, if the backend takes it.
         delta : array, shape (B, n_l)
         out_W : array, shape (n_{l-1}, n_l)
         out_b : array, shape (n_l,), optional
@@ -282,7 +290,7 @@ class Backend:
         mask : array, shape (n_{l-1}, n_l), optional
             Connectivity: the gradient is 0 where it is 0.
         """
-        self.xp.matmul(a_prev.T, delta, out=out_W)
+        self._product(a_prev.T, delta, out=out_W)
         if decay and W is not None:
             out_W += decay * W
         if mask is not None:
@@ -377,7 +385,7 @@ class Backend:
         for l in range(L - 1, 0, -1):
             dropout = Dropout(net.dropout, net.seed, epoch, step, l) if net.dropout else None
             self.hidden_delta(delta[l + 1], W[l + 1], a[l], sigma[l], out=delta[l], z=z[l], dropout=dropout)
-        decay = net.l2 / len(batch.y)
+        decay = net.decay(len(batch.y), batch.weight)
         for l in range(1, L + 1):
             self.weight_gradient(h[l - 1], delta[l], out_W=dW[l], out_b=db[l], W=W[l], decay=decay, mask=mask[l])
         return C + self.penalty(parameters[: net.n_weights], decay)
@@ -391,7 +399,7 @@ class Backend:
         return float(x @ y)
 
     def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
-        """Copy the rows of a batch into its workspace; expand integer labels to one-hot rows.
+        """Copy the rows of a batch into its workspace, CSR rows in place of it; expand integer labels to one-hot rows.
 
         Parameters
         ----------
@@ -406,16 +414,20 @@ class Backend:
             The weight of the batch.
         """
         chosen = data.rows(rows)
-        batch.a[0][...] = chosen.X
+        if is_sparse(chosen.X):
+            batch.a[0] = batch.h[0] = chosen.X
+        else:
+            batch.a[0][...] = chosen.X
         if chosen.y.ndim == 2:
             batch.y[...] = chosen.y
         else:
             batch.y[...] = chosen.y[:, None] == self.xp.arange(batch.y.shape[1])
         if chosen.weight is None:
             batch.scale[...] = 1 / len(batch.scale)
-            return float(len(batch.scale))
+            batch.weight = float(len(batch.scale))
+            return batch.weight
         batch.scale[...] = chosen.weight
-        total = float(batch.scale.sum())
+        batch.weight = total = float(batch.scale.sum())
         if total > 0:  # a batch may draw rows of weight 0 only: then it has no cost but the penalty
             batch.scale /= total
         return total
@@ -479,8 +491,9 @@ class Backend:
                     n_weights=n_weights,
                 )
             plan.steps += 1
-            total_cost += weight * C
-            total_weight += weight
+            share = stop - start if plan.architecture.by_weight else weight
+            total_cost += share * C
+            total_weight += share
         # A square of a gradient that overflows in the state would stop its parameter for ever, without a word.
         for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
             if not self.all_finite(flat):
@@ -489,6 +502,13 @@ class Backend:
         return total_cost / total_weight
 
     # What the reference is made of
+
+    def _product(self, x: Array, y: Array, *, out: Array) -> Array:
+        """Compute x y, of which x may be sparse."""
+        if not is_sparse(x):
+            return self.xp.matmul(x, y, out=out)
+        out[...] = x @ y
+        return out
 
     def _evaluate(self, formula: str, z: Array = None, a: Array = None, y: Array = None) -> Array:
         """Evaluate a formula of the table; overflow in it, say of exp, may be harmless and is no warning."""

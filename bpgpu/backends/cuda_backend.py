@@ -20,6 +20,7 @@ from bpgpu.backends.cuda_memory import Memory
 from bpgpu.backends.cuda_steps import Steps, control_words, row_chunks
 from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import Cost
+from bpgpu.interop import dense, is_sparse, on_host
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout, Plan
 
@@ -43,6 +44,7 @@ class CudaBackend(Backend):
     memory: Memory
     steps: Steps
     capture: Any = None
+    takes_sparse = False
 
     def _start(self, memory: Memory, steps: Steps) -> None:
         """Take the device into use."""
@@ -66,7 +68,7 @@ class CudaBackend(Backend):
         return self.memory.empty(shape, dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return array if isinstance(array, np.ndarray) else self.memory.download(array)
+        return array if on_host(array) else self.memory.download(array)
 
     def synchronize(self) -> None:
         self.memory.stream.synchronize()
@@ -80,7 +82,7 @@ class CudaBackend(Backend):
                 cuda_epoch.Epoch.of(plan, self, parameters, data)
 
     def place(self, data: Data, plan: Plan) -> Data:
-        if not isinstance(data.X, np.ndarray):
+        if not on_host(data.X):
             return self._on_device(data)
         if plan.rule is None:  # a forward pass: the labels and weights of a batch, and the squares of the weights
             net = plan.architecture
@@ -90,9 +92,12 @@ class CudaBackend(Backend):
             staged = cuda_epoch.staging_nbytes(plan, data) + around
         free = self.free_memory()
         assert free is not None
-        if data.nbytes + around <= free:
+        if is_sparse(data.X):
+            what = f"of sparse data one batch at a time is made dense for {self.device}"
+        elif data.nbytes + around <= free:
             return self._on_device(data)
-        what = f"the data take {data.nbytes / MIB:.1f} MiB, of which {self.device} has {free / MIB:.1f} free"
+        else:
+            what = f"the data take {data.nbytes / MIB:.1f} MiB, of which {self.device} has {free / MIB:.1f} free"
         if staged > free:
             raise MemoryError(
                 f"{what}, and to copy them batch by batch still takes {staged / MIB:.1f} MiB; take a smaller batch_size"
@@ -204,7 +209,7 @@ class CudaBackend(Backend):
 
     def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
         order = None
-        if isinstance(data.X, np.ndarray):
+        if on_host(data.X):
             data = self._from_host(batch, data.rows(rows))
         elif isinstance(rows, slice):
             data = self._on_device(data.rows(rows))
@@ -214,6 +219,7 @@ class CudaBackend(Backend):
         if data.weight is not None:
             weight = self.to_numpy(data.weight)
             total = float((weight if order is None else weight[rows]).sum(dtype=np.float64))
+        batch.weight = total
         schedule = self.asarray(np.array([[0, 0, 0, 1 / total if total else 0]]), data.X.dtype)
         unused = self.empty((len(batch.scale),), data.X.dtype)
         self._run([self.steps.gather(batch, unused, data, order, schedule, 0, self._at_step(0))])
@@ -222,7 +228,7 @@ class CudaBackend(Backend):
     def _from_host(self, batch: Batch, data: Data) -> Data:
         """Copy the rows of a batch to where they are wanted; only labels and weights take room besides."""
         X, y = batch.a[0], batch.y
-        self.memory.upload(X, np.ascontiguousarray(data.X))
+        self.memory.upload(X, np.ascontiguousarray(dense(data.X)))
         if data.y.ndim == 2:
             self.memory.upload(y, np.ascontiguousarray(self.to_numpy(data.y)))
         else:
@@ -239,7 +245,7 @@ class CudaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-        if type(plan.rule) not in RULES:
+        if type(plan.rule) not in RULES or (plan.architecture.by_weight and data.weight is not None):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )

@@ -20,6 +20,7 @@ from bpgpu.backends.cuda_steps import (
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.rules import rule_kernel
 from bpgpu.errors import NonFiniteError
+from bpgpu.interop import on_host
 from bpgpu.plan import Batch, Data, Dropout, Plan
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Epoch:
         self.plan, self.backend, self.parameters, self.data = plan, backend, parameters, data
         self.steps, memory, n, B = backend.steps, backend.memory, len(data), plan.batch_size
         self.n_steps = -(-n // B)
-        self.staging = Staging(memory, data, B) if isinstance(data.X, np.ndarray) else None
+        self.staging = Staging(memory, data, B) if on_host(data.X) else None
         self.host_weight = None if data.weight is None else backend.to_numpy(data.weight).astype(np.float64)
         self.mirror = Mirror(memory, _upload_shapes(plan, n))
         self.device = self.mirror.device

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bpgpu.interop import is_sparse
 from bpgpu.plan import Data
 
 Array = Any
@@ -115,7 +116,7 @@ class Staging:
     ----------
     memory : Memory
     data : Data
-        Of NumPy arrays.
+        Of NumPy arrays; a sparse X is made dense batch by batch.
     batch_size : int
     """
 
@@ -131,7 +132,11 @@ class Staging:
         """Copy these rows to a slot; what is given to the backend's stream after this call finds them there."""
         slot.copied.synchronize()  # the host may write: the last copy out of its side is done
         for name, target in slot.mirror.host.items():
-            np.take(getattr(self.host_data, name), rows, axis=0, out=target[: len(rows)], mode="clip")
+            source, out = getattr(self.host_data, name), target[: len(rows)]
+            if is_sparse(source):
+                source[rows].toarray(out=out)
+            else:
+                np.take(source, rows, axis=0, out=out, mode="clip")
         self.memory.wait(self.copies, slot.used)  # the device's side may be written: the last batch was read
         slot.mirror.upload(self.copies)
         slot.copied.record(self.copies)

@@ -10,7 +10,7 @@ from bpgpu.backends import cuda_probe
 from bpgpu.backends.cuda_backend import CudaBackend
 from bpgpu.backends.cuda_launch import Launcher
 from bpgpu.backends.cuda_steps import Gemm, Steps
-from bpgpu.interop import on_gpu, same_kind
+from bpgpu.interop import dense, on_gpu, same_kind
 
 Array = Any
 
@@ -94,7 +94,7 @@ class CupyBackend(CudaBackend):
         with self.memory.stream:
             if on_gpu(array):
                 return self.xp.ascontiguousarray(self.adopt("array", array), dtype=dtype)
-            return self.xp.asarray(np.ascontiguousarray(array, dtype=dtype))
+            return self.xp.asarray(np.ascontiguousarray(dense(array), dtype=dtype))
 
     def free_memory(self) -> int | None:
         free, _ = self.xp.cuda.runtime.memGetInfo()

@@ -20,6 +20,7 @@ from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
+from bpgpu.interop import is_sparse
 from bpgpu.kernels import numba_cpu as kernels
 from bpgpu.kernels import numba_cpu_cache as cache
 from bpgpu.kernels import numba_cpu_formulas as compiled
@@ -48,6 +49,7 @@ class Prepared:
     sums: np.ndarray[Any, Any]
     shares: np.ndarray[Any, Any]
     zeros: np.ndarray[Any, Any]
+    columns: np.ndarray[Any, Any]
 
 
 class NumbaBackend(Backend):
@@ -75,12 +77,16 @@ class NumbaBackend(Backend):
         L, threads = len(net.activations), self._threads(plan)
         integers = (L + 1) * k.LAYER_COLUMNS + k.NETWORK_ENTRIES + threads * 4 * L
         numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes)
-        return int(8 * (integers + threads * SHARES) + net.dtype.itemsize * numbers)
+        return int(8 * (integers + threads * SHARES + _columns(plan)) + net.dtype.itemsize * numbers)
 
     def _threads(self, plan: Plan) -> int:
         """Return how many threads train a plan: as many as its steps keep busy, at most what is allowed."""
-        step = 3 * plan.batch_size * plan.architecture.n_weights
+        step = int(3 * plan.products)
         return max(1, min(step // GRAIN, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
+
+    def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
+        if type(plan.rule) in RULES:
+            plan.prepared = self._prepare(plan)
 
     def run_epoch(
         self,
@@ -118,13 +124,23 @@ class NumbaBackend(Backend):
         v = next(states) if kernel.keeps_v else none
         targets, labels = (None, data.y) if data.y.ndim == 1 else (data.y, None)
         T, whole = net.dtype, np.dtype(np.int32)
-        given = [(data.X, T), (targets, T), (labels, whole), (data.weight, T), (order, whole)]
+        X, indptr, indices = (data.X.data, data.X.indptr, data.X.indices) if is_sparse(data.X) else (data.X, None, None)
+        assert (indptr is None) == (plan.nonzeros is None), "the plan was made for data of the other kind"
+        given = [
+            (X, T),
+            (indptr, whole),
+            (indices, whole),
+            (targets, T),
+            (labels, whole),
+            (data.weight, T),
+            (order, whole),
+        ]
         arrays = [None if array is None else np.ascontiguousarray(array, dtype) for array, dtype in given]
         # As addresses: an array that is read-only is another type, which would be compiled for.
         table = np.array([epoch, n, *(0 if array is None else array.ctypes.data for array in arrays)], np.int64)
         schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
         result = np.zeros(k.RESULTS)
-        chunk = max(1, CHUNK // (3 * B * net.n_weights))
+        chunk = max(1, int(CHUNK // (3 * plan.products + net.n_weights)))
 
         def train(thread: int, first: int, counter: np.ndarray[Any, Any]) -> None:
             prepared.epoch(
@@ -177,7 +193,7 @@ class NumbaBackend(Backend):
         layers[1:, k.B] = net.n_weights + np.cumsum(sizes[1:]) - sizes[1:] if net.bias else -1
         for l in range(L + 1):
             for column, array in ((k.Z, batch.z), (k.A, batch.a), (k.H, batch.h), (k.DELTA, batch.delta)):
-                layers[l, column] = 0 if array[l] is None else array[l].ctypes.data
+                layers[l, column] = array[l].ctypes.data if isinstance(array[l], np.ndarray) else 0
         for l, (sigma, mask) in enumerate(zip(net.activations, plan.masks, strict=True), start=1):
             layers[l, k.MASK] = 0 if mask is None else mask.ctypes.data
             if not sigma.rowwise:
@@ -200,10 +216,13 @@ class NumbaBackend(Backend):
         zeros = np.zeros(max(net.sizes), dtype)
         network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._blas.gemm[dtype], self._give_way, zeros.ctypes.data
         network[[k.Y, k.SCALE, k.ROW_COST]] = [x.ctypes.data for x in (batch.y, batch.scale, batch.cost)]
+        network[k.BY_WEIGHT] = net.by_weight
         network[k.MASKED] = any(mask is not None for mask in plan.masks)
         network[k.THRESHOLD] = threshold(net.dropout)
         network[[k.KEY0, k.KEY1]] = net.seed & 0xFFFFFFFF, net.seed >> 32
         network[[k.BATCH, k.RULE]] = plan.batch_size, getattr(k, rule.name.upper())
+        columns = np.zeros((2, _columns(plan)), np.int32)
+        network[[k.SEEN, k.MET]] = [x.ctypes.data for x in columns]
         numbers = np.zeros(k.NUMBERS, dtype)
         numbers[: k.L2] = rule.numbers
         numbers[k.L2], numbers[k.CLIP] = net.l2, plan.rule.clip_norm or 0.0
@@ -219,7 +238,13 @@ class NumbaBackend(Backend):
             np.zeros((threads, L + 1, 2), dtype),
             np.zeros((threads, SHARES)),
             zeros,
+            columns,
         )
+
+
+def _columns(plan: Plan) -> int:
+    """Return of how many columns of X the epoch notes which have come up in a batch."""
+    return 0 if plan.nonzeros is None else plan.architecture.sizes[0]
 
 
 def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:

@@ -16,7 +16,7 @@ from bpgpu.backends.numba_cuda_launch import Launcher
 from bpgpu.backends.numpy_backend import NumpyBackend
 from bpgpu.backends.rules import RULES
 from bpgpu.errors import BackendUnavailableError
-from bpgpu.interop import on_gpu, same_kind
+from bpgpu.interop import dense, on_gpu, same_kind
 from bpgpu.optimizers import Optimizer
 
 Array = Any
@@ -119,7 +119,7 @@ class NumbaCudaBackend(CudaBackend):
             if array.dtype == dtype:
                 return array
             array = self.memory.download(array)
-        host = np.ascontiguousarray(array, dtype=dtype)
+        host = np.ascontiguousarray(dense(array), dtype=dtype)
         target = self.memory.empty(host.shape, dtype)
         self.memory.upload(target, host)
         return target

@@ -1,0 +1,106 @@
+"""bpgpu's estimators on sparse X, beside scikit-learn's on the same."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn import neural_network
+
+from bpgpu import sklearn as ours
+from bpgpu.backends.numba_backend import NumbaBackend
+from bpgpu.backends.numpy_backend import NumpyBackend
+from tests.simgpu import device
+from tests.test_sklearn_parity import BACKENDS, SOLVERS, TASKS, TOLERANCE, assert_equal, estimator, fit, problem
+
+KINDS = [sparse.csr_array, sparse.csr_matrix, sparse.csc_array, sparse.csc_matrix]
+
+
+def sparse_problem(task, dtype="float64"):
+    X, y, options = problem(task, dtype)
+    X[X < 0.5] = 0
+    X[4] = 0
+    X[:, 5] = 0
+    return X, y, options
+
+
+@pytest.fixture(autouse=True)
+def never_dense(monkeypatch):
+    """Let nobody make X dense; scikit-learn does it with labels."""
+    for kind in KINDS:
+        whole = kind.toarray
+
+        def toarray(self, *arguments, whole=whole, **options):
+            assert self.shape[1] != 6, "X is made dense"
+            return whole(self, *arguments, **options)
+
+        monkeypatch.setattr(kind, "toarray", toarray)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("solver", "task"), itertools.product(("sgd", "nesterov", "adam", "lbfgs"), TASKS))
+def test_solver_and_task(solver, task, backend, dtype):
+    X, y, options = sparse_problem(task, dtype)
+    options |= SOLVERS[solver]
+    if solver == "lbfgs":  # no overshoot to where scikit-learn cuts the logarithms of probabilities off
+        options |= {"max_iter": 20, "alpha": 3.0}
+    X = sparse.csr_array(X)
+    mine, theirs = (fit(module, task, X, y, backend=backend, **options) for module in (ours, neural_network))
+    assert mine.fit_report_.backend == backend
+    assert_equal(mine, theirs, X, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_with_early_stopping_and_weights(kind, weighted, backend):
+    X, y, _ = sparse_problem("classes")
+    weight = np.random.default_rng(5).uniform(0.1, 3, len(X)) if weighted else None
+    X, options = kind(X), SOLVERS["adam"] | {"early_stopping": True, "alpha": 0.5}
+    mine, theirs = (
+        fit(module, "classes", X, y, weight=weight, backend=backend, **options) for module in (ours, neural_network)
+    )
+    assert mine.fit_report_.backend == backend
+    assert_equal(mine, theirs, X, 1e-8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_partial_fit_on_sparse_and_dense_parts(backend):
+    X, y, _ = sparse_problem("classes")
+    models = [estimator(module, "classes", backend=backend) for module in (ours, neural_network)]
+    for model in models:
+        for i, rows in enumerate((slice(0, 40), slice(40, 90), slice(10, 60))):
+            part = X[rows] if i == 1 else sparse.csr_array(X)[rows]
+            model.partial_fit(part, y[rows], classes=np.unique(y))
+    assert models[0].fit_report_.backend == backend
+    assert_equal(*models, sparse.csr_array(X), 1e-10)
+
+
+def test_what_is_too_large_for_int32_trains_in_scikit_learn(monkeypatch):
+    X, y, _ = sparse_problem("classes")
+    X = sparse.csr_array(X)
+    monkeypatch.setattr("bpgpu.sklearn.fitting.LARGEST_SPARSE", X.nnz - 1)
+    mine, theirs = (fit(module, "classes", X, y, max_iter=2) for module in (ours, neural_network))
+    assert mine.fit_report_.backend == "scikit-learn" and "too large" in mine.fit_report_.reason
+    assert_equal(mine, theirs, X, 1e-12)
+
+
+@pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
+def test_on_a_gpu_batches_are_made_dense_but_not_all_at_once(monkeypatch):
+    from tests.simgpu import cupy as simulated
+
+    monkeypatch.undo()  # the batches are made dense
+    with pytest.MonkeyPatch.context() as patch:
+        simulated.install(patch)
+        from bpgpu.backends.cupy_backend import CupyBackend
+
+        X, y, _ = sparse_problem("classes")
+        X = sparse.csr_array(X)
+        for solver, where in (("nesterov", "cupy"), ("adam", "cupy"), ("lbfgs", "scikit-learn")):
+            options = SOLVERS[solver] | {"max_iter": 5}
+            mine = fit(ours, "classes", X, y, backend=CupyBackend(), **options)
+            theirs = fit(neural_network, "classes", X, y, **options)
+            assert mine.fit_report_.backend == where
+            assert_equal(mine, theirs, X, 1e-8)
+    assert NumpyBackend.takes_sparse and NumbaBackend.takes_sparse and not CupyBackend.takes_sparse
