@@ -378,6 +378,37 @@ class MLP:
         net: Self = load(cls, path, backend)
         return net
 
+    def to_onnx(
+        self, path: str | PathLike[str], *, input_name: str = "X", output_name: str = "output", X: Array | None = None
+    ) -> None:
+        """Write the network to an ONNX file, which other programs can predict with.
+
+        It takes any number of rows, of the network's dtype. What `save` keeps besides the weights is in the file's
+        metadata, as JSON under the key ``bpgpu``. Before the file is written, onnxruntime must give the same numbers
+        with it as `predict`, up to rounding. Needs the packages onnx and onnxruntime.
+
+        Parameters
+        ----------
+        path : path-like
+        input_name, output_name : str
+        X : array, shape (n, n_0), optional
+            Rows to check the file with; random ones, of sizes around 0.01 to 100, if not given.
+
+        Raises
+        ------
+        ImportError
+            If a package is missing.
+        ValueError, TypeError
+            If an argument is not as described, or the parameters take more than the 2 GiB of such a file.
+        RuntimeError
+            If onnxruntime gives other numbers; no file is written, and an older one is untouched.
+        OSError
+            If the file cannot be written; an older one is then untouched.
+        """
+        from bpgpu.onnx_export import export
+
+        export(self, path, input_name=input_name, output_name=output_name, X=X)
+
     @classmethod
     def from_theta(
         cls,
