@@ -29,7 +29,7 @@ class Labels:
 
     Attributes
     ----------
-    classes : array, shape (K,)
+    classes : list of length K
         The labels, numbers or text; a single output says how probable the second is.
     decode : function
         Returns the labels for the probabilities that a file gives: what its own labels are checked against.
@@ -37,7 +37,7 @@ class Labels:
         Whether every output is a yes-or-no answer of its own, and the labels a matrix of 0 and 1.
     """
 
-    classes: Array
+    classes: list[Any]
     decode: Callable[[Array], Any]
     multilabel: bool = False
 
@@ -132,9 +132,8 @@ def _add_labels(graph: "Graph", a: "Value", outputs: int, labels: Labels) -> tup
     return a, outputs
 
 
-def _as_tensor(classes: Array) -> Array:
+def _as_tensor(values: list[Any]) -> Array:
     """Return labels in a type that ONNX has."""
-    values = classes.tolist()
     if all(isinstance(value, str) for value in values):
         return np.array(values, dtype=object)
     if not all(isinstance(value, bool | int | float) for value in values):
@@ -162,6 +161,8 @@ def _check(
     except Exception as error:  # it has a dozen classes of its own
         raise RuntimeError(f"no ONNX file was written: onnxruntime cannot run it: {error}") from error
     expected = predict(rows)
+    if expected.shape[1] < got.shape[1]:
+        expected = np.hstack([1 - expected, expected])
     with np.errstate(invalid="ignore"):  # infinities are compared too
         agree = (got == expected) | (np.abs(got - expected) <= MARGIN * _rounding(net, rows))
     agree |= np.isnan(got) & np.isnan(expected)

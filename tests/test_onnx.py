@@ -6,12 +6,13 @@ import sys
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import pytest
 from safetensors import safe_open
 from scipy import special
 
 import bpgpu
-from bpgpu import onnx_export, onnx_graph
+from bpgpu import cli, onnx_export, onnx_graph
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.costs import COSTS
 from bpgpu.kernels import formulas
@@ -272,3 +273,88 @@ def test_a_network_larger_than_the_format(make_net, path, monkeypatch):
     monkeypatch.setattr(onnx_export, "LARGEST", 100)
     with pytest.raises(ValueError, match="an ONNX file holds 2 GiB, but the parameters take"):
         make_net().to_onnx(path)
+
+
+# The command line
+
+
+@pytest.fixture
+def bpgpu_command(capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        code = cli.run([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["setosa", "virginica"], ["a", "b", "ü"], [3, 5], [False, True], [0, 1, 7]],
+    ids=str,
+)
+def test_the_file_of_a_classifier_gives_its_labels(bpgpu_command, labels):
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, len(labels), 200)
+    table = pd.DataFrame(rng.normal(size=(200, 3)) + classes[:, None], columns=list("abc"))
+    table["kind"] = [labels[k] for k in classes]
+    table.to_csv("table.csv", index=False)
+    assert bpgpu_command("train", "table.csv", "--out", "m.safetensors", "--epochs", 2, "--backend", "numpy")[0] == 0
+    code, out, _ = bpgpu_command("export", "m.safetensors", "m.onnx")
+    assert (code, out) == (0, "m.onnx: X -> label, probabilities; the same numbers as predict, by onnxruntime\n")
+    assert [output.name for output in session("m.onnx").get_outputs()] == ["label", "probabilities"]
+    label, probabilities = run("m.onnx", table[["a", "b", "c"]].to_numpy(np.float32))
+    assert bpgpu_command("predict", "m.safetensors", "table.csv", "--probabilities", "--out", "p.csv")[0] == 0
+    predictions = pd.read_csv("p.csv")
+    assert label.tolist() == predictions["kind"].tolist()
+    assert label.dtype == (object if isinstance(labels[0], str) else np.int64)
+    columns = [f"p({name})" for name in labels]
+    np.testing.assert_allclose(probabilities, predictions[columns].to_numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_file_of_a_regression_gives_raw_numbers(bpgpu_command):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(100, 2)) * 30 + 500, columns=["a", "price"])
+    table.to_csv("table.csv", index=False)
+    bpgpu_command("train", "table.csv", "--out", "m.safetensors", "--epochs", 2, "--backend", "numpy")
+    code, out, _ = bpgpu_command("export", "m.safetensors", "m.onnx")
+    assert (code, out) == (0, "m.onnx: X -> output; the same numbers as predict, by onnxruntime\n")
+    (output,) = run("m.onnx", table[["a"]].to_numpy(np.float32))
+    bpgpu_command("predict", "m.safetensors", "table.csv", "--out", "p.csv")
+    np.testing.assert_allclose(output[:, 0], pd.read_csv("p.csv")["price"], rtol=1e-5)
+
+
+def test_a_network_that_knows_no_table_can_be_exported_too(bpgpu_command, make_net):
+    make_net().save("m.safetensors")
+    assert bpgpu_command("export", "m.safetensors", "m.onnx")[0] == 0
+    assert run("m.onnx", np.ones((2, 3)))[0].shape == (2, 2)
+
+
+def test_wrong_labels_are_found(make_net, path):
+    net = make_net(activations=("tanh", "softmax"), cost="cross_entropy")
+    net.metadata = {"columns": ["a", "b", "c"], "target": "y", "task": "classification", "classes": [1, 2]}
+    with pytest.raises(RuntimeError, match="onnxruntime gives other labels than predict"):
+        onnx_export.export(
+            net,
+            path,
+            input_name="X",
+            output_name="probabilities",
+            labels=onnx_export.Labels([1, 2], lambda a: 2 - a.argmax(axis=1)),
+        )
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.safetensors", "m.onnx"], "missing.safetensors: No such file"),
+        (["net.safetensors", "nowhere/m.onnx"], "the folder of nowhere/m.onnx must exist"),
+        (["net.safetensors", "."], "OUT must name a file"),
+    ],
+)
+def test_errors_of_the_command_are_one_line(bpgpu_command, make_net, arguments, message):
+    make_net().save("net.safetensors")
+    code, out, err = bpgpu_command("export", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"bpgpu: {message}")
