@@ -1,15 +1,15 @@
 """Networks as ONNX files, each checked with onnxruntime against `predict` before it is kept."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpgpu import saving
+from bpgpu import checks, saving
 from bpgpu.backends import get_backend
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MARGIN = 100
 LARGEST = 2**31 - 2**20  # bytes: what the format can hold, less something for all but the parameters
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Labels:
     """What makes a network a classifier.
 
@@ -48,6 +48,7 @@ def export(
     *,
     input_name: str,
     output_name: str,
+    dtype: Any = None,
     X: Any = None,
     predict: Callable[[Array], Array] | None = None,
     labels: Labels | None = None,
@@ -59,6 +60,8 @@ def export(
     net : MLP
     path : path-like
     input_name, output_name : str
+    dtype : {"float32", "float64"}, optional
+        Of the file's numbers; the network's own if not given.
     X : array, shape (n, n_0), optional
         Rows to check the file with; random ones if not given.
     predict : function, optional
@@ -75,9 +78,10 @@ def export(
     RuntimeError
         If onnxruntime gives other numbers than `predict`; no file is written then.
     """
-    rows = _random_rows(net) if X is None else net.backend.to_numpy(net._input(X))
+    number = net.architecture.dtype if dtype is None else checks.floating_dtype(dtype)
+    rows = (_random_rows(net) if X is None else net.backend.to_numpy(net._input(X))).astype(number)
     net = _on_the_host(net)
-    content = _content(net, input_name, output_name, labels)
+    content = _content(_cast(net, number), input_name, output_name, labels)
     _check(content, net, rows, predict or net.predict, labels)
     saving.write_atomically(Path(path), content)
 
@@ -87,6 +91,14 @@ def _on_the_host(net: "MLP") -> "MLP":
     host = copy.copy(net)
     host.parameters, host.backend = net.backend.to_numpy(net.parameters), get_backend("numpy")
     return host
+
+
+def _cast(net: "MLP", dtype: np.dtype[Any]) -> "MLP":
+    """Return the network with parameters of another dtype."""
+    cast = copy.copy(net)
+    cast.architecture = dataclasses.replace(net.architecture, dtype=dtype)
+    cast.parameters = net.parameters.astype(dtype)
+    return cast
 
 
 def _random_rows(net: "MLP") -> Array:
@@ -164,7 +176,7 @@ def _check(
     if expected.shape[1] < got.shape[1]:
         expected = np.hstack([1 - expected, expected])
     with np.errstate(invalid="ignore"):  # infinities are compared too
-        agree = (got == expected) | (np.abs(got - expected) <= MARGIN * _rounding(net, rows))
+        agree = (got == expected) | (np.abs(got - expected) <= MARGIN * _rounding(net, rows, got.dtype))
     agree |= np.isnan(got) & np.isnan(expected)
     if not agree.all():
         row, column = np.argwhere(~agree)[0]
@@ -178,9 +190,12 @@ def _check(
         )
 
 
-def _rounding(net: "MLP", rows: Array) -> Array:
-    """Return, for each row, how far rounding moves the outputs: as far as other last bits of all parameters do."""
-    eps = np.finfo(net.architecture.dtype).eps
+def _rounding(net: "MLP", rows: Array, dtype: np.dtype[Any]) -> Array:
+    """Return, for each row, how far rounding moves the outputs: as far as other last bits of all parameters do.
+
+    The bits are those of the network's dtype or of the file's, whichever has fewer.
+    """
+    eps = max(np.finfo(net.architecture.dtype).eps, np.finfo(dtype).eps)
     moved, signs = copy.copy(net), np.random.default_rng(0).choice([-1, 1], len(net.parameters))
     moved.parameters = (net.parameters * (1 + eps * signs)).astype(net.architecture.dtype)
     a, b = net.predict(rows), moved.predict(rows)

@@ -45,7 +45,9 @@ def estimator(module, task, **options):
     kind = module.MLPClassifier if task in ("binary", "classes", "multilabel") else module.MLPRegressor
     backend = {"backend": options.pop("backend", "numpy")} if module is ours else {}
     options.pop("backend", None)
-    return kind(**{"hidden_layer_sizes": (7,), "max_iter": EPOCHS, "batch_size": 32, "random_state": 3} | options, **backend)
+    return kind(
+        **{"hidden_layer_sizes": (7,), "max_iter": EPOCHS, "batch_size": 32, "random_state": 3} | options, **backend
+    )
 
 
 def fit(module, task, X, y, *, weight=None, **options):
@@ -118,7 +120,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("option", "solver", "task"), itertools.product(OPTIONS, ("nesterov", "adam"), ("binary", "outputs")))
+@pytest.mark.parametrize(
+    ("option", "solver", "task"), itertools.product(OPTIONS, ("nesterov", "adam"), ("binary", "outputs"))
+)
 def test_option(option, solver, task, backend):
     X, y, options = problem(task)
     options |= SOLVERS[solver] | OPTIONS[option]

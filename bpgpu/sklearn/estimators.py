@@ -5,10 +5,11 @@ from typing import Any
 from sklearn import neural_network
 
 from bpgpu.backends.base import Backend
+from bpgpu.sklearn.conversion import ConversionMixin
 from bpgpu.sklearn.fitting import BackendMixin
 
 
-class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
+class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier):
     """scikit-learn's `MLPClassifier`, trained by a backend of bpgpu.
 
     Parameters
@@ -95,7 +96,7 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
         self.progress = progress
 
 
-class MLPRegressor(BackendMixin, neural_network.MLPRegressor):
+class MLPRegressor(BackendMixin, ConversionMixin, neural_network.MLPRegressor):
     """scikit-learn's `MLPRegressor`, trained by a backend of bpgpu.
 
     Parameters
