@@ -144,9 +144,8 @@ class Batch:
         def cut(arrays: list[Any]) -> list[Any]:
             return [None if array is None else array[:count] for array in arrays]
 
-        return Batch(
-            self.y[:count], self.scale[:count], self.cost[:count], *map(cut, (self.z, self.a, self.h, self.delta))
-        )
+        z, a, h, delta = map(cut, (self.z, self.a, self.h, self.delta))
+        return Batch(self.y[:count], self.scale[:count], self.cost[:count], z, a, h, delta)
 
 
 class Plan:

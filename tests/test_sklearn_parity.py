@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy.sparse import csc_array, csr_array
 from sklearn import neural_network
 from sklearn.exceptions import ConvergenceWarning
 

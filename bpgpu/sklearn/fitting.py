@@ -14,6 +14,7 @@ from scipy.sparse import issparse
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
+from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 from sklearn.utils import shuffle
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -51,13 +52,14 @@ def limited(n_threads: int | None) -> Iterator[None]:
         yield
 
 
-class BackendMixin:
+class BackendMixin(BaseMultilayerPerceptron):
     """What `MLPClassifier` and `MLPRegressor` put in the place of scikit-learn's training.
 
     The methods are scikit-learn's inner seams, with its arguments. Initial weights, the split for early stopping,
     the order of the samples and the schedules of learning rates are its own code or its own random stream.
     """
 
+    _no_improvement_count: int
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as scikit-learn has it
         "backend": [StrOptions({"auto", *REGISTRY}), Backend],
         "n_threads": [Interval(Integral, 1, None, closed="left"), None],
@@ -239,5 +241,7 @@ class BackendMixin:
 
     def _loss_grad_lbfgs(self, packed_coef_inter: Any, *arguments: Any) -> tuple[float, Any]:
         if self._objective is None:
-            return super()._loss_grad_lbfgs(packed_coef_inter, *arguments)
-        return self._objective(packed_coef_inter)
+            loss, gradient = super()._loss_grad_lbfgs(packed_coef_inter, *arguments)
+        else:
+            loss, gradient = self._objective(packed_coef_inter)
+        return loss, gradient

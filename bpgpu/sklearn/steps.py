@@ -136,7 +136,7 @@ class ReferenceSteps:
             cost, dW, db = estimator._backprop(self.work[0][0], self.y[rows], weight, *self.work)
             loss += cost * (batch.stop - batch.start)
             estimator._optimizer.update_params(parameters, dW + db)
-        return loss / n
+        return float(loss / n)
 
     def download(self) -> None:
         """Everything is where scikit-learn reads it."""
