@@ -65,6 +65,30 @@ def test_a_file_gives_the_numbers_of_predict(make_net, path, activation, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS.values(), MISH], ids=lambda a: a.name)
+def test_activations_are_right_far_from_zero_too(path, activation, dtype):
+    if activation.rowwise:
+        z = np.array([[-1e4, 1e4], [1e4, 1e4 - 1], [-1e4, -1e4 - 20]], dtype)
+    else:
+        z = np.array([[10.0**k, -(10.0**k)] for k in range(-8, 5)], dtype)
+    net = bpgpu.MLP([2, 2], activation, "half_squared_error", dtype=dtype, backend="numpy", init=[(np.eye(2), [0, 0])])
+    net.to_onnx(path)
+    expected = net.predict(z)
+    np.testing.assert_allclose(run(path, z)[0], expected, rtol=4 * np.finfo(dtype).eps, atol=np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["tanh", "elu", "gelu", "silu", "sigmoid", "softplus", "softmax"])
+def test_small_outputs_are_no_error(path, activation, dtype):
+    """Rounding is measured by what is usual in a network, or a file would be refused for what nobody can do better."""
+    rows, bias = np.full((5, 2), 1e-6), np.full(2, -30.0 if activation in ("sigmoid", "softplus") else 0)
+    init = [(np.array([[1.0, 0.5], [-0.3, 1]]), bias)]
+    net = bpgpu.MLP([2, 2], activation, "half_squared_error", dtype=dtype, backend="numpy", init=init)
+    net.to_onnx(path)
+    net.to_onnx(path, X=rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cost", COSTS)
 def test_a_file_says_all_that_a_saved_network_says(make_net, path, cost, dtype):
     net = make_net(activations=(MISH, "sigmoid"), cost=cost, l2=0.1, dropout=0.5, seed=3, dtype=dtype)

@@ -139,6 +139,8 @@ def network(kind: type[MLP], estimator: Any, backend: str | Backend) -> Any:
 
     Its metadata are those that ``bpgpu train`` writes, if the estimator predicts one label or number a row.
     """
+    if not isinstance(estimator, neural_network.MLPClassifier | neural_network.MLPRegressor):
+        raise TypeError(f"estimator must be an MLPClassifier or MLPRegressor, got {type(estimator).__name__}")
     check_is_fitted(estimator)
     parameters = [*estimator.coefs_, *estimator.intercepts_]
     sizes = [len(estimator.coefs_[0]), *(len(b) for b in estimator.intercepts_)]

@@ -55,7 +55,11 @@ class BackendSteps:
         kept = {"velocities": 1} if hasattr(optimizer, "velocities") else {"ms": 1, "vs": 1}
         groups = [estimator.coefs_ + estimator.intercepts_, *(getattr(optimizer, name) for name in kept)]
         self.host = [np.concatenate([np.ravel(x) for x in arrays]).astype(net.dtype, copy=False) for arrays in groups]
+        # After early stopping, scikit-learn's best weights are the current ones, and trained on in a warm start.
+        best_are_current = getattr(estimator, "_best_coefs", None) is estimator.coefs_
         estimator.coefs_, estimator.intercepts_ = net.views(self.host[0])
+        if best_are_current:
+            estimator._best_coefs, estimator._best_intercepts = estimator.coefs_, estimator.intercepts_
         for name, flat in zip(kept, self.host[1:], strict=True):
             weights, biases = net.views(flat)
             setattr(optimizer, name, weights + biases)
