@@ -12,15 +12,17 @@ from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 
 from bpgpu import onnx_export
-from bpgpu.activations import Activation
+from bpgpu.activations import Activation, get_activation
 from bpgpu.backends.base import Backend
-from bpgpu.costs import COSTS, Cost
+from bpgpu.costs import Cost
 from bpgpu.network import MLP
 from bpgpu.sklearn import networks
 
-# What only says where and how a fit runs, and what it leaves behind; scikit-learn needs none of it to go on.
-WHERE = {"backend", "n_threads", "progress"}
-REPORT = {"fit_report_"}
+# What says where a fit runs, who watches it, or something of a loss: to scikit-learn's training it makes no difference.
+UNIMPORTANT = {"backend", "n_threads", "progress", "callbacks", "quantile", "huber_delta"}
+# What a fit leaves behind that scikit-learn's does not.
+OWN = {"fit_report_", "validation_loss_curve_", "_order", "_dropout_seed", "_split_state", "_skl_callbacks"}
+SKLEARNS = {get_activation(name): name for name in ("identity", "logistic", "tanh", "relu")}
 # Poisson's loss with derivatives that hold for each alone; the ones of `networks` hold for the pair.
 EXP = Activation("exp", value="exp(z)", derivative="a")
 POISSON = Cost("poisson", value=networks.POISSON.value, gradient="1 - y / a")
@@ -33,25 +35,32 @@ class ConversionMixin:
         """Return a copy as scikit-learn's own estimator: parameters and all that fitting has left.
 
         It predicts the same to the bit, and goes on from the same state with ``partial_fit`` and ``warm_start``. What
-        says where a fit runs (``backend`` and the like) and ``fit_report_`` stay behind.
+        says where a fit runs and who watches it (``backend``, ``callbacks`` and the like) stays behind, and so do
+        ``fit_report_`` and ``validation_loss_curve_``.
 
         Raises
         ------
         ValueError
-            If a parameter that scikit-learn lacks is not at its default.
+            If scikit-learn lacks a parameter that is not at its default, or what it is set to.
         """
         plain = _sklearns_kind(self)()
         parameters = inspect.signature(type(self)).parameters
         added = parameters.keys() - plain.get_params().keys()
-        for name in sorted(added - WHERE):
-            default = parameters[name].default
-            if getattr(self, name) is not default and getattr(self, name) != default:
+        for name in sorted(added - UNIMPORTANT):
+            value, default = getattr(self, name), parameters[name].default
+            if value is not default and value != default:
                 raise ValueError(
-                    f"to_sklearn: scikit-learn has no parameter {name}, which is {getattr(self, name)!r} here; if only "
-                    f"the fitted weights matter, call set_params({name}={default!r}) first"
+                    f"to_sklearn: scikit-learn has no parameter {name}, which is {value!r} here; if only the fitted "
+                    f"weights matter, call set_params({name}={default!r}) first"
                 )
-        kept = {name: value for name, value in vars(self).items() if name not in added | REPORT}
-        vars(plain).update(copy.deepcopy(kept))
+        vars(plain).update(copy.deepcopy({name: x for name, x in vars(self).items() if name not in added | OWN}))
+        if isinstance(getattr(plain, "_optimizer", None), networks.RuleOptimizer):
+            del plain._optimizer  # of a parameter that has been set back since
+        given = [self.activation] if isinstance(self.activation, str | Activation) else self.activation
+        hidden = {get_activation(activation) for activation in given}
+        if len(hidden) == 1:
+            plain.activation = SKLEARNS.get(hidden.pop(), plain.activation)
+        plain._validate_params()
         return plain
 
     @classmethod
@@ -142,25 +151,30 @@ def network(kind: type[MLP], estimator: Any, backend: str | Backend) -> Any:
     if not isinstance(estimator, neural_network.MLPClassifier | neural_network.MLPRegressor):
         raise TypeError(f"estimator must be an MLPClassifier or MLPRegressor, got {type(estimator).__name__}")
     check_is_fitted(estimator)
-    parameters = [*estimator.coefs_, *estimator.intercepts_]
-    sizes = [len(estimator.coefs_[0]), *(len(b) for b in estimator.intercepts_)]
-    found = networks.architecture(estimator, sizes, np.result_type(*parameters))
-    cost = POISSON if found.cost == networks.POISSON else found.cost
+    if not isinstance(estimator, ConversionMixin):
+        from bpgpu.sklearn import estimators
+
+        own = estimators.MLPClassifier if is_classifier(estimator) else estimators.MLPRegressor
+        estimator = own.from_sklearn(estimator)
+    found = networks.architecture(estimator, np.result_type(*estimator.coefs_, *estimator.intercepts_))
+    # Of one output: its value and its gradient agree, and the sum over the outputs is what scikit-learn descends along.
+    costs = {"identity": lambda: networks.cost(estimator, 1), "exp": lambda: POISSON}
     net = kind(
         found.sizes,
         [EXP if activation == networks.EXP else activation for activation in found.activations],
-        COSTS["half_squared_error"] if cost == networks.squared_error(sizes[-1]) else cost,
+        costs.get(estimator.out_activation_, lambda: found.cost)(),
         l2=found.l2,
         dropout=found.dropout,
         dtype=found.dtype,
+        seed=found.seed,
         backend=backend,
         init=list(zip(estimator.coefs_, estimator.intercepts_, strict=True)),
     )
-    net.metadata = _of_a_table(estimator, sizes)
+    net.metadata = _of_a_table(estimator, found.sizes)
     return net
 
 
-def _of_a_table(estimator: Any, sizes: list[int]) -> dict[str, Any]:
+def _of_a_table(estimator: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
     """Return what ``bpgpu train`` says of a table, if the estimator predicts one label or one number a row."""
     classes = np.asarray(estimator.classes_).tolist() if is_classifier(estimator) else []
     if _is_multilabel(estimator) or len(classes) == 1 or (sizes[-1] > 1 and not classes):
