@@ -28,6 +28,7 @@ TASKS = CLASSIFIERS | {
     "outputs": lambda scores: scores,
     "poisson": lambda scores: np.floor(np.exp(scores[:, 0])),
 }
+CUBE = bpgpu.Activation("cube", value="0.1 * z ** 3", derivative="0.3 * z ** 2")
 SOLVERS = ["sgd", "adam", "lbfgs"]
 ACTIVATIONS = ["identity", "logistic", "tanh", "relu"]
 
@@ -48,10 +49,10 @@ def make(module, task, **options):
     return kind(**options)
 
 
-def fitted(module, task, dtype="float64", **options):
+def fitted(module, task, precision="float64", **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return make(module, task, **options).fit(*problem(task, dtype))
+        return make(module, task, **options).fit(*problem(task, precision))
 
 
 def go_on(estimator, X, y):
@@ -79,13 +80,6 @@ def state(value):
     return repr(value)
 
 
-def without(estimator, *names):
-    return {name: value for name, value in vars(estimator).items() if name not in names}
-
-
-ADDED = ["backend", "n_threads", "progress", "fit_report_"]
-
-
 # scikit-learn's own estimator
 
 
@@ -97,7 +91,8 @@ def test_the_copy_is_scikit_learns_and_holds_all(task, solver, dtype):
     mine = fitted(ours, task, dtype, solver=solver)
     plain = mine.to_sklearn()
     assert type(plain) is (neural_network.MLPClassifier if task in CLASSIFIERS else neural_network.MLPRegressor)
-    assert state(vars(plain)) == state(without(mine, *ADDED))
+    names = vars(fitted(neural_network, task, dtype, solver=solver)).keys()
+    assert state(vars(plain)) == state({name: vars(mine)[name] for name in names})
     assert plain.predict(X).tobytes() == mine.predict(X).tobytes()
     if task in CLASSIFIERS:
         assert plain.predict_proba(X).tobytes() == mine.predict_proba(X).tobytes()
@@ -109,7 +104,7 @@ def test_the_copy_is_scikit_learns_and_holds_all(task, solver, dtype):
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("task", ["binary", "classes", "regression", "poisson"])
+@pytest.mark.parametrize("task", ["booleans", "classes", "regression", "poisson"])
 def test_the_copy_goes_on_as_the_estimator_does(task, solver, early_stopping):
     X, y = problem(task)
     mine = fitted(ours, task, solver=solver, early_stopping=early_stopping)
@@ -167,20 +162,59 @@ def test_something_else_is_refused(other):
         ours.MLPClassifier.from_sklearn(neural_network.MLPClassifier(), depth=3)
 
 
-class Wider(ours.MLPClassifier):
-    """A parameter more, as a class of the user's may have."""
-
-    def __init__(self, width=1.0, backend="numpy", random_state=None):
-        super().__init__(backend=backend, random_state=random_state)
-        self.width = width
-
-
-def test_a_parameter_that_scikit_learn_lacks_is_not_dropped_in_silence():
-    Wider().to_sklearn()
+@pytest.mark.parametrize(
+    ("options", "default"),
+    [
+        ({"dropout": 0.5}, 0.0),
+        ({"class_weight": "balanced"}, None),
+        ({"label_smoothing": 0.1}, 0.0),
+        ({"optimizer": "adamw"}, None),
+        ({"scoring": "loss", "early_stopping": True}, None),
+        ({"dtype": "float32"}, None),
+    ],
+    ids=str,
+)
+def test_a_parameter_that_scikit_learn_lacks_is_not_dropped_in_silence(options, default):
+    X, y = problem("classes")
+    mine, name = fitted(ours, "classes", **options), next(iter(options))
     with pytest.raises(
-        ValueError, match=r"no parameter width, which is 2.0 here; .* call set_params\(width=1.0\) first"
+        ValueError, match=rf"scikit-learn has no parameter {name}, .* call set_params\({name}={default}\)"
     ):
-        Wider(2.0).to_sklearn()
+        mine.to_sklearn()
+    plain = mine.set_params(**{name: default}).to_sklearn()
+    assert plain.predict_proba(X).tobytes() == mine.predict_proba(X).tobytes()
+    assert b"bpgpu" not in pickle.dumps(plain)
+    go_on(plain, X, y)
+
+
+@pytest.mark.parametrize("options", [{"activation": "gelu"}, {"loss": "huber"}, {"warm_start": "resume"}], ids=str)
+def test_a_value_that_scikit_learn_does_not_know_is_refused(options):
+    with pytest.raises(ValueError, match=f"The '{next(iter(options))}' parameter of MLPRegressor must be"):
+        fitted(ours, "regression", **options).to_sklearn()
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"), [("sigmoid", "logistic"), (["relu", "relu"], "relu"), ("linear", "identity")]
+)
+def test_activations_that_scikit_learn_has_under_another_name(activation, name):
+    X, _ = problem("classes")
+    mine = fitted(ours, "classes", activation=activation)
+    plain = mine.to_sklearn()
+    assert plain.activation == name
+    np.testing.assert_allclose(plain.predict_proba(X), mine.predict_proba(X), rtol=1e-13)
+
+
+def test_what_only_watches_or_says_where_stays_behind():
+    history = []
+
+    class Watch(bpgpu.Callback):
+        def on_epoch_end(self, training):
+            history.append(training.history.loss[-1])
+
+    X, y = problem("regression")
+    mine = make(ours, "regression", callbacks=[Watch()], n_threads=1, quantile=0.3, tol=1, max_iter=50).fit(X, y)
+    assert history
+    assert b"bpgpu" not in pickle.dumps(mine.to_sklearn())
 
 
 # A network
@@ -250,6 +284,23 @@ def test_what_is_not_fitted_has_no_network(kind, tmp_path):
         ours.MLPClassifier().to_onnx(tmp_path / "net.onnx")
     with pytest.raises(TypeError, match="estimator must be an MLPClassifier or MLPRegressor"):
         bpgpu.MLP.from_sklearn("net")
+
+
+@pytest.mark.parametrize("task", ["regression", "outputs"])
+@pytest.mark.parametrize("loss", ["absolute_error", "huber", "log_cosh", "quantile", "own"])
+def test_a_network_has_the_loss_the_activations_and_the_dropout(tmp_path, loss, task):
+    X, y = problem(task)
+    own = bpgpu.Cost("own", "(a - y) ** 4", "4 * (a - y) ** 3")
+    options = {"activation": ["gelu", CUBE], "dropout": 0.25, "quantile": 0.3, "huber_delta": 0.5}
+    mine = fitted(ours, task, loss=own if loss == "own" else loss, **options)
+    net = bpgpu.MLP.from_sklearn(mine, backend="numpy")
+    np.testing.assert_allclose(net.predict(X), mine.predict(X).reshape(len(X), -1), rtol=1e-13)
+    assert (net.architecture.cost.name, net.architecture.dropout) == (loss, 0.25)
+    bpgpu.check_gradients(net, X, y)
+    net.save(tmp_path / "net.safetensors")
+    assert bpgpu.MLP.load(tmp_path / "net.safetensors").architecture == net.architecture
+    mine.to_onnx(tmp_path / "net.onnx")
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", X)["variable"], net.predict(X), rtol=1e-10)
 
 
 # ONNX
