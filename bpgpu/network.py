@@ -380,6 +380,70 @@ class MLP:
         return net
 
     @classmethod
+    def from_sklearn(cls, estimator: Any, *, backend: str | Backend = "auto") -> Self:
+        """Build the network of a fitted scikit-learn estimator, or of one of `bpgpu.sklearn`.
+
+        Its cost and penalty have the gradients that the estimator descends along. What `predict` gives is what the
+        estimator computes from: probabilities (of the second class, if there are two) or numbers. The labels are in
+        ``metadata["classes"]``, and the command line can predict with the network when it is saved.
+
+        Parameters
+        ----------
+        estimator : sklearn.neural_network.MLPClassifier or MLPRegressor
+        backend : str or Backend
+
+        Raises
+        ------
+        TypeError
+            If it is something else.
+        sklearn.exceptions.NotFittedError
+            If it is not fitted.
+        """
+        from bpgpu.sklearn.conversion import network
+
+        net: Self = network(cls, estimator, backend)
+        return net
+
+    def to_onnx(
+        self,
+        path: str | PathLike[str],
+        *,
+        input_name: str = "X",
+        output_name: str = "output",
+        dtype: Any = None,
+        X: Array | None = None,
+    ) -> None:
+        """Write the network to an ONNX file, which other programs can predict with.
+
+        It takes any number of rows. What `save` keeps besides the weights is in the file's
+        metadata, as JSON under the key ``bpgpu``. Before the file is written, onnxruntime must give the same numbers
+        with it as `predict`, up to rounding. Needs the packages onnx and onnxruntime.
+
+        Parameters
+        ----------
+        path : path-like
+        input_name, output_name : str
+        dtype : {"float32", "float64"}, optional
+            Of the file's numbers; the network's own if not given.
+        X : array, shape (n, n_0), optional
+            Rows to check the file with; random ones, of sizes around 0.01 to 100, if not given.
+
+        Raises
+        ------
+        ImportError
+            If a package is missing.
+        ValueError, TypeError
+            If an argument is not as described, or the parameters take more than the 2 GiB of such a file.
+        RuntimeError
+            If onnxruntime gives other numbers; no file is written, and an older one is untouched.
+        OSError
+            If the file cannot be written; an older one is then untouched.
+        """
+        from bpgpu.onnx_export import export
+
+        export(self, path, input_name=input_name, output_name=output_name, dtype=dtype, X=X)
+
+    @classmethod
     def from_theta(
         cls,
         thetas: Sequence[Array],

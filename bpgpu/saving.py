@@ -46,15 +46,11 @@ def save(net: "MLP", path: str | PathLike[str]) -> None:
     """
     import safetensors.numpy
 
-    to_numpy = net.backend.to_numpy
-    checks.finite("parameters", to_numpy(net.parameters), net.architecture.dtype)
-    if not isinstance(net.metadata, dict):
-        raise TypeError(f"metadata must be a dict, got {type(net.metadata).__name__}")
+    to_numpy, header = net.backend.to_numpy, describe(net)
     tensors = {f"W.{l}": to_numpy(W) for l, W in enumerate(net.weights, start=1)}
     tensors |= {f"b.{l}": to_numpy(b) for l, b in enumerate(net.biases, start=1) if b is not None}
     tensors |= {f"mask.{l}": to_numpy(mask) for l, mask in enumerate(net.masks, start=1) if mask is not None}
-    header = json.dumps(_describe(net), ensure_ascii=False)
-    _write_atomically(Path(path), safetensors.numpy.save(tensors, metadata={KEY: header}))
+    write_atomically(Path(path), safetensors.numpy.save(tensors, metadata={KEY: header}))
 
 
 def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -> Any:
@@ -114,9 +110,13 @@ def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend
     return net
 
 
-def _describe(net: "MLP") -> dict[str, Any]:
+def describe(net: "MLP") -> str:
+    """Return what a file says of the network besides its tensors, as JSON; refuse what `load` would refuse."""
     architecture = net.architecture
-    return {
+    checks.finite("parameters", net.backend.to_numpy(net.parameters), architecture.dtype)
+    if not isinstance(net.metadata, dict):
+        raise TypeError(f"metadata must be a dict, got {type(net.metadata).__name__}")
+    description = {
         "format": FORMAT,
         "bpgpu": __version__,
         "sizes": architecture.sizes,
@@ -130,6 +130,7 @@ def _describe(net: "MLP") -> dict[str, Any]:
         "epoch": net.epoch,
         "metadata": net.metadata,
     }
+    return json.dumps(description, ensure_ascii=False)
 
 
 def _to_row(formula: Activation | Cost, table: dict[str, Any]) -> str | dict[str, str]:
@@ -141,7 +142,8 @@ def _from_row(kind: Any, table: dict[str, Any], row: str | dict[str, str]) -> An
     return table[row] if isinstance(row, str) else kind(**row)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a file beside `path`, flushed to disk, and rename that over it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,10 +1,10 @@
 """Activations and costs as data, and the compiler that turns an expression into code for every backend.
 
 A formula is written once, as an expression in ``z`` (weighted input), ``a`` (activation) and ``y`` (target).
-`numpy_function`, `numba_source` and `cuda_source` emit it for NumPy, Numba and CUDA C++. Nothing of an expression
-is ever evaluated as Python: the compiler walks its syntax tree, emits what is on the whitelist below and refuses
-everything else. Literals are emitted as ``T(...)``, T being the working type, so that float64 cannot creep into
-float32 arithmetic.
+`numpy_function`, `numba_source` and `cuda_source` emit it for NumPy, Numba and CUDA C++; `traced_function` computes it
+with objects that record their operations, of which an ONNX graph is made. Nothing of an expression is ever evaluated
+as Python: the compiler walks its syntax tree, emits what is on the whitelist below and refuses everything else.
+Literals are emitted as ``T(...)``, T being the working type, so that float64 cannot creep into float32 arithmetic.
 
 All formulas of the tables are finite in float32 and float64 for every finite z up to 1e4 in size, and they
 propagate NaN.
@@ -244,10 +244,37 @@ def numpy_function(
         If the expression holds anything but whitelisted names, numbers, operators and functions.
     """
     source, _ = _emit(expression, names, "numpy")
-    namespace: dict[str, Any] = {"__builtins__": {}, "np": np, "T": dtype.type}
-    if "special." in source:  # SciPy is loaded only for the formulas that need it
-        namespace["special"] = importlib.import_module("scipy.special")
-    function: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {source}", namespace)
+    # SciPy is loaded only for the formulas that need it.
+    special = importlib.import_module("scipy.special") if "special." in source else None
+    return _function(source, names, np=np, special=special, T=dtype.type)
+
+
+def traced_function(
+    expression: str, functions: Any, literal: Callable[[float], Any], names: tuple[str, ...] = ("z", "a", "y")
+) -> Callable[..., Any]:
+    """Compile an expression to a function of objects whose operators record what is computed, such as a graph's.
+
+    Parameters
+    ----------
+    expression : str
+    functions : object
+        Has what `FUNCTIONS` takes from NumPy and SciPy, under their names there.
+    literal : function
+        Makes such an object of a number.
+    names : tuple of str
+        As in `numpy_function`.
+
+    Raises
+    ------
+    FormulaError
+        As `numpy_function`.
+    """
+    source, _ = _emit(expression, names, "numpy")
+    return _function(source, names, np=functions, special=functions, T=literal)
+
+
+def _function(source: str, names: tuple[str, ...], **namespace: Any) -> Callable[..., Any]:
+    function: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {source}", {"__builtins__": {}, **namespace})
     return function
 
 

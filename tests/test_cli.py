@@ -589,7 +589,9 @@ def test_hardware_report_without_a_gpu_says_why_and_writes_nothing(run, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["predict"], ["info"], ["gradcheck"], ["hardware-report"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["predict"], ["export"], ["info"], ["gradcheck"], ["hardware-report"]]
+)
 def test_help_answers(run, command):
     code, out, _ = run(*command, "--help")
     assert code == 0

@@ -251,7 +251,7 @@ HOSTILE = [
 
 @pytest.mark.filterwarnings("ignore:.*is.*literal:SyntaxWarning")
 @pytest.mark.parametrize("expression", HOSTILE, ids=lambda text: repr(text[:30]))
-@pytest.mark.parametrize("compiler", ["numpy", "numba", "cuda"])
+@pytest.mark.parametrize("compiler", ["numpy", "numba", "cuda", "traced"])
 def test_hostile_expressions_are_refused(expression, compiler):
     with pytest.raises(bpgpu.FormulaError):
         match compiler:
@@ -261,6 +261,8 @@ def test_hostile_expressions_are_refused(expression, compiler):
                 formulas.numba_source(expression, "f")
             case "cuda":
                 formulas.cuda_source(expression, "f")
+            case "traced":
+                formulas.traced_function(expression, None, None)
 
 
 @pytest.mark.parametrize("nested", ["sigmoid({})", "max({}, z)", "{} ** 4"])

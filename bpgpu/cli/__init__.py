@@ -1,4 +1,4 @@
-"""The command line: train, predict, info, warmup, gradcheck, accuracy, hardware-report."""
+"""The command line: train, predict, export, info, warmup, gradcheck, accuracy, hardware-report."""
 
 import os
 import sys
@@ -7,14 +7,14 @@ import numpy as np
 import typer
 
 from bpgpu.cli.machine import accuracy, gradcheck, hardware_report, info, warmup
-from bpgpu.cli.training import predict, train
+from bpgpu.cli.training import export, predict, train
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train dense neural networks by backpropagation, on the CPU or a GPU.",
 )
-for _command in (train, predict, info, warmup, hardware_report, gradcheck, accuracy):
+for _command in (train, predict, export, info, warmup, hardware_report, gradcheck, accuracy):
     app.command()(_command)
 
 FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, ImportError)

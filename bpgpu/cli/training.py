@@ -24,6 +24,9 @@ DIGITS_NETWORK = ("512", 0.5)
 # Mean over deviation of a column above which the raw rows and the folded weights lose three digits or more.
 MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
 
+# What the model file of `train` says of its table.
+TABLE_KEYS = {"columns", "target", "task", "classes"}
+
 
 def train(
     data: Annotated[str, typer.Argument(help="'digits', or a .csv, .parquet, .npz or .npy file.")],
@@ -178,7 +181,7 @@ def predict(
     _check_file("--out", out)
     net = bpgpu.MLP.load(model, backend=backend)
     about = net.metadata
-    if not about.keys() >= {"columns", "target", "task", "classes"}:
+    if not about.keys() >= TABLE_KEYS:
         raise ValueError(f"{model} was not written by 'bpgpu train': it does not name its columns; use it from Python")
     goal = tables.Target(about["target"], about["task"], about["classes"])
     table = tables.read_table(data, goal.text_column)
@@ -209,6 +212,27 @@ def predict(
     if as_json:
         result = {"rows": len(table), "metric": goal.metric, "test_metric": score, "out": str(out) if out else None}
         print(to_json(result))
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' or MLP.save wrote.")],
+    out: Annotated[Path, typer.Argument(help="File for the network, .onnx.")],
+) -> None:
+    """Write a saved model as an ONNX file, for other programs; needs: pip install "bpgpu[onnx]".
+
+    Its input is X, its output "output"; with a classifier of 'bpgpu train', "label" and "probabilities".
+    """
+    from bpgpu import onnx_export
+
+    _check_new_file("OUT", out)
+    net = bpgpu.MLP.load(model, backend="numpy")
+    labels = None
+    if net.metadata.keys() >= TABLE_KEYS and net.metadata["classes"]:
+        goal = tables.Target(*(net.metadata[key] for key in ("target", "task", "classes")))
+        labels = onnx_export.Labels(goal.classes, lambda a: goal.decode(a if goal.outputs > 1 else a[:, 1:]))
+    name = "probabilities" if labels else "output"
+    onnx_export.export(net, out, input_name="X", output_name=name, labels=labels)
+    printer()(f"{out}: X -> {'label, ' if labels else ''}{name}; the same numbers as predict, by onnxruntime")
 
 
 def _check_file(option: str, path: Path | None) -> None:

@@ -15,6 +15,7 @@ from bpgpu.callbacks import Callback
 from bpgpu.costs import Cost
 from bpgpu.kernels.formulas import ACTIVATION_ALIASES
 from bpgpu.optimizers import OPTIMIZERS, Optimizer
+from bpgpu.sklearn.conversion import ConversionMixin
 from bpgpu.sklearn.fitting import BackendMixin
 from bpgpu.sklearn.networks import LOSSES
 
@@ -32,7 +33,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
-class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
+class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier):
     """scikit-learn's `MLPClassifier`, trained by a backend of bpgpu.
 
     Parameters
@@ -156,7 +157,7 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
         self.progress = progress
 
 
-class MLPRegressor(BackendMixin, neural_network.MLPRegressor):
+class MLPRegressor(BackendMixin, ConversionMixin, neural_network.MLPRegressor):
     """scikit-learn's `MLPRegressor`, trained by a backend of bpgpu.
 
     Parameters
