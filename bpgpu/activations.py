@@ -71,7 +71,7 @@ class Activation:
         return not self.rowwise and "z" in formulas.names_used(self.derivative)
 
 
-def unchecked(kind: type[T], **fields: str) -> T:
+def unchecked(kind: type[T], **fields: Any) -> T:
     """Make an object of the table without the checks of its constructor: the tests do them, importing need not."""
     row = object.__new__(kind)
     for name, text in fields.items():

@@ -10,7 +10,7 @@ Each `apply` changes the parameters in one last operation: an interrupt finds th
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from bpgpu.checks import fraction, integer, not_negative, positive
@@ -180,12 +180,16 @@ class Adam(Optimizer):
         Decay of the two moments, in [0, 1).
     epsilon : float
         Above 0.
+    epsilon_hat : bool
+        Whether epsilon is added to sqrt(v), as in the paper's faster order of computation (the end of its section 2)
+        and in scikit-learn: ``p <- p - eta m_hat sqrt(1 - beta2^t) / (sqrt(v) + epsilon)``.
     """
 
     learning_rate: float | Schedule = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    epsilon_hat: bool = field(default=False, kw_only=True)
 
     @property
     def n_state(self) -> int:
@@ -206,6 +210,8 @@ class Adam(Optimizer):
         v *= self.beta2
         v += (1 - self.beta2) * g * g
         m_hat = m / (1 - self.beta1**t)
+        if self.epsilon_hat:
+            return m_hat * math.sqrt(1 - self.beta2**t) / (xp.sqrt(v) + self.epsilon)
         return m_hat / (xp.sqrt(v / (1 - self.beta2**t)) + self.epsilon)
 
 
@@ -217,7 +223,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    learning_rate, beta1, beta2, epsilon, clip_norm
+    learning_rate, beta1, beta2, epsilon, epsilon_hat, clip_norm
         See `Adam`.
     weight_decay : float
         0 or more.

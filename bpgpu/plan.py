@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class Architecture:
     """What a network is, apart from its numbers; no array, no device.
 
-    ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L.
+    ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L. With `by_weight`, as in
+    scikit-learn, lambda is divided by the weight of a batch, and batches count in an epoch's mean by their rows;
+    without, it is the other way round.
     """
 
     sizes: tuple[int, ...]
@@ -30,6 +32,12 @@ class Architecture:
     dropout: float
     dtype: np.dtype[Any]
     seed: int
+    by_weight: bool = False
+
+    def decay(self, rows: int, weight: float) -> float:
+        """Return lambda / m of a batch."""
+        m = weight if self.by_weight else rows
+        return self.l2 / m if m else 0.0
 
     @property
     def n_weights(self) -> int:
@@ -128,6 +136,7 @@ class Batch:
     a: list[Any]
     h: list[Any]
     delta: list[Any]
+    weight: float = 0.0  # of all rows, set with the data; without sample weights their number
 
     def rows(self, count: int) -> "Batch":
         """Return a view of the first `count` rows."""
@@ -135,9 +144,8 @@ class Batch:
         def cut(arrays: list[Any]) -> list[Any]:
             return [None if array is None else array[:count] for array in arrays]
 
-        return Batch(
-            self.y[:count], self.scale[:count], self.cost[:count], *map(cut, (self.z, self.a, self.h, self.delta))
-        )
+        z, a, h, delta = map(cut, (self.z, self.a, self.h, self.delta))
+        return Batch(self.y[:count], self.scale[:count], self.cost[:count], z, a, h, delta)
 
 
 class Plan:

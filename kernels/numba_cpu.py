@@ -279,7 +279,8 @@ def epoch(
         r0, r1 = rows * thread // threads, rows * (thread + 1) // threads
         x, weight = load(data, start, rows, r0, r1, p, layers, network)
         forward_and_back(thread, r0, r1, p, x, step, data[EPOCH], layers, network, numbers, sums, shares)
-        decay = numbers[L2] / T(rows)
+        count = weight if network[BY_WEIGHT] else float(rows)
+        decay = numbers[L2] / T(count) if count > 0 else T(0)
         if decay:
             penalty = 0.0
             for i in range(L):
@@ -332,8 +333,9 @@ def epoch(
                 change(0, n_weights, p, g, m, v, network[RULE] == ADAMW, network[RULE], numbers, rates)
             change(n_weights, p.size, p, g, m, v, False, network[RULE], numbers, rates)
         if thread == 0:
-            result[TOTAL_COST] += weight * C
-            result[TOTAL_WEIGHT] += weight
+            share = float(rows) if network[BY_WEIGHT] else weight
+            result[TOTAL_COST] += share * C
+            result[TOTAL_WEIGHT] += share
         passed = barrier(counter, threads, passed, network[GIVE_WAY])
 
 

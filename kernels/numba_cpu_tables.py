@@ -6,8 +6,8 @@ SMALL_NETWORK = 4096  # parameters whose update takes less time in one piece tha
 # B is -1 without biases; MASK, Z and DERIVE are 0 where there is none; ACTIVATE is 0 for softmax.
 SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)
 # Entries of the table of the network.
-(OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, NETWORK_ENTRIES,
- ) = range(15)  # fmt: skip
+(OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, BY_WEIGHT,
+ NETWORK_ENTRIES) = range(16)  # fmt: skip
 # Entries of the table of the data: addresses, 0 for what there is not; labels and order are int32.
 EPOCH, SAMPLES, X, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(8)
 ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT

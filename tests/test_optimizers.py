@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,14 +60,16 @@ def rmsprop(p, grad, decays, eta, rho, epsilon):
     return p
 
 
-def adam(p, grad, decays, eta, beta1, beta2, epsilon, weight_decay=0.0):
-    """Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2, line 12."""
+def adam(p, grad, decays, eta, beta1, beta2, epsilon, weight_decay=0.0, *, hat=False):
+    """Kingma and Ba 2015, algorithm 1 and the end of section 2; Loshchilov and Hutter 2019, algorithm 2, line 12."""
     m = v = 0.0
     for t in range(1, STEPS + 1):
         g = grad(p)
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
         step = (m / (1 - beta1**t)) / (math.sqrt(v / (1 - beta2**t)) + epsilon)
+        if hat:
+            step = math.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (math.sqrt(v) + epsilon)
         p = p - eta * step - (eta * weight_decay * p if decays else 0.0)
     return p
 
@@ -79,6 +82,7 @@ RULES = [
     (bpgpu.RMSprop(0.03, rho=0.5, epsilon=0.1), rmsprop, (0.03, 0.5, 0.1)),
     (bpgpu.Adam(), adam, (1e-3, 0.9, 0.999, 1e-8)),
     (bpgpu.Adam(0.05, beta1=0.7, beta2=0.9, epsilon=0.2), adam, (0.05, 0.7, 0.9, 0.2)),
+    (bpgpu.Adam(0.05, epsilon=0.2, epsilon_hat=True), partial(adam, hat=True), (0.05, 0.9, 0.999, 0.2)),
     (bpgpu.AdamW(), adam, (1e-3, 0.9, 0.999, 1e-8, 1e-2)),
     (bpgpu.AdamW(0.05, weight_decay=0.6), adam, (0.05, 0.9, 0.999, 1e-8, 0.6)),
     (bpgpu.AdamW(0.05, weight_decay=0.0), adam, (0.05, 0.9, 0.999, 1e-8)),

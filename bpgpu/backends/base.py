@@ -377,7 +377,7 @@ class Backend:
         for l in range(L - 1, 0, -1):
             dropout = Dropout(net.dropout, net.seed, epoch, step, l) if net.dropout else None
             self.hidden_delta(delta[l + 1], W[l + 1], a[l], sigma[l], out=delta[l], z=z[l], dropout=dropout)
-        decay = net.l2 / len(batch.y)
+        decay = net.decay(len(batch.y), batch.weight)
         for l in range(1, L + 1):
             self.weight_gradient(h[l - 1], delta[l], out_W=dW[l], out_b=db[l], W=W[l], decay=decay, mask=mask[l])
         return C + self.penalty(parameters[: net.n_weights], decay)
@@ -413,9 +413,10 @@ class Backend:
             batch.y[...] = chosen.y[:, None] == self.xp.arange(batch.y.shape[1])
         if chosen.weight is None:
             batch.scale[...] = 1 / len(batch.scale)
-            return float(len(batch.scale))
+            batch.weight = float(len(batch.scale))
+            return batch.weight
         batch.scale[...] = chosen.weight
-        total = float(batch.scale.sum())
+        batch.weight = total = float(batch.scale.sum())
         if total > 0:  # a batch may draw rows of weight 0 only: then it has no cost but the penalty
             batch.scale /= total
         return total
@@ -479,8 +480,9 @@ class Backend:
                     n_weights=n_weights,
                 )
             plan.steps += 1
-            total_cost += weight * C
-            total_weight += weight
+            share = stop - start if plan.architecture.by_weight else weight
+            total_cost += share * C
+            total_weight += share
         # A square of a gradient that overflows in the state would stop its parameter for ever, without a word.
         for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
             if not self.all_finite(flat):

@@ -1,8 +1,11 @@
 """Threads of the compiled CPU engine: how many the user and the system allow, and running a piece of work on them."""
 
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 from bpgpu.kernels.numba_cpu_parts import ABORT
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_limit: ContextVar[int | None] = ContextVar("limit", default=None)
 
 
 def processors() -> int:
@@ -23,15 +27,25 @@ def processors() -> int:
         return count
 
 
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """Allow no more threads than these."""
+    token = _limit.set(threads)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
 def allowed_threads() -> int:
-    """Return how many threads the system and the variables BPGPU_NUM_THREADS and NUMBA_NUM_THREADS allow.
+    """Return how many threads the system, `at_most`, BPGPU_NUM_THREADS and NUMBA_NUM_THREADS allow.
 
     Raises
     ------
     ValueError
         If a variable is not a whole number of at least 1.
     """
-    limits = [processors()]
+    limits = [processors(), _limit.get() or sys.maxsize]
     for name in ("BPGPU_NUM_THREADS", "NUMBA_NUM_THREADS"):
         if value := os.environ.get(name):
             if not value.isdecimal() or int(value) < 1:

@@ -214,6 +214,7 @@ class CudaBackend(Backend):
         if data.weight is not None:
             weight = self.to_numpy(data.weight)
             total = float((weight if order is None else weight[rows]).sum(dtype=np.float64))
+        batch.weight = total
         schedule = self.asarray(np.array([[0, 0, 0, 1 / total if total else 0]]), data.X.dtype)
         unused = self.empty((len(batch.scale),), data.X.dtype)
         self._run([self.steps.gather(batch, unused, data, order, schedule, 0, self._at_step(0))])
@@ -239,7 +240,7 @@ class CudaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-        if type(plan.rule) not in RULES:
+        if type(plan.rule) not in RULES or (plan.architecture.by_weight and data.weight is not None):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )

@@ -82,6 +82,10 @@ class NumbaBackend(Backend):
         step = 3 * plan.batch_size * plan.architecture.n_weights
         return max(1, min(step // GRAIN, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
+    def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
+        if type(plan.rule) in RULES:
+            plan.prepared = self._prepare(plan)
+
     def run_epoch(
         self,
         plan: Plan,
@@ -200,6 +204,7 @@ class NumbaBackend(Backend):
         zeros = np.zeros(max(net.sizes), dtype)
         network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._blas.gemm[dtype], self._give_way, zeros.ctypes.data
         network[[k.Y, k.SCALE, k.ROW_COST]] = [x.ctypes.data for x in (batch.y, batch.scale, batch.cost)]
+        network[k.BY_WEIGHT] = net.by_weight
         network[k.MASKED] = any(mask is not None for mask in plan.masks)
         network[k.THRESHOLD] = threshold(net.dropout)
         network[[k.KEY0, k.KEY1]] = net.seed & 0xFFFFFFFF, net.seed >> 32

@@ -19,11 +19,14 @@ class RuleKernel:
     keeps_m: bool
     keeps_v: bool
     betas: tuple[float, float] = (0.0, 0.0)
+    epsilon_hat: bool = False
 
     def schedule(self, rates: np.ndarray[Any, Any], t: int, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return a row for each step, the first being step t: eta, two bias corrections, 1 / weight of the batch."""
         steps = t + np.arange(len(rates))
         corrections = [1 / (1 - beta**steps) for beta in self.betas]
+        if self.epsilon_hat:  # both corrections are of m: that of v would not reach epsilon
+            corrections = [corrections[0] / np.sqrt(corrections[1]), np.ones(len(steps))]
         with np.errstate(divide="ignore"):
             shares = np.where(weights > 0, 1 / weights, 0)
         return np.column_stack([rates, *corrections, shares])
@@ -38,8 +41,8 @@ def rule_kernel(rule: Optimizer) -> RuleKernel:
             return RuleKernel("nesterov" if nesterov else "momentum", (mu, *(0.0,) * 5), True, False)
         case RMSprop(rho=rho, epsilon=epsilon):
             return RuleKernel("rmsprop", (rho, epsilon, 0.0, 0.0, 1 - rho, 0.0), False, True)
-        case Adam(beta1=beta1, beta2=beta2, epsilon=epsilon):
+        case Adam(beta1=beta1, beta2=beta2, epsilon=epsilon, epsilon_hat=epsilon_hat):
             decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
             numbers = (beta1, beta2, epsilon, decay, 1 - beta1, 1 - beta2)
-            return RuleKernel("adamw" if decay else "adam", numbers, True, True, (beta1, beta2))
+            return RuleKernel("adamw" if decay else "adam", numbers, True, True, (beta1, beta2), epsilon_hat)
     raise TypeError(f"no kernel knows the rule {rule!r}")

@@ -1,0 +1,173 @@
+"""Who takes the steps of an epoch: a backend of bpgpu or, for what no backend can do, scikit-learn itself."""
+
+import math
+from typing import Any
+
+import numpy as np
+from sklearn.utils import gen_batches
+
+from bpgpu.backends.base import Backend
+from bpgpu.errors import NonFiniteError
+from bpgpu.plan import Data, Plan
+from bpgpu.sklearn import networks
+
+Array = np.ndarray[Any, Any]
+
+
+class BackendSteps:
+    """Epochs of an estimator on a backend.
+
+    The parameters and the state of scikit-learn's optimizer become views of flat buffers, which a backend on the CPU
+    trains in place.
+
+    Parameters
+    ----------
+    estimator : MLPClassifier or MLPRegressor
+        Initialised, with its optimizer.
+    X : array, shape (n, n_0)
+    y : array, shape (n, n_L)
+    weight : array, shape (n,), or None
+    batch_size : int
+    backend : Backend
+    """
+
+    def __init__(self, estimator: Any, X: Array, y: Array, weight: Array | None, batch_size: int, backend: Backend):
+        self.estimator, self.backend, self.optimizer = estimator, backend, estimator._optimizer
+        sizes = [X.shape[1], *(len(b) for b in estimator.intercepts_)]
+        dtype = estimator.coefs_[0].dtype
+        net = networks.architecture(estimator, sizes, dtype)
+        self.plan = Plan(net, int(batch_size), backend, networks.rule(self.optimizer)).allocate()
+        self.steps_of_an_epoch = -(-len(X) // self.plan.batch_size)
+        self._flatten()
+        data = Data(
+            np.ascontiguousarray(X, dtype),
+            networks.targets(estimator, y, dtype),
+            None if weight is None else np.ascontiguousarray(weight, dtype),
+        )
+        self.weight = data.weight
+        self.may_have_no_weight = weight is not None and not weight.all()
+        self.data = backend.place(data, self.plan)
+        backend.prepare(self.plan, self.data, self.parameters)
+
+    def _flatten(self) -> None:
+        """Lay parameters and state out in flat buffers, on the host and on the device: one if that is the same."""
+        estimator, optimizer, net, backend = self.estimator, self.optimizer, self.plan.architecture, self.backend
+        kept = {"velocities": 1} if hasattr(optimizer, "velocities") else {"ms": 1, "vs": 1}
+        groups = [estimator.coefs_ + estimator.intercepts_, *(getattr(optimizer, name) for name in kept)]
+        self.host = [np.concatenate([np.ravel(x) for x in arrays]).astype(net.dtype, copy=False) for arrays in groups]
+        estimator.coefs_, estimator.intercepts_ = net.views(self.host[0])
+        for name, flat in zip(kept, self.host[1:], strict=True):
+            weights, biases = net.views(flat)
+            setattr(optimizer, name, weights + biases)
+        del self.host[1 + len(self.plan.state) :]  # without momentum there is a velocity, which nothing reads
+        self.device = [backend.asarray(flat, net.dtype) for flat in self.host]
+        self.parameters = self.device[0]
+        self.plan.state[:] = self.device[1:]
+        self.before = [backend.empty(flat.shape, net.dtype) for flat in self.host]
+        self.plan.steps = getattr(optimizer, "t", 0)
+
+    def epoch(self, order: Array | None) -> float:
+        """Train one epoch and return its loss.
+
+        Raises
+        ------
+        NonFiniteError
+            If a number is not finite; everything is as it was before the epoch.
+        """
+        backend, optimizer, steps = self.backend, self.optimizer, self.plan.steps
+        if self.may_have_no_weight:
+            self._check_weights(order)
+        rate = optimizer.learning_rate_init if hasattr(optimizer, "t") else optimizer.learning_rate
+        for before, array in zip(self.before, self.device, strict=True):
+            backend.assign(before, array)
+        try:
+            return backend.run_epoch(
+                self.plan,
+                self.data,
+                None if order is None else order.astype(np.int32),
+                parameters=self.parameters,
+                learning_rates=[float(rate)] * self.steps_of_an_epoch,
+                epoch=self.estimator.n_iter_,
+            )
+        except NonFiniteError:
+            for before, array in zip(self.before, self.device, strict=True):
+                backend.assign(array, before)
+            self.plan.steps = steps
+            raise
+        finally:
+            self._count()
+
+    def _count(self) -> None:
+        """Tell scikit-learn's Adam how far it is."""
+        optimizer, t = self.optimizer, self.plan.steps
+        if hasattr(optimizer, "t") and t:
+            optimizer.t = t
+            correction = math.sqrt(1 - optimizer.beta_2**t) / (1 - optimizer.beta_1**t)
+            optimizer.learning_rate = optimizer.learning_rate_init * correction
+
+    def _check_weights(self, order: Array | None) -> None:
+        weight = self.weight if order is None else self.weight[order]
+        if not np.add.reduceat(weight, range(0, len(weight), self.plan.batch_size)).all():
+            raise ZeroDivisionError("Weights sum to zero, can't be normalized")  # NumPy's words, of a batch
+
+    def download(self) -> None:
+        """Bring parameters and state to where scikit-learn reads them."""
+        for host, device in zip(self.host, self.device, strict=True):
+            if device is not host:
+                host[...] = self.backend.to_numpy(device)
+
+
+class ReferenceSteps:
+    """Epochs by scikit-learn's own `_backprop` and optimizer."""
+
+    def __init__(self, estimator: Any, X: Any, y: Any, weight: Array | None, batch_size: int) -> None:
+        self.estimator, self.X, self.y, self.weight, self.batch_size = estimator, X, y, weight, batch_size
+        layers = len(estimator.coefs_)
+        self.work: list[list[Any]] = [[None] * (layers + 1), [None] * layers, [None] * layers, [None] * layers]
+
+    def epoch(self, order: Array | None) -> float:
+        """Train one epoch and return its loss."""
+        estimator, n, loss = self.estimator, self.X.shape[0], 0.0
+        parameters = estimator.coefs_ + estimator.intercepts_
+        for batch in gen_batches(n, self.batch_size):
+            rows = batch if order is None else order[batch]
+            weight = None if self.weight is None else self.weight[rows]
+            self.work[0][0] = self.X[rows]
+            cost, dW, db = estimator._backprop(self.work[0][0], self.y[rows], weight, *self.work)
+            loss += cost * (batch.stop - batch.start)
+            estimator._optimizer.update_params(parameters, dW + db)
+        return float(loss / n)
+
+    def download(self) -> None:
+        """Everything is where scikit-learn reads it."""
+
+
+class Objective:
+    """The loss and the gradient of all data at once, for L-BFGS."""
+
+    def __init__(self, estimator: Any, X: Array, y: Array, weight: Array | None, backend: Backend) -> None:
+        self.estimator, self.X, self.y, self.weight, self.backend = estimator, X, y, weight, backend
+        self.plan: Plan | None = None
+
+    def __call__(self, packed: Array) -> tuple[float, Array]:
+        """Return the loss and its gradient with respect to the flat parameters, in their dtype."""
+        backend = self.backend
+        if self.plan is None or self.plan.architecture.dtype != packed.dtype:
+            self._prepare(packed.dtype)
+        assert self.plan is not None
+        with np.errstate(all="ignore"), backend.ordered():
+            parameters = backend.asarray(packed, packed.dtype)
+            loss = backend.batch_gradients(self.plan, self.batch, parameters, epoch=0, step=0)
+            return loss, np.array(backend.to_numpy(self.plan.gradients))
+
+    def _prepare(self, dtype: np.dtype[Any]) -> None:
+        estimator, X, weight, n = self.estimator, self.X, self.weight, len(self.X)
+        sizes = [X.shape[1], *(len(b) for b in estimator.intercepts_)]
+        self.plan = Plan(networks.architecture(estimator, sizes, dtype), n, self.backend).allocate()
+        data = Data(
+            np.ascontiguousarray(X, dtype),
+            networks.targets(estimator, self.y, dtype),
+            None if weight is None else np.ascontiguousarray(weight, dtype),
+        )
+        self.batch = self.plan.batch(n)
+        self.backend.load_batch(self.batch, self.backend.place(data, self.plan), slice(None))
