@@ -1,6 +1,7 @@
 """`python -m bpgpu.accel`: the program that runs is the one that python would run, apart from scikit-learn's MLP."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -142,8 +143,9 @@ def test_install_reaches_back_and_uninstall_undoes_it(tmp_path):
             list(sys.meta_path), dict(copyreg.dispatch_table),
         )
 
+    import bpgpu.sklearn
     before = state()
-    import bpgpu.accel, bpgpu.sklearn
+    import bpgpu.accel
     assert state() == before
     bpgpu.accel.load_ipython_extension(None)
     bpgpu.accel.install()  # once is enough
@@ -253,3 +255,49 @@ def test_processes_that_are_started_take_ours_too(tmp_path):
         print(len(found))
     """
     assert int(accel(script, tmp_path)) >= 2
+
+
+# scikit-learn's own tests
+
+EXCEPTIONS: dict[str, str] = {}  # name of a test: why it cannot pass, such as private internals that it reaches into
+PLUGIN = """
+import collections, logging
+
+places = collections.Counter()
+
+class Count(logging.Handler):
+    def emit(self, record):
+        places[record.getMessage().split(" runs on ")[-1].split()[0]] += " runs on " in record.getMessage()
+
+logging.getLogger("bpgpu").addHandler(Count())
+
+def pytest_sessionfinish(session):
+    print(f"\\nplaces: {dict(places)}")
+"""
+
+
+def test_scikit_learns_own_tests_of_its_mlp_pass(tmp_path):
+    """All but the EXCEPTIONS, and on a backend."""
+    (tmp_path / "counting.py").write_text(PLUGIN, encoding="utf-8")
+    tests = [
+        "--pyargs",
+        "sklearn.neural_network.tests.test_mlp",
+        "-q",
+        "-rA",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "counting",
+    ]
+    run = python(
+        "-m", "bpgpu.accel", "-m", "pytest", *tests, cwd=tmp_path, check=False, BPGPU_LOG="info", PYTEST_ADDOPTS=""
+    )
+    results = {}
+    for line in run.stdout.splitlines():
+        if line.startswith(("PASSED ", "FAILED ", "ERROR ", "SKIPPED ")):
+            outcome, _, name = line.partition(" ")
+            results.setdefault(outcome, []).append(name.rpartition("::")[2].split(" - ")[0])
+    assert results.pop("PASSED", []) and len(EXCEPTIONS) <= 3
+    assert results.get("FAILED", []) == list(EXCEPTIONS) and len(results) == bool(EXCEPTIONS), run.stdout
+    places = eval(re.search(r"places: (.*)", run.stdout)[1])
+    assert places.pop("scikit-learn") < 10 < 300 < sum(places.values()), places
