@@ -18,7 +18,6 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
-from sklearn.utils import shuffle
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -236,15 +235,18 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
         else:
             steps = BackendSteps(self, X, y, weight, batch_size, backend)
             self._begin(X, backend, reason, steps.plan)
-        order = self._order if resumes and len(getattr(self, "_order", ())) == n_samples else np.arange(n_samples)
+        order = self._order if resumes and len(getattr(self, "_order", ())) == n_samples else None
+        order = np.arange(n_samples, dtype=np.int32) if order is None else order
         ended = "failed"
         try:
             listeners.begin(steps)
             self.n_iter_ = 0
             for _ in range(self.max_iter):
                 listeners.epoch_begins(steps)
-                if self.shuffle:
-                    order = shuffle(order, random_state=self._random_state)
+                if self.shuffle:  # what sklearn.utils.shuffle does, which checks more than it shuffles
+                    places = np.arange(n_samples, dtype=np.int32)
+                    self._random_state.shuffle(places)
+                    order = order[places]
                 taken = order if self.shuffle else None
                 try:
                     self.loss_ = steps.epoch(taken)
