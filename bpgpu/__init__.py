@@ -17,6 +17,7 @@ from bpgpu.errors import (
     NonFiniteError,
 )
 from bpgpu.gradcheck import GradientReport, check_gradients
+from bpgpu.logs import configure as _configure_log
 from bpgpu.network import MLP
 from bpgpu.optimizers import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Optimizer, RMSprop, StepDecay
 from bpgpu.plan import Plan
@@ -54,3 +55,5 @@ __all__ = [
     "check_gradients",
     "get_backend",
 ]
+
+_configure_log()

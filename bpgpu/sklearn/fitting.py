@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import logging
 import platform
 import warnings
@@ -82,6 +83,12 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
     _random_state: Any
     _report: FitReport
     _objective: Objective | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take scikit-learn's state too, as `bpgpu.accel` has it to: the parameters it lacks have their defaults."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        super().__setstate__({**defaults, **state})
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(
