@@ -1,11 +1,35 @@
 """The estimators: scikit-learn's, with their fits on a backend of bpgpu."""
 
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from sklearn import neural_network
+from sklearn.metrics import get_scorer_names
+from sklearn.utils._param_validation import Interval, StrOptions
 
+from bpgpu.activations import ACTIVATIONS, Activation
+from bpgpu.backends import REGISTRY
 from bpgpu.backends.base import Backend
+from bpgpu.callbacks import Callback
+from bpgpu.costs import Cost
+from bpgpu.kernels.formulas import ACTIVATION_ALIASES
+from bpgpu.optimizers import OPTIMIZERS, Optimizer
 from bpgpu.sklearn.fitting import BackendMixin
+from bpgpu.sklearn.networks import LOSSES
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "activation": [StrOptions({*ACTIVATIONS, *ACTIVATION_ALIASES}), Activation, list, tuple],
+    "warm_start": ["boolean", StrOptions({"resume"})],
+    "dropout": [Interval(Real, 0, 1, closed="left")],
+    "optimizer": [StrOptions(set(OPTIMIZERS)), Optimizer, None],
+    "scoring": [StrOptions({*get_scorer_names(), "loss"}), callable, None],
+    "callbacks": [list, tuple, None],
+    "dtype": [StrOptions({"float32", "float64"}), None],
+    "backend": [StrOptions({"auto", *REGISTRY}), Backend],
+    "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+    "progress": ["boolean"],
+}
 
 
 class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
@@ -13,8 +37,27 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
 
     Parameters
     ----------
-    hidden_layer_sizes, activation, solver, ... max_fun
+    hidden_layer_sizes, solver, ... max_fun
         As scikit-learn's, with its defaults.
+    activation : str, Activation, or sequence of them
+        Of the hidden layers, one for all or one for each: any name or object that `bpgpu.MLP` takes.
+    warm_start : bool or "resume"
+        "resume" keeps the state of the optimizer and of the random stream too: two fits of 10 epochs are one of 20.
+    class_weight : dict or "balanced", optional
+        Weights of the classes, by which sample weights are multiplied, also in the scores of early stopping.
+    label_smoothing : float
+        In [0, 1): how much of the probability of a label goes to all labels alike.
+    dropout : float
+        Probability in [0, 1) that training drops an activation of a hidden layer.
+    optimizer : str or Optimizer, optional
+        Takes the place of the solver's update: "adamw", "rmsprop", ... with ``learning_rate_init``, or an object with
+        its own numbers, such as ``bpgpu.AdamW(bpgpu.CosineDecay(1e-3, steps=5000), clip_norm=1.0)``.
+    scoring : str or function, optional
+        What early stopping goes by, in place of `score`: a scorer of scikit-learn, or "loss".
+    callbacks : sequence of Callback, optional
+        bpgpu's, called in `fit`. Those of scikit-learn 1.9 are given to ``set_callbacks``.
+    dtype : {"float32", "float64"}, optional
+        What to train in; without it, the dtype of X.
     backend : str or Backend
         See `bpgpu.get_backend`.
     n_threads : int, optional
@@ -26,19 +69,23 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
     ----------
     coefs_, intercepts_, loss_curve_, classes_, ...
         As scikit-learn's.
+    validation_loss_curve_ : list of float
+        The loss, without penalty, of the data validated on after each epoch, if there are any.
     fit_report_ : FitReport
         Where the last `fit` ran, and how fast.
     """
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as scikit-learn has it
         **neural_network.MLPClassifier._parameter_constraints,
-        **BackendMixin._parameter_constraints,
+        **CONSTRAINTS,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
 
     def __init__(
         self,
         hidden_layer_sizes: Any = (100,),
-        activation: str = "relu",
+        activation: Any = "relu",
         *,
         solver: str = "adam",
         alpha: float = 0.0001,
@@ -51,7 +98,7 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
         random_state: Any = None,
         tol: float = 1e-4,
         verbose: bool | int = False,
-        warm_start: bool = False,
+        warm_start: bool | str = False,
         momentum: float = 0.9,
         nesterovs_momentum: bool = True,
         early_stopping: bool = False,
@@ -61,6 +108,13 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
+        class_weight: dict[Any, float] | str | None = None,
+        label_smoothing: float = 0.0,
+        dropout: float = 0.0,
+        optimizer: str | Optimizer | None = None,
+        scoring: Any = None,
+        callbacks: Sequence[Callback] | None = None,
+        dtype: str | None = None,
         backend: str | Backend = "auto",
         n_threads: int | None = None,
         progress: bool = False,
@@ -90,6 +144,13 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
             n_iter_no_change=n_iter_no_change,
             max_fun=max_fun,
         )
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.dropout = dropout
+        self.optimizer = optimizer
+        self.scoring = scoring
+        self.callbacks = callbacks
+        self.dtype = dtype
         self.backend = backend
         self.n_threads = n_threads
         self.progress = progress
@@ -100,29 +161,40 @@ class MLPRegressor(BackendMixin, neural_network.MLPRegressor):
 
     Parameters
     ----------
-    loss, hidden_layer_sizes, activation, solver, ... max_fun
+    loss : str or Cost
+        "squared_error", "poisson", "absolute_error", "huber", "log_cosh", "quantile", or a cost of your own.
+    hidden_layer_sizes, solver, ... max_fun
         As scikit-learn's, with its defaults.
-    backend, n_threads, progress
+    activation, warm_start
+        As in `MLPClassifier`.
+    quantile : float
+        In (0, 1): which one ``loss="quantile"`` estimates.
+    huber_delta : float
+        From what error on ``loss="huber"`` is linear.
+    dropout, optimizer, scoring, callbacks, dtype, backend, n_threads, progress
         As in `MLPClassifier`.
 
     Attributes
     ----------
     coefs_, intercepts_, loss_curve_, ...
         As scikit-learn's.
-    fit_report_ : FitReport
-        Where the last `fit` ran, and how fast.
+    validation_loss_curve_, fit_report_
+        As in `MLPClassifier`.
     """
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as scikit-learn has it
         **neural_network.MLPRegressor._parameter_constraints,
-        **BackendMixin._parameter_constraints,
+        **CONSTRAINTS,
+        "loss": [StrOptions({"squared_error", "poisson", *LOSSES}), Cost],
+        "quantile": [Interval(Real, 0, 1, closed="neither")],
+        "huber_delta": [Interval(Real, 0, None, closed="neither")],
     }
 
     def __init__(
         self,
-        loss: str = "squared_error",
+        loss: str | Cost = "squared_error",
         hidden_layer_sizes: Any = (100,),
-        activation: str = "relu",
+        activation: Any = "relu",
         *,
         solver: str = "adam",
         alpha: float = 0.0001,
@@ -135,7 +207,7 @@ class MLPRegressor(BackendMixin, neural_network.MLPRegressor):
         random_state: Any = None,
         tol: float = 1e-4,
         verbose: bool | int = False,
-        warm_start: bool = False,
+        warm_start: bool | str = False,
         momentum: float = 0.9,
         nesterovs_momentum: bool = True,
         early_stopping: bool = False,
@@ -145,6 +217,13 @@ class MLPRegressor(BackendMixin, neural_network.MLPRegressor):
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
+        quantile: float = 0.5,
+        huber_delta: float = 1.0,
+        dropout: float = 0.0,
+        optimizer: str | Optimizer | None = None,
+        scoring: Any = None,
+        callbacks: Sequence[Callback] | None = None,
+        dtype: str | None = None,
         backend: str | Backend = "auto",
         n_threads: int | None = None,
         progress: bool = False,
@@ -175,6 +254,13 @@ class MLPRegressor(BackendMixin, neural_network.MLPRegressor):
             n_iter_no_change=n_iter_no_change,
             max_fun=max_fun,
         )
+        self.quantile = quantile
+        self.huber_delta = huber_delta
+        self.dropout = dropout
+        self.optimizer = optimizer
+        self.scoring = scoring
+        self.callbacks = callbacks
+        self.dtype = dtype
         self.backend = backend
         self.n_threads = n_threads
         self.progress = progress

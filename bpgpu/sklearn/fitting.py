@@ -1,35 +1,49 @@
 """The fits of scikit-learn's estimators, with a backend in the place of their inner loops."""
 
+import copy
 import functools
 import logging
 import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import is_classifier
+from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
-from sklearn.utils import shuffle
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_consistent_length,
+    column_or_1d,
+    validate_data,
+)
 
-from bpgpu.backends import REGISTRY, get_backend, why_auto
+from bpgpu.activations import get_activation
+from bpgpu.backends import get_backend, why_auto
 from bpgpu.backends.base import Backend
 from bpgpu.backends.cpu_threads import at_most
 from bpgpu.backends.numpy_backend import blas_libraries
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Plan
+from bpgpu.sklearn import networks
+from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners
+from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
 from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps
 
 LARGEST_SPARSE = 2**31 - 1  # entries, rows and columns
 log = logging.getLogger("bpgpu")
+NON_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
+)
 
 
 @functools.cache
@@ -53,46 +67,123 @@ def limited(n_threads: int | None) -> Iterator[None]:
         yield
 
 
-class BackendMixin(BaseMultilayerPerceptron):
+class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptron):
     """What `MLPClassifier` and `MLPRegressor` put in the place of scikit-learn's training.
 
     The methods are scikit-learn's inner seams, with its arguments. Initial weights, the split for early stopping,
     the order of the samples and the schedules of learning rates are its own code or its own random stream.
     """
 
+    activation: Any
+    coefs_: list[Any]
     _no_improvement_count: int
-    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as scikit-learn has it
-        "backend": [StrOptions({"auto", *REGISTRY}), Backend],
-        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
-        "progress": ["boolean"],
-    }
+    _order: Any
+    _given_validation: Any
+    _random_state: Any
+    _report: FitReport
+    _objective: Objective | None = None
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
+        """Fit the model to data.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix}, shape (n_samples, n_features)
+        y : array-like, shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like, shape (n_samples,), optional
+        X_val, y_val, sample_weight_val : array-like, optional
+            Data to validate on after each epoch, into ``validation_loss_curve_``; with ``early_stopping=True`` they
+            take the place of a part of X.
+
+        Returns
+        -------
+        self
+        """
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val must be given together")
+        if X_val is not None and self.solver == "lbfgs":
+            raise ValueError("X_val needs a stochastic solver: solver='lbfgs' has no epochs to validate after")
+        self._given_validation = None if X_val is None else (X_val, y_val, sample_weight_val)
+        try:
+            return self._fit(X, y, sample_weight=sample_weight)
+        finally:
+            del self._given_validation
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Self:
+        self._check_options(incremental)
         self._report = FitReport()
+        self._before = getattr(self, "_random_state", None) if self.warm_start == "resume" else None
+        if getattr(self, "class_weight", None) is not None:
+            by_class = compute_sample_weight(self.class_weight, y)
+            sample_weight = by_class if sample_weight is None else by_class * np.asarray(sample_weight)
         try:
             with limited(self.n_threads):
                 super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
             self.fit_report_ = self._report
         finally:
-            del self._report
+            del self._report, self._before
         if self.verbose and self.verbose is not True and self.verbose >= 2:
             print(self.fit_report_)
         return self
 
+    def _check_options(self, incremental: bool) -> None:
+        if self.solver == "lbfgs":
+            for name, given in (
+                ("dropout", self.dropout > 0),
+                ("optimizer", self.optimizer is not None),
+                ("callbacks", bool(self.callbacks)),
+            ):
+                if given:
+                    raise ValueError(f"{name} needs a stochastic solver, got solver='lbfgs'")
+        if incremental and getattr(self, "class_weight", None) == "balanced":
+            raise ValueError(
+                "class_weight='balanced' is not supported for partial_fit, which does not see all samples; compute "
+                "the weights with sklearn.utils.class_weight.compute_class_weight and pass them as a dict"
+            )
+
+    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        X, y = super()._validate_input(X, y, incremental, reset)
+        return X if self.dtype is None else X.astype(self.dtype, copy=False), y
+
+    def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Any, Any]:
+        """Let scikit-learn draw the next layer's weights by its own activation, the output's by the last hidden one."""
+        chosen, layers = self.activation, networks.hidden(self)
+        if layers:
+            layer = layers[min(len(self.coefs_), len(layers) - 1)]
+            self.activation = "logistic" if layer == get_activation("logistic") else layer.name
+        try:
+            W, b = super()._init_coef(fan_in, fan_out, dtype)
+        finally:
+            self.activation = chosen
+        return W, b
+
     def _where(self, X: Any, y: Any, weight: Any) -> tuple[Backend | None, str]:
         """Return the backend that trains, and why; None where scikit-learn has to."""
         backend, reason = automatic() if self.backend == "auto" else (get_backend(self.backend), "asked for by name")
+        obstacle = ""
         if issparse(y):
-            return None, "y is sparse"
-        if issparse(X) and max(X.nnz, *X.shape) > LARGEST_SPARSE:
-            return None, "X is sparse and too large for int32"
-        if issparse(X) and self.solver == "lbfgs" and not backend.takes_sparse:
-            return None, f"X is sparse, and L-BFGS takes all of it at once, which {backend.name} would make dense"
-        if len({array.dtype for array in self.coefs_ + self.intercepts_}) > 1:
-            return None, "the weights are not all of one dtype"
-        if weight is not None and (weight < 0).any():
-            return None, "a sample weight is negative"
-        return backend, reason
+            obstacle = "y is sparse"
+        elif issparse(X) and max(X.nnz, *X.shape) > LARGEST_SPARSE:
+            obstacle = "X is sparse and too large for int32"
+        elif issparse(X) and self.solver == "lbfgs" and not backend.takes_sparse:
+            obstacle = f"X is sparse, and L-BFGS takes all of it at once, which {backend.name} would make dense"
+        elif weight is not None and (weight < 0).any():
+            obstacle = "a sample weight is negative"
+        if not obstacle:
+            return backend, reason
+        if only := networks.only_here(self):
+            raise ValueError(f"{obstacle}, which only scikit-learn can train on, and {' and '.join(only)} only bpgpu")
+        return None, obstacle
 
     def _begin(self, X: Any, backend: Backend | None, reason: str, plan: Plan | None) -> None:
         """Enter in the report, and in the log, where this fit runs."""
@@ -121,11 +212,19 @@ class BackendMixin(BaseMultilayerPerceptron):
         incremental: bool,
     ) -> None:
         self._report.lap("checks")
-        if not incremental or not hasattr(self, "_optimizer"):
+        resumes = self._before is not None and hasattr(self, "_optimizer")
+        if resumes:
+            self._random_state = self._before
+        if not (incremental or resumes) or not hasattr(self, "_optimizer"):
             self._optimizer = self._new_optimizer()
+            if self.dropout:
+                self._dropout_seed = int(self._random_state.randint(2**31))
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        (X, y, weight), held_out = self._split(X, y, sample_weight)
+        (X, y, weight), held_out = self._split(X, y, sample_weight, resumes)
+        if held_out is not None and not (self.warm_start and hasattr(self, "validation_loss_curve_")):
+            self.validation_loss_curve_: list[float] = []
+        listeners = Listeners(self, X, y, held_out is not None)
         n_samples = X.shape[0]
         batch_size = self._rows_of_a_batch(n_samples)
         backend, reason = self._where(X, y, weight)
@@ -136,16 +235,24 @@ class BackendMixin(BaseMultilayerPerceptron):
         else:
             steps = BackendSteps(self, X, y, weight, batch_size, backend)
             self._begin(X, backend, reason, steps.plan)
-        order = np.arange(n_samples)
+        order = self._order if resumes and len(getattr(self, "_order", ())) == n_samples else None
+        order = np.arange(n_samples, dtype=np.int32) if order is None else order
+        ended = "failed"
         try:
+            listeners.begin(steps)
             self.n_iter_ = 0
             for _ in range(self.max_iter):
-                if self.shuffle:
-                    order = shuffle(order, random_state=self._random_state)
+                listeners.epoch_begins(steps)
+                if self.shuffle:  # what sklearn.utils.shuffle does, which checks more than it shuffles
+                    places = np.arange(n_samples, dtype=np.int32)
+                    self._random_state.shuffle(places)
+                    order = order[places]
                 taken = order if self.shuffle else None
                 try:
                     self.loss_ = steps.epoch(taken)
                 except NonFiniteError as error:  # scikit-learn trains on
+                    if networks.only_here(self):
+                        raise ValueError(f"{NON_FINITE} {error}") from error
                     log.info("%s; scikit-learn itself goes on from the epoch before", error)
                     steps.download()
                     steps = ReferenceSteps(self, X, y, weight, batch_size)
@@ -153,9 +260,11 @@ class BackendMixin(BaseMultilayerPerceptron):
                     self.loss_ = steps.epoch(taken)
                 self._report.lap("epochs")
                 self._report.epochs += 1
-                if self._epoch_ends(steps, n_samples, held_out) or incremental:
+                if self._epoch_ends(steps, n_samples, held_out, listeners) or incremental:
+                    ended = "converged"
                     break
             else:
+                ended = f"finished {self.max_iter} epochs"
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                     "converged yet.",
@@ -163,15 +272,21 @@ class BackendMixin(BaseMultilayerPerceptron):
                     stacklevel=2,
                 )
         except KeyboardInterrupt:
+            ended = "interrupted"
             warnings.warn("Training interrupted by user.", stacklevel=2)
         finally:
+            listeners.end(ended)
             steps.download()
+        if self.warm_start == "resume" and self.shuffle:
+            self._order = order
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         self._report.lap("validation")
 
-    def _new_optimizer(self) -> SGDOptimizer | AdamOptimizer:
+    def _new_optimizer(self) -> Any:
         parameters = self.coefs_ + self.intercepts_
+        if self.optimizer is not None:
+            return networks.RuleOptimizer(parameters, networks.given_rule(self))
         if self.solver == "sgd":
             return SGDOptimizer(
                 parameters,
@@ -183,14 +298,22 @@ class BackendMixin(BaseMultilayerPerceptron):
             )
         return AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
-    def _split(self, X: Any, y: Any, weight: Any) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
-        """Return (X, y, weight) to train on and those held out for early stopping; nothing is held out without it."""
+    def _split(self, X: Any, y: Any, weight: Any, resumes: bool) -> tuple[Any, Any]:
+        """Return (X, y, weight) to train on, and those to validate on, or None."""
+        if getattr(self, "_given_validation", None) is not None:
+            return (X, y, weight), self._checked_validation(X.dtype)
         if not self.early_stopping:
-            return (X, y, weight), (None, None, None)
+            return (X, y, weight), None
+        random_state = self._random_state
+        if self.warm_start == "resume":  # the same split as before
+            if not resumes:
+                self._split_state = copy.deepcopy(random_state)
+            else:
+                random_state = copy.deepcopy(self._split_state)
         arrays = (X, y) if weight is None else (X, y, weight)
         parts = train_test_split(
             *arrays,
-            random_state=self._random_state,
+            random_state=random_state,
             test_size=self.validation_fraction,
             stratify=y if is_classifier(self) and self.n_outputs_ == 1 else None,
         )
@@ -199,9 +322,25 @@ class BackendMixin(BaseMultilayerPerceptron):
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        if is_classifier(self):
-            y_val = self._label_binarizer.inverse_transform(y_val)
         return (X, y, weight), (X_val, y_val, weight_val)
+
+    def _checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
+        """Return what `fit` got as X_val, y_val and sample_weight_val as X, y and sample_weight are inside."""
+        X, y, weight = self._given_validation
+        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
+        y = check_array(y, ensure_2d=False, dtype=None if is_classifier(self) else "numeric", input_name="y_val")
+        check_consistent_length(X, y)
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y)
+        if is_classifier(self):
+            if self._label_binarizer.y_type_ != "multilabel-indicator" and len(np.setdiff1d(y, self.classes_)):
+                raise ValueError(f"y_val has classes that y has not: {np.setdiff1d(y, self.classes_)}")
+            y = self._label_binarizer.transform(y).astype(bool)
+        elif y.ndim == 1:
+            y = y.reshape(-1, 1)
+        if y.shape[1] != self.n_outputs_:
+            raise ValueError(f"y_val must have {self.n_outputs_} outputs as y has, got shape {y.shape}")
+        return X, y, None if weight is None else _check_sample_weight(weight, X, dtype=dtype)
 
     def _rows_of_a_batch(self, n_samples: int) -> int:
         if self.batch_size == "auto":
@@ -212,18 +351,29 @@ class BackendMixin(BaseMultilayerPerceptron):
             )
         return int(np.clip(self.batch_size, 1, n_samples))
 
-    def _epoch_ends(self, steps: BackendSteps | ReferenceSteps, n_samples: int, held_out: tuple[Any, Any, Any]) -> bool:
-        """Do what scikit-learn does after an epoch; return whether training ends."""
+    def _epoch_ends(self, steps: Any, n_samples: int, held_out: Any, listeners: Listeners) -> bool:
+        """Do what scikit-learn does after an epoch, and more; return whether training ends."""
         self.n_iter_ += 1
         self.t_ += n_samples
         self.loss_curve_.append(self.loss_)
         if self.verbose:
             print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-        if self.early_stopping:
+        validation_loss = None
+        X_val, y_val, weight_val = held_out or (None, None, None)
+        if held_out is not None:
             steps.download()
-        self._update_no_improvement_count(self.early_stopping, *held_out)
+            with np.errstate(all="ignore"):
+                a = self._forward_pass_fast(X_val, check_input=False)
+                validation_loss = networks.loss(self, y_val, a, weight_val)
+            self.validation_loss_curve_.append(validation_loss)
+            if is_classifier(self):
+                y_val = self._label_binarizer.inverse_transform(y_val)
+        self._update_no_improvement_count(self.early_stopping, X_val, y_val, weight_val)
         self._optimizer.iteration_ends(self.t_)
+        listeners.epoch_ends(self.loss_, validation_loss)
         self._report.lap("validation")
+        if listeners.stopped:
+            return True
         if self._no_improvement_count > self.n_iter_no_change:
             what = "Validation score" if self.early_stopping else "Training loss"
             message = (
@@ -233,6 +383,18 @@ class BackendMixin(BaseMultilayerPerceptron):
                 return True
             self._no_improvement_count = 0
         return False
+
+    def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the score that early stopping goes by."""
+        if self.scoring is None:
+            return float(super()._score(X, y, sample_weight))
+        if self.scoring == "loss":
+            return -self.validation_loss_curve_[-1]
+        scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
+        given = {} if sample_weight is None else {"sample_weight": sample_weight}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "X does not have valid feature names")  # inside, X is an array
+            return float(scorer(self, X, y, **given))
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *work: Any) -> None:
         self._report.lap("checks")

@@ -1,52 +1,86 @@
-"""What a scikit-learn estimator is to bpgpu: its network, with scikit-learn's losses as costs, and its rule."""
+"""What a scikit-learn estimator is to bpgpu: its network, with its losses as costs, and its rule."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
+from sklearn.neural_network._base import ACTIVATIONS, LOSS_FUNCTIONS
+from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
 
-from bpgpu.activations import IDENTITY, SOFTMAX, Activation, get_activation, unchecked
+from bpgpu.activations import IDENTITY, SOFTMAX, Activation, get_activation, layer_activations, unchecked
+from bpgpu.backends import get_backend
 from bpgpu.checks import compressed_rows
 from bpgpu.costs import BINARY_CROSS_ENTROPY, COSTS, CROSS_ENTROPY, Cost
-from bpgpu.optimizers import SGD, Adam, Optimizer
+from bpgpu.kernels import formulas
+from bpgpu.optimizers import SGD, Adam, Optimizer, get_optimizer
 from bpgpu.plan import Architecture, Data
+
+Array = np.ndarray[Any, Any]
 
 # The derivatives of this activation and this cost are those of the pair, dC/dz = a - y; each alone is none.
 EXP = unchecked(Activation, name="exp", value="exp(z)", derivative="1")
 POISSON = unchecked(
     Cost, name="poisson", value="where(y == 0, 0, y * log(y / a)) - y + a", gradient="a - y", reduction="sum"
 )
+# Losses of a regression beside scikit-learn's, for one output; q is the quantile, d the delta of Huber's.
+LOSSES = {
+    "absolute_error": ("abs(a - y)", "where(a > y, 1, where(a < y, -1, 0))"),
+    "huber": (
+        "where(abs(a - y) < {d}, 0.5 * (a - y) ** 2, {d} * (abs(a - y) - 0.5 * {d}))",
+        "max(min(a - y, {d}), -{d})",
+    ),
+    "log_cosh": ("abs(a - y) + log1p(exp(-2 * abs(a - y))) - 0.6931471805599453", "tanh(a - y)"),
+    "quantile": ("where(y > a, {q} * (y - a), (1 - {q}) * (a - y))", "where(y > a, -{q}, where(y < a, 1 - {q}, 0))"),
+}
 
 
-def squared_error(outputs: int) -> Cost:
-    """Return scikit-learn's: it descends along the sum over the outputs, and reports their mean.
+def cost(estimator: Any, outputs: int) -> Cost:
+    """Return the cost of a regression.
 
-    So its value and its gradient disagree by the number of outputs.
+    scikit-learn descends along the sum over the outputs and reports their mean, so that value and gradient disagree
+    by the number of outputs.
     """
-    if outputs == 1:
-        return COSTS["half_squared_error"]
-    value = f"{0.5 / outputs!r} * (y - a) ** 2"
-    return unchecked(Cost, name=f"mean_of_{outputs}", value=value, gradient="a - y", reduction="sum")
+    loss = estimator.loss
+    if isinstance(loss, Cost):
+        return loss
+    if loss == "squared_error":
+        if outputs == 1:
+            return COSTS["half_squared_error"]
+        value, gradient = "0.5 * (y - a) ** 2", "a - y"
+    else:
+        numbers = {"d": repr(float(estimator.huber_delta)), "q": repr(float(estimator.quantile))}
+        value, gradient = (formula.format(**numbers) for formula in LOSSES[loss])
+    if outputs > 1:
+        value = f"({value}) / {outputs}"
+    return unchecked(Cost, name=loss, value=value, gradient=gradient, reduction="sum")
 
 
-def architecture(estimator: Any, sizes: list[int], dtype: np.dtype[Any]) -> Architecture:
+def hidden(estimator: Any) -> tuple[Activation, ...]:
+    """Return the activations of the hidden layers."""
+    return layer_activations(estimator.activation, estimator.n_layers_ - 2)
+
+
+def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
     """Return the network of an estimator that scikit-learn has initialised."""
-    output, cost = {
-        "softmax": (SOFTMAX, CROSS_ENTROPY),
-        "logistic": (get_activation("sigmoid"), BINARY_CROSS_ENTROPY),
-        "identity": (IDENTITY, squared_error(sizes[-1])),
-        "exp": (EXP, POISSON),
-    }[estimator.out_activation_]
-    hidden = (get_activation(estimator.activation),) * (len(sizes) - 2)
+    sizes = [len(estimator.coefs_[0]), *map(len, estimator.intercepts_)]
+    if estimator.out_activation_ == "identity":
+        output, loss = IDENTITY, cost(estimator, sizes[-1])
+    else:
+        output, loss = {
+            "softmax": (SOFTMAX, CROSS_ENTROPY),
+            "logistic": (get_activation("sigmoid"), BINARY_CROSS_ENTROPY),
+            "exp": (EXP, POISSON),
+        }[estimator.out_activation_]
     return Architecture(
-        sizes=tuple(map(int, sizes)),
-        activations=(*hidden, output),
-        cost=cost,
+        sizes=tuple(sizes),
+        activations=(*hidden(estimator), output),
+        cost=loss,
         bias=True,
         l2=float(estimator.alpha),
-        dropout=0.0,
+        dropout=float(estimator.dropout),
         dtype=dtype,
-        seed=0,
+        seed=getattr(estimator, "_dropout_seed", 0),
         by_weight=True,
     )
 
@@ -60,18 +94,100 @@ def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> D
     )
 
 
-def targets(estimator: Any, y: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def only_here(estimator: Any) -> list[str]:
+    """Return the parameters whose values scikit-learn cannot train with."""
+    found = {
+        "activation": not isinstance(estimator.activation, str) or estimator.activation not in ACTIVATIONS,
+        "dropout": estimator.dropout > 0,
+        "optimizer": estimator.optimizer is not None,
+        "loss": not isinstance(estimator.loss, str) or estimator.loss not in LOSS_FUNCTIONS,
+        "label_smoothing": smoothing(estimator) > 0,
+    }
+    return [name for name, used in found.items() if used]
+
+
+def smoothing(estimator: Any) -> float:
+    """Return how much of a label's probability goes to all labels alike."""
+    return float(getattr(estimator, "label_smoothing", 0.0))
+
+
+def targets(estimator: Any, y: Any, dtype: np.dtype[Any]) -> Array:
     """Return targets as the backends take them: labels of classes that exclude each other, floats else."""
-    if estimator.out_activation_ == "softmax":
+    part, softmax = smoothing(estimator), estimator.out_activation_ == "softmax"
+    if part:
+        y = np.asarray(y, dtype) * (1 - part) + part / (y.shape[1] if softmax else 2)
+    elif softmax:
         return np.ascontiguousarray(y.argmax(axis=1), np.int32)
     return np.ascontiguousarray(y, dtype)
 
 
-def rule(optimizer: Any) -> Optimizer:
-    """Return the rule of scikit-learn's optimizer object.
+def loss(estimator: Any, y: Any, a: Array, weight: Array | None) -> float:
+    """Return the loss of outputs without the penalty, as scikit-learn computes its own."""
+    if smoothing(estimator):
+        y = targets(estimator, y, a.dtype)
+    name = "binary_log_loss" if estimator.out_activation_ == "logistic" else estimator.loss
+    if name in LOSS_FUNCTIONS:
+        return float(LOSS_FUNCTIONS[name](y, a, weight))
+    given = cost(estimator, a.shape[1])
+    values = formulas.numpy_function(given.value, a.dtype)(None, a, y.astype(a.dtype))
+    rows = values.mean(axis=1) if given.reduction == "mean" else values.sum(axis=1)
+    return float(np.average(rows, weights=weight))
 
-    Its numbers have been checked there, and may be what is refused here, such as a momentum of 1.
+
+def forward(estimator: Any, X: Array) -> tuple[list[Any], list[Any]]:
+    """Return z_1 ... z_L and a_0 ... a_L."""
+    backend, net = get_backend("numpy"), architecture(estimator, np.result_type(X.dtype, estimator.coefs_[0]))
+    z, a = list[Any](), [X]
+    with np.errstate(all="ignore"):
+        for W, b, sigma in zip(estimator.coefs_, estimator.intercepts_, net.activations, strict=True):
+            z.append(np.empty((X.shape[0], W.shape[1]), net.dtype))
+            a.append(np.empty_like(z[-1]))
+            backend.forward(a[-2], W, b, sigma, out=a[-1], out_z=z[-1])
+    return z, a
+
+
+def input_gradients(estimator: Any, X: Array) -> Array:
+    """Return d a_L / d a_0, of shape (n, n_L, n_0)."""
+    backend, (z, a) = get_backend("numpy"), forward(estimator, X)
+    out, output = a[-1], estimator.out_activation_
+    slopes = {"identity": np.ones_like(out), "exp": out, "logistic": out * (1 - out), "softmax": out}[output]
+    result = np.empty((*out.shape, X.shape[1]), out.dtype)
+    for k in range(out.shape[1]):
+        delta = np.zeros_like(out)
+        delta[:, k] = slopes[:, k]
+        if output == "softmax":
+            delta -= out[:, [k]] * out
+        for l in range(len(z) - 1, 0, -1):
+            delta_next, delta = delta, np.empty_like(a[l])
+            sigma = hidden(estimator)[l - 1]
+            backend.hidden_delta(delta_next, estimator.coefs_[l], a[l], sigma, out=delta, z=z[l - 1])
+        result[:, k] = delta @ estimator.coefs_[0].T
+    return result
+
+
+class RuleOptimizer(BaseOptimizer):
+    """A rule of bpgpu, with its state, where scikit-learn keeps its optimizer."""
+
+    def __init__(self, parameters: list[Array], rule: Optimizer) -> None:
+        super().__init__(rule.rate(0))
+        self.rule, self.t = rule, 0
+        self.states = [[np.zeros_like(x) for x in parameters] for _ in range(rule.n_state)]
+
+
+def given_rule(estimator: Any) -> Optimizer:
+    """Return the rule that the parameter `optimizer` names, at scikit-learn's learning rate, or is."""
+    if isinstance(estimator.optimizer, Optimizer):
+        return estimator.optimizer
+    return dataclasses.replace(get_optimizer(estimator.optimizer), learning_rate=float(estimator.learning_rate_init))
+
+
+def rule(optimizer: Any) -> Optimizer:
+    """Return the rule of an optimizer object.
+
+    The numbers of scikit-learn's have been checked there, and may be what is refused here, such as a momentum of 1.
     """
+    if isinstance(optimizer, RuleOptimizer):
+        return optimizer.rule
     rate = float(optimizer.learning_rate_init)
     if hasattr(optimizer, "velocities"):
         momentum = float(optimizer.momentum)

@@ -8,10 +8,16 @@ from sklearn.utils import gen_batches
 
 from bpgpu.backends.base import Backend
 from bpgpu.errors import NonFiniteError
-from bpgpu.plan import Plan
+from bpgpu.plan import Architecture, Plan
 from bpgpu.sklearn import networks
 
 Array = np.ndarray[Any, Any]
+
+
+def flatten(arrays: list[Array], net: Architecture) -> tuple[Array, list[Array], list[Array]]:
+    """Copy weights and biases of all layers into one buffer; return it with its views, weights and biases apart."""
+    flat = np.concatenate([np.ravel(x) for x in arrays]).astype(net.dtype, copy=False)
+    return flat, *net.views(flat)
 
 
 class BackendSteps:
@@ -29,15 +35,20 @@ class BackendSteps:
     weight : array, shape (n,), or None
     batch_size : int
     backend : Backend
+
+    Attributes
+    ----------
+    learning_rate : float or None
+        If set, it takes the place of the optimizer's.
     """
 
     def __init__(self, estimator: Any, X: Any, y: Array, weight: Array | None, batch_size: int, backend: Backend):
         self.estimator, self.backend, self.optimizer = estimator, backend, estimator._optimizer
-        sizes = [X.shape[1], *(len(b) for b in estimator.intercepts_)]
+        self.learning_rate: float | None = None
         dtype = estimator.coefs_[0].dtype
-        net = networks.architecture(estimator, sizes, dtype)
         data, rule = networks.data(estimator, X, y, weight, dtype), networks.rule(self.optimizer)
-        self.plan = Plan(net, int(batch_size), backend, rule, nonzeros=data.nonzeros).allocate()
+        net = networks.architecture(estimator, dtype)
+        self.plan = Plan(net, batch_size, backend, rule, nonzeros=data.nonzeros).allocate()
         self.steps_of_an_epoch = -(-len(data) // self.plan.batch_size)
         self._flatten()
         self.weight = data.weight
@@ -48,14 +59,18 @@ class BackendSteps:
     def _flatten(self) -> None:
         """Lay parameters and state out in flat buffers, on the host and on the device: one if that is the same."""
         estimator, optimizer, net, backend = self.estimator, self.optimizer, self.plan.architecture, self.backend
-        kept = {"velocities": 1} if hasattr(optimizer, "velocities") else {"ms": 1, "vs": 1}
-        groups = [estimator.coefs_ + estimator.intercepts_, *(getattr(optimizer, name) for name in kept)]
-        self.host = [np.concatenate([np.ravel(x) for x in arrays]).astype(net.dtype, copy=False) for arrays in groups]
-        estimator.coefs_, estimator.intercepts_ = net.views(self.host[0])
-        for name, flat in zip(kept, self.host[1:], strict=True):
-            weights, biases = net.views(flat)
-            setattr(optimizer, name, weights + biases)
-        del self.host[1 + len(self.plan.state) :]  # without momentum there is a velocity, which nothing reads
+        flat, estimator.coefs_, estimator.intercepts_ = flatten(estimator.coefs_ + estimator.intercepts_, net)
+        self.host = [flat]
+        if isinstance(optimizer, networks.RuleOptimizer):
+            for i, arrays in enumerate(optimizer.states):
+                flat, weights, biases = flatten(arrays, net)
+                optimizer.states[i] = weights + biases
+                self.host.append(flat)
+        elif self.plan.state:  # without momentum there is a velocity, which nothing reads
+            for name in ("velocities",) if hasattr(optimizer, "velocities") else ("ms", "vs"):
+                flat, weights, biases = flatten(getattr(optimizer, name), net)
+                setattr(optimizer, name, weights + biases)
+                self.host.append(flat)
         self.device = [backend.asarray(flat, net.dtype) for flat in self.host]
         self.parameters = self.device[0]
         self.plan.state[:] = self.device[1:]
@@ -70,20 +85,19 @@ class BackendSteps:
         NonFiniteError
             If a number is not finite; everything is as it was before the epoch.
         """
-        backend, optimizer, steps = self.backend, self.optimizer, self.plan.steps
+        backend, steps = self.backend, self.plan.steps
         if self.may_have_no_weight:
             self._check_weights(order)
-        rate = optimizer.learning_rate_init if hasattr(optimizer, "t") else optimizer.learning_rate
         for before, array in zip(self.before, self.device, strict=True):
             backend.assign(before, array)
         try:
             return backend.run_epoch(
                 self.plan,
                 self.data,
-                None if order is None else order.astype(np.int32),
+                None if order is None else order.astype(np.int32, copy=False),
                 parameters=self.parameters,
-                learning_rates=[float(rate)] * self.steps_of_an_epoch,
-                epoch=self.estimator.n_iter_,
+                learning_rates=self._rates(),
+                epoch=len(self.estimator.loss_curve_),
             )
         except NonFiniteError:
             for before, array in zip(self.before, self.device, strict=True):
@@ -93,13 +107,24 @@ class BackendSteps:
         finally:
             self._count()
 
+    def _rates(self) -> list[float]:
+        optimizer, steps = self.optimizer, self.steps_of_an_epoch
+        if self.learning_rate is not None:
+            return [self.learning_rate] * steps
+        if isinstance(optimizer, networks.RuleOptimizer):
+            return optimizer.rule.rates(self.plan.steps, steps)
+        return [float(optimizer.learning_rate_init if hasattr(optimizer, "ms") else optimizer.learning_rate)] * steps
+
     def _count(self) -> None:
-        """Tell scikit-learn's Adam how far it is."""
+        """Tell the optimizer how far it is; scikit-learn's Adam has its corrections in its learning rate."""
         optimizer, t = self.optimizer, self.plan.steps
         if hasattr(optimizer, "t") and t:
             optimizer.t = t
-            correction = math.sqrt(1 - optimizer.beta_2**t) / (1 - optimizer.beta_1**t)
-            optimizer.learning_rate = optimizer.learning_rate_init * correction
+            if hasattr(optimizer, "ms"):
+                correction = math.sqrt(1 - optimizer.beta_2**t) / (1 - optimizer.beta_1**t)
+                optimizer.learning_rate = optimizer.learning_rate_init * correction
+            else:
+                optimizer.learning_rate = optimizer.rule.rate(t)
 
     def _check_weights(self, order: Array | None) -> None:
         weight = self.weight if order is None else self.weight[order]
@@ -116,6 +141,8 @@ class BackendSteps:
 class ReferenceSteps:
     """Epochs by scikit-learn's own `_backprop` and optimizer."""
 
+    learning_rate: float | None = None
+
     def __init__(self, estimator: Any, X: Any, y: Any, weight: Array | None, batch_size: int) -> None:
         self.estimator, self.X, self.y, self.weight, self.batch_size = estimator, X, y, weight, batch_size
         layers = len(estimator.coefs_)
@@ -124,6 +151,8 @@ class ReferenceSteps:
     def epoch(self, order: Array | None) -> float:
         """Train one epoch and return its loss."""
         estimator, n, loss = self.estimator, self.X.shape[0], 0.0
+        if self.learning_rate is not None:  # scikit-learn's Adam computes its rate from the initial one
+            estimator._optimizer.learning_rate = estimator._optimizer.learning_rate_init = self.learning_rate
         parameters = estimator.coefs_ + estimator.intercepts_
         for batch in gen_batches(n, self.batch_size):
             rows = batch if order is None else order[batch]
@@ -151,16 +180,12 @@ class Objective:
         if self.plan is None or self.plan.architecture.dtype != packed.dtype:
             self._prepare(packed.dtype)
         assert self.plan is not None
-        with np.errstate(all="ignore"), backend.ordered():
-            parameters = backend.asarray(packed, packed.dtype)
-            loss = backend.batch_gradients(self.plan, self.batch, parameters, epoch=0, step=0)
+        with backend.ordered():
+            loss = backend.gradients(self.plan, self.data, backend.asarray(packed, packed.dtype))
             return loss, np.array(backend.to_numpy(self.plan.gradients))
 
     def _prepare(self, dtype: np.dtype[Any]) -> None:
-        estimator = self.estimator
-        sizes = [self.X.shape[1], *(len(b) for b in estimator.intercepts_)]
-        data = networks.data(estimator, self.X, self.y, self.weight, dtype)
-        net, n = networks.architecture(estimator, sizes, dtype), len(data)
-        self.plan = Plan(net, n, self.backend, nonzeros=data.nonzeros).allocate()
-        self.batch = self.plan.batch(n)
-        self.backend.load_batch(self.batch, self.backend.place(data, self.plan), slice(None))
+        data = networks.data(self.estimator, self.X, self.y, self.weight, dtype)
+        net = networks.architecture(self.estimator, dtype)
+        self.plan = Plan(net, len(data), self.backend, nonzeros=data.nonzeros).allocate()
+        self.data = self.backend.place(data, self.plan)

@@ -1,0 +1,121 @@
+"""Callbacks in a fit: bpgpu's, and those of scikit-learn 1.9's protocol."""
+
+import time
+from typing import Any
+
+from bpgpu.backends import get_backend
+from bpgpu.callbacks import Callback, ProgressBar
+from bpgpu.network import MLP
+from bpgpu.plan import Architecture
+from bpgpu.sklearn import networks
+from bpgpu.sklearn.steps import BackendSteps, ReferenceSteps, flatten
+from bpgpu.training import History, Training
+
+__all__ = ["CallbackSupportMixin", "Listeners"]
+
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:  # scikit-learn before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Nothing: this scikit-learn has no callbacks."""
+
+
+class Listeners:
+    """All who listen to one fit.
+
+    Attributes
+    ----------
+    training : Training
+        What bpgpu's callbacks see; its network has the parameters that are trained.
+    stopped : str
+        Why one of them has ended training, if so.
+    """
+
+    def __init__(self, estimator: Any, X: Any, y: Any, has_validation: bool) -> None:
+        self.estimator, self.X, self.y = estimator, X, y
+        self.bpgpus: list[Callback] = [*(estimator.callbacks or ()), *([ProgressBar()] if estimator.progress else [])]
+        for callback in self.bpgpus:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callback!r}")
+        self.stopped = ""
+        self.root: Any = None
+        self.has_validation = has_validation
+
+    def begin(self, steps: BackendSteps | ReferenceSteps) -> None:
+        """Before the first epoch."""
+        estimator = self.estimator
+        if self.bpgpus:
+            net = network(estimator, steps)
+            rule = networks.rule(estimator._optimizer)
+            training = Training(net, rule, History(), estimator.max_iter, self.X.shape[0])
+            for callback in self.bpgpus:
+                callback.check(training, has_validation=self.has_validation)
+            self.training = training
+            for callback in self.bpgpus:
+                callback.on_train_begin(self.training)
+        if hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx"):
+            self.root = estimator._init_callback_context(max_subtasks=estimator.max_iter)
+            self.root.call_on_fit_task_begin(estimator=estimator, X=self.X, y=self.y)
+
+    def epoch_begins(self, steps: BackendSteps | ReferenceSteps) -> None:
+        """Before each epoch."""
+        if self.bpgpus:
+            for callback in self.bpgpus:
+                callback.on_epoch_begin(self.training)
+            steps.learning_rate = self.training.learning_rate
+            self.since = time.perf_counter()
+        if self.root is not None:
+            self.task = self.root.subcontext(task_name="epoch")
+            self.task.call_on_fit_task_begin(estimator=self.estimator, X=self.X, y=self.y)
+
+    def epoch_ends(self, loss: float, validation_loss: float | None) -> None:
+        """After each epoch."""
+        estimator = self.estimator
+        if self.bpgpus:
+            training, history = self.training, self.training.history
+            history.loss.append(loss)
+            history.seconds.append(time.perf_counter() - self.since)
+            history.learning_rate.append(training.learning_rate or estimator._optimizer.learning_rate)
+            if validation_loss is not None:
+                history.validation_loss.append(validation_loss)
+            training.net.epoch += 1
+            for callback in self.bpgpus:
+                callback.on_epoch_end(training)
+            self.stopped = self.stopped or history.stop_reason
+        if self.root is not None and self.task.call_on_fit_task_end(
+            estimator=estimator, X=self.X, y=self.y, reconstruction_attributes=self._copies
+        ):
+            self.stopped = self.stopped or "a callback has ended training"
+
+    def _copies(self) -> dict[str, Any]:
+        return {name: [x.copy() for x in getattr(self.estimator, name)] for name in ("coefs_", "intercepts_")}
+
+    def end(self, reason: str) -> None:
+        """After training, however it ended."""
+        if self.bpgpus and hasattr(self, "training"):
+            self.training.history.stop_reason = self.stopped or reason
+            for callback in self.bpgpus:
+                callback.on_train_end(self.training)
+        if self.root is not None and reason != "failed":
+            self.root.call_on_fit_task_end(
+                estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes=self._copies
+            )
+
+
+def network(estimator: Any, steps: BackendSteps | ReferenceSteps) -> MLP:
+    """Return a network on the parameters that are being trained."""
+    if isinstance(steps, BackendSteps):
+        plan = steps.plan
+        return on_parameters(plan.architecture, plan.backend, steps.parameters, len(estimator.loss_curve_))
+    net = networks.architecture(estimator, estimator.coefs_[0].dtype)
+    flat, estimator.coefs_, estimator.intercepts_ = flatten(estimator.coefs_ + estimator.intercepts_, net)
+    return on_parameters(net, get_backend("numpy"), flat, len(estimator.loss_curve_))
+
+
+def on_parameters(architecture: Architecture, backend: Any, parameters: Any, epoch: int) -> MLP:
+    """Return a network that has these very parameters, which its constructor would copy."""
+    net = object.__new__(MLP)
+    net.architecture, net.backend, net.parameters, net.epoch = architecture, backend, parameters, epoch
+    net.masks, net.metadata = [None] * len(architecture.activations), {}
+    return net

@@ -1,0 +1,52 @@
+"""What the estimators compute with a fitted network."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.neural_network._base import ACTIVATIONS
+from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bpgpu.sklearn import networks
+
+
+class PredictionMixin(BaseMultilayerPerceptron):
+    """Predictions with any activation, and what goes on inside."""
+
+    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
+        if isinstance(self.activation, str) and self.activation in ACTIVATIONS:
+            return super()._forward_pass_fast(X, check_input=check_input)
+        return networks.forward(self, self._checked_input(X) if check_input else X)[1][-1]
+
+    def _checked_input(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
+
+    def hidden_activations(self, X: Any) -> list[np.ndarray[Any, Any]]:
+        """Return what the hidden layers make of X.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix}, shape (n_samples, n_features)
+
+        Returns
+        -------
+        list of array, shape (n_samples, n_l)
+            One for each hidden layer.
+        """
+        return networks.forward(self, self._checked_input(X))[1][1:-1]
+
+    def input_gradients(self, X: Any) -> np.ndarray[Any, Any]:
+        """Return the derivatives of the outputs (of a classifier: of its probabilities) with respect to the inputs.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix}, shape (n_samples, n_features)
+
+        Returns
+        -------
+        array, shape (n_samples, n_outputs, n_features)
+            Of a binary classifier, whose only output is the probability of its second class, as of a regression with
+            one target, n_outputs is 1.
+        """
+        return networks.input_gradients(self, self._checked_input(X))
