@@ -221,11 +221,11 @@ class Plan:
         }
 
     @property
-    def products(self) -> float:
-        """Multiply-adds of all layers' products with a full batch, in one direction."""
+    def products(self) -> list[float]:
+        """Multiply-adds of the product of each layer with a full batch, in one direction."""
         net = self.architecture
         inputs = [net.sizes[0] if self.nonzeros is None else self.nonzeros, *net.sizes[1:-1]]
-        return self.batch_size * sum(m * n for m, n in zip(inputs, net.sizes[1:], strict=True))
+        return [self.batch_size * m * n for m, n in zip(inputs, net.sizes[1:], strict=True)]
 
     @property
     def nbytes(self) -> int:

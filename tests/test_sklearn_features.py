@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, mean_pinball_loss
 from sklearn.utils.class_weight import compute_sample_weight
 
@@ -360,17 +359,18 @@ def test_callbacks_see_the_network_in_training(backend, tmp_path):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("sparse", [False, True])
-def test_callbacks_can_set_weights_and_learning_rates(backend, sparse):
+@pytest.mark.parametrize("in_scikit_learn", [False, True])
+def test_callbacks_can_set_weights_and_learning_rates(backend, in_scikit_learn):
     X, y, _ = problem("regression")
-    X = csr_array(X) if sparse else X
+    weight = np.where(np.arange(len(X)), 1.0, -0.1) if in_scikit_learn else None
 
     class Halve(bpgpu.Callback):
         def on_train_end(self, training):
             training.net.parameters[:] /= 2
 
-    options = {"max_iter": 4, "solver": "sgd", "backend": backend, "momentum": 0.0}
+    options = {"max_iter": 4, "solver": "sgd", "backend": backend, "momentum": 0.0, "weight": weight}
     model = fit(ours, "regression", X, y, callbacks=[Halve(), bpgpu.LearningRateSchedule(lambda e, h: 0.02)], **options)
+    assert model.fit_report_.backend == ("scikit-learn" if in_scikit_learn else backend)
     other = fit(ours, "regression", X, y, learning_rate_init=0.02, **options)
     np.testing.assert_allclose(2 * model.coefs_[0], other.coefs_[0], rtol=1e-12)
 
@@ -474,9 +474,9 @@ def test_input_gradients_and_hidden_activations(task, activation):
 def test_what_neither_can_do_is_said(options):
     X, y, _ = problem("regression")
     with pytest.raises(
-        ValueError, match=f"X or y is sparse, which only scikit-learn can.*{next(iter(options))} only bpgpu"
+        ValueError, match=f"a sample weight is negative, which only scikit-learn can.*{next(iter(options))} only bpgpu"
     ):
-        fit(ours, "regression", csr_array(X), y, **options)
+        fit(ours, "regression", X, y, weight=-np.ones(len(X)), **options)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 from sklearn import neural_network
+from sklearn.exceptions import ConvergenceWarning
 
 from bpgpu import sklearn as ours
 from bpgpu.backends.numba_backend import NumbaBackend
@@ -75,6 +76,28 @@ def test_partial_fit_on_sparse_and_dense_parts(backend):
             model.partial_fit(part, y[rows], classes=np.unique(y))
     assert models[0].fit_report_.backend == backend
     assert_equal(*models, sparse.csr_array(X), 1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "options",
+    [{"dropout": 0.3}, {"activation": "gelu"}, {"loss": "huber"}, {"optimizer": "adamw"}, {"activation": ["tanh"]}],
+    ids=str,
+)
+def test_what_scikit_learn_refuses_as_of_dense_data(options, backend):
+    X, y, _ = sparse_problem("regression")
+    compressed = sparse.csr_array(X)
+    models = [estimator(ours, "regression", max_iter=9, backend=backend, **options) for _ in range(2)]
+    for model, given in zip(models, (X, compressed), strict=True):
+        with pytest.warns(ConvergenceWarning):
+            model.fit(given, y, X_val=given, y_val=y)
+        assert model.fit_report_.backend == backend
+    close = {"rtol": 1e-8, "atol": 1e-10}
+    np.testing.assert_allclose(models[0].coefs_[0], models[1].coefs_[0], **close)
+    np.testing.assert_allclose(models[0].validation_loss_curve_, models[1].validation_loss_curve_, **close)
+    np.testing.assert_allclose(models[0].predict(X), models[1].predict(compressed), **close)
+    np.testing.assert_allclose(models[0].hidden_activations(X), models[1].hidden_activations(compressed), **close)
+    np.testing.assert_allclose(models[0].input_gradients(X), models[1].input_gradients(compressed.tocsc()), **close)
 
 
 def test_what_is_too_large_for_int32_trains_in_scikit_learn(monkeypatch):

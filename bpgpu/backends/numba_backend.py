@@ -81,7 +81,7 @@ class NumbaBackend(Backend):
 
     def _threads(self, plan: Plan) -> int:
         """Return how many threads train a plan: as many as its steps keep busy, at most what is allowed."""
-        step = int(3 * plan.products)
+        step = int(3 * sum(plan.products))
         return max(1, min(step // GRAIN, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
@@ -148,7 +148,7 @@ class NumbaBackend(Backend):
         table = np.array([epoch, n, *(0 if array is None else array.ctypes.data for array in arrays)], np.int64)
         schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
         result = np.zeros(k.RESULTS)
-        chunk = max(1, int(CHUNK // (3 * plan.products + net.n_weights)))
+        chunk = max(1, int(CHUNK // (3 * sum(plan.products) + net.n_weights)))
 
         def train(thread: int, first: int, counter: np.ndarray[Any, Any]) -> None:
             prepared.epoch(
@@ -172,9 +172,8 @@ class NumbaBackend(Backend):
                 result,
             )
 
-        largest = B * max(rows * columns for rows, columns in pairwise(net.sizes))
         # The limit costs as much as a dozen steps of a network whose products are too small for BLAS.
-        with self._blas.one_thread() if largest > k.SMALL_PRODUCT else nullcontext():
+        with self._blas.one_thread() if max(plan.products) > k.SMALL_PRODUCT else nullcontext():
             for first in range(0, steps, chunk):
                 counter = np.zeros(1, np.int64)
                 run_on_all(functools.partial(train, first=first, counter=counter), prepared.threads, counter)

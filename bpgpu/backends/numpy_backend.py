@@ -2,7 +2,6 @@
 
 import functools
 import platform
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,7 @@ class NumpyBackend(Backend):
         epoch: int,
     ) -> float:
         """Train one epoch as the reference does, small products on one thread."""
-        largest = plan.batch_size * max(m * n for m, n in pairwise(plan.architecture.sizes))
-        with blas_libraries().limit(limits=1 if largest < THREADED_PRODUCT else None):
+        with blas_libraries().limit(limits=1 if max(plan.products) < THREADED_PRODUCT else None):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )

@@ -136,11 +136,11 @@ def loss(estimator: Any, y: Any, a: Array, weight: Array | None) -> float:
 
 def forward(estimator: Any, X: Array) -> tuple[list[Any], list[Any]]:
     """Return z_1 ... z_L and a_0 ... a_L."""
-    backend, net = get_backend("numpy"), architecture(estimator, np.result_type(X, estimator.coefs_[0]))
+    backend, net = get_backend("numpy"), architecture(estimator, np.result_type(X.dtype, estimator.coefs_[0]))
     z, a = list[Any](), [X]
     with np.errstate(all="ignore"):
         for W, b, sigma in zip(estimator.coefs_, estimator.intercepts_, net.activations, strict=True):
-            z.append(np.empty((len(X), W.shape[1]), net.dtype))
+            z.append(np.empty((X.shape[0], W.shape[1]), net.dtype))
             a.append(np.empty_like(z[-1]))
             backend.forward(a[-2], W, b, sigma, out=a[-1], out_z=z[-1])
     return z, a
@@ -151,7 +151,7 @@ def input_gradients(estimator: Any, X: Array) -> Array:
     backend, (z, a) = get_backend("numpy"), forward(estimator, X)
     out, output = a[-1], estimator.out_activation_
     slopes = {"identity": np.ones_like(out), "exp": out, "logistic": out * (1 - out), "softmax": out}[output]
-    result = np.empty((len(X), out.shape[1], X.shape[1]), out.dtype)
+    result = np.empty((*out.shape, X.shape[1]), out.dtype)
     for k in range(out.shape[1]):
         delta = np.zeros_like(out)
         delta[:, k] = slopes[:, k]

@@ -20,14 +20,14 @@ class PredictionMixin(BaseMultilayerPerceptron):
 
     def _checked_input(self, X: Any) -> Any:
         check_is_fitted(self)
-        return validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
 
     def hidden_activations(self, X: Any) -> list[np.ndarray[Any, Any]]:
         """Return what the hidden layers make of X.
 
         Parameters
         ----------
-        X : array-like, shape (n_samples, n_features)
+        X : {array-like, sparse matrix}, shape (n_samples, n_features)
 
         Returns
         -------
@@ -41,7 +41,7 @@ class PredictionMixin(BaseMultilayerPerceptron):
 
         Parameters
         ----------
-        X : array-like, shape (n_samples, n_features)
+        X : {array-like, sparse matrix}, shape (n_samples, n_features)
 
         Returns
         -------
