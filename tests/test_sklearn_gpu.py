@@ -1,6 +1,5 @@
 """bpgpu's estimators on a GPU backend, simulated: what is trained there comes back, and nothing stays."""
 
-
 import numpy as np
 import pytest
 from sklearn import neural_network
