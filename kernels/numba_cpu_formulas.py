@@ -4,6 +4,7 @@ The source made from a formula is kept in a cache folder with its code. Each fun
 """
 
 import ast
+import functools
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,12 @@ def _head(dtype: np.dtype[Any]) -> str:
     return heading + _HEAD.format(dtype=dtype.name)
 
 
+@functools.cache  # an estimator's fit may take no longer than making these
 def _activation_source(value: str, derivative: str, dtype: np.dtype[Any]) -> str:
     return _head(dtype) + _function("value", value) + _ACTIVATE + _function("slope", derivative) + _DERIVE
 
 
+@functools.cache
 def _cost_source(value: str, gradient: str, dtype: np.dtype[Any]) -> str:
     return _head(dtype) + _function("value", value) + _function("slope", gradient) + _COST
 

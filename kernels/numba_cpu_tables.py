@@ -11,7 +11,7 @@ SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)
 # Entries of the table of the data: addresses, 0 for what there is not; labels and order are int32.
 EPOCH, SAMPLES, X, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(8)
 ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT
-SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW = range(6)  # RULE
+SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW, NONE = range(7)  # RULE; NONE: the gradients are all that is wanted
 # Entries of the numbers: h0 ... h5 of the rule, then these.
 L2, CLIP, KEEP, FACTOR, NUMBERS = range(6, 11)
 # What a thread tells the others: of each layer the sums of the magnitudes of a and delta, and single numbers.

@@ -58,6 +58,8 @@ def part(x, start, stop):
 @njit(**EXACT)
 def change(start, stop, p, g, m, v, decoupled, rule, numbers, rates):
     """Take the step of a rule for parameters start ... stop; rates are eta and the two bias corrections."""
+    if rule == NONE:
+        return
     T = p.dtype.type
     p, g, m, v = p[start:stop], g[start:stop], part(m, start, stop), part(v, start, stop)
     eta, c1, c2 = T(rates[0]), T(rates[1]), T(rates[2])

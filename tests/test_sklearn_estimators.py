@@ -90,6 +90,14 @@ def test_warm_start(solver, backend):
     assert_equal(mine, theirs, X, 1e-8)
 
 
+def test_labels_of_text():
+    X, y, _ = problem("classes")
+    names = np.array(["a", "b", "c"])[y - 3]
+    mine, theirs = (fit(module, "classes", X, names, backend="numba") for module in (ours, neural_network))
+    assert_equal(mine, theirs, X, 1e-8)
+    assert set(mine.predict(X)) == set("abc")
+
+
 def test_partial_fit_after_fit_and_after_a_pickle():
     X, y, _ = problem("regression")
     models = [fit(module, "regression", X, y, max_iter=5) for module in (ours, neural_network)]

@@ -30,7 +30,7 @@ def problem(task, dtype="float64", n=90, seed=0):
     X = rng.normal(size=(n, 6)).astype(dtype)
     scores = X @ rng.normal(size=(6, 3)) + 0.3 * rng.normal(size=(n, 3))
     y = {
-        "binary": np.array(["no", "yes"])[(scores[:, 0] > 0).astype(int)],
+        "binary": np.array([-1, 7])[(scores[:, 0] > 0).astype(int)],
         "classes": scores.argmax(axis=1) + 3,
         "multilabel": (scores > 0).astype(int),
         "regression": scores[:, 0],

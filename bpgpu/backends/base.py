@@ -382,6 +382,27 @@ class Backend:
             self.weight_gradient(h[l - 1], delta[l], out_W=dW[l], out_b=db[l], W=W[l], decay=decay, mask=mask[l])
         return C + self.penalty(parameters[: net.n_weights], decay)
 
+    def gradients(self, plan: Plan, data: Data, parameters: Array) -> float:
+        """Compute C of data that are one batch, and leave its gradients in `plan`.
+
+        Parameters
+        ----------
+        plan : Plan
+            Allocated, without a rule, for a batch of all samples of `data`; of a network without dropout.
+        data : Data
+            Placed.
+        parameters : array, shape (n_parameters,)
+
+        Returns
+        -------
+        float
+            C, penalty included; not finite if that is so.
+        """
+        batch = plan.batch(len(data))
+        self.load_batch(batch, data, slice(None))
+        with np.errstate(all="ignore"):
+            return self.batch_gradients(plan, batch, parameters, epoch=0, step=0)
+
     def penalty(self, weights: Array, decay: float) -> float:
         """Return ``decay / 2`` times the sum of squares of the weights."""
         return decay / 2 * self.dot(weights, weights) if decay else 0.0

@@ -104,6 +104,14 @@ class NumbaBackend(Backend):
             plan.prepared = self._prepare(plan)
         return self._train(plan.prepared, plan, data, order, parameters, learning_rates, epoch)
 
+    def gradients(self, plan: Plan, data: Data, parameters: Array) -> float:
+        if plan.prepared is None:
+            plan.prepared = self._prepare(plan)
+        try:
+            return self._train(plan.prepared, plan, data, None, parameters, [0.0], 0)
+        except NonFiniteError:
+            return super().gradients(plan, data, parameters)
+
     def _train(
         self,
         prepared: Prepared,
@@ -114,7 +122,7 @@ class NumbaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-        net, kernel = plan.architecture, rule_kernel(plan.rule)  # type: ignore[arg-type]
+        net, kernel = plan.architecture, rule_kernel(plan.rule)
         n, B, steps = len(data), plan.batch_size, -(-len(data) // plan.batch_size)
         none = np.empty(0, net.dtype)
         states = iter(plan.state)
@@ -171,7 +179,6 @@ class NumbaBackend(Backend):
 
     def _prepare(self, plan: Plan) -> Prepared:
         """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
-        assert plan.rule is not None
         net, batch, rule = plan.architecture, plan.batch(plan.batch_size), rule_kernel(plan.rule)
         L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
         layers = np.zeros((L + 1, k.LAYER_COLUMNS), np.int64)
@@ -211,7 +218,7 @@ class NumbaBackend(Backend):
         network[[k.BATCH, k.RULE]] = plan.batch_size, getattr(k, rule.name.upper())
         numbers = np.zeros(k.NUMBERS, dtype)
         numbers[: k.L2] = rule.numbers
-        numbers[k.L2], numbers[k.CLIP] = net.l2, plan.rule.clip_norm or 0.0
+        numbers[k.L2], numbers[k.CLIP] = net.l2, (plan.rule and plan.rule.clip_norm) or 0.0
         numbers[k.KEEP] = 1 / (1 - net.dropout) if net.dropout else 0.0
         numbers[k.FACTOR] = 1 / net.sizes[-1] if cost.reduction == "mean" else 1.0
         return Prepared(

@@ -32,9 +32,11 @@ class RuleKernel:
         return np.column_stack([rates, *corrections, shares])
 
 
-def rule_kernel(rule: Optimizer) -> RuleKernel:
-    """Return what the kernels need to know of a rule of `RULES`."""
+def rule_kernel(rule: Optimizer | None) -> RuleKernel:
+    """Return what the kernels need to know of a rule of `RULES`, or of none."""
     match rule:
+        case None:
+            return RuleKernel("none", (0.0,) * 6, False, False)
         case SGD(momentum=0):
             return RuleKernel("sgd", (0.0,) * 6, False, False)
         case SGD(momentum=mu, nesterov=nesterov):

@@ -102,7 +102,7 @@ class BackendSteps:
             return backend.run_epoch(
                 self.plan,
                 self.data,
-                None if order is None else order.astype(np.int32),
+                None if order is None else order.astype(np.int32, copy=False),
                 parameters=self.parameters,
                 learning_rates=self._rates(),
                 epoch=len(self.estimator.loss_curve_),
@@ -188,9 +188,8 @@ class Objective:
         if self.plan is None or self.plan.architecture.dtype != packed.dtype:
             self._prepare(packed.dtype)
         assert self.plan is not None
-        with np.errstate(all="ignore"), backend.ordered():
-            parameters = backend.asarray(packed, packed.dtype)
-            loss = backend.batch_gradients(self.plan, self.batch, parameters, epoch=0, step=0)
+        with backend.ordered():
+            loss = backend.gradients(self.plan, self.data, backend.asarray(packed, packed.dtype))
             return loss, np.array(backend.to_numpy(self.plan.gradients))
 
     def _prepare(self, dtype: np.dtype[Any]) -> None:
@@ -201,5 +200,4 @@ class Objective:
             networks.targets(estimator, self.y, dtype),
             None if weight is None else np.ascontiguousarray(weight, dtype),
         )
-        self.batch = self.plan.batch(n)
-        self.backend.load_batch(self.batch, self.backend.place(data, self.plan), slice(None))
+        self.data = self.backend.place(data, self.plan)
