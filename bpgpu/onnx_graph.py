@@ -33,7 +33,7 @@ OPERATORS = {
 IN_FLOAT64 = ("Sigmoid", "Tanh", "Relu")
 # Functions of formulas, by NumPy's names, that are operators; `Functions` has the others.
 FUNCTIONS = {
-    **{name: name.capitalize() for name in ("exp", "log", "sqrt", "tanh", "sin", "cos", "abs", "where")},
+    **{name: name.capitalize() for name in ("exp", "log", "sqrt", "tanh", "sin", "abs", "where")},
     "power": "Pow",
     "maximum": "Max",
     "minimum": "Min",
@@ -131,7 +131,7 @@ class Graph:
 
     def literal(self, number: float) -> Value:
         """Return a number in the graph's dtype."""
-        key = ("literal", math.copysign(1, number), number)
+        key = ("literal", number)
         if key not in self._made:
             self._made[key] = self.constant(f"number_{len(self._made) + 1}", self.dtype.type(number))
         return self._made[key]
@@ -181,8 +181,8 @@ class Graph:
         return content
 
     def _value(self, name: str) -> Value:
-        if name in self._names:
-            raise ValueError(f"the name {name!r} stands for something else in the file; choose another")
+        if not isinstance(name, str) or not name or name in self._names:
+            raise ValueError(f"the name {name!r} is no text or stands for something else in the file; choose another")
         self._names.add(name)
         return Value(self, name)
 
@@ -210,6 +210,11 @@ class Functions:
         log_u = self.graph.node("Log", u)
         small = self.graph.node("Where", u == 1, x, x * (log_u / (u - 1)))
         return self.graph.node("Where", x < 1, small, log_u)
+
+    def cos(self, x: Value) -> Value:
+        """Return the cosine, ``1 - 2 sin(x / 2)^2``: older onnxruntimes lack it in float64."""
+        s = self.graph.node("Sin", 0.5 * x)
+        return 1 - 2 * s * s
 
     def erf(self, x: Value) -> Value:
         """Return the error function; in float64, which onnxruntime lacks, by its series or the complement of `erfc`."""

@@ -16,6 +16,8 @@ from bpgpu import cli, onnx_export, onnx_graph
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.costs import COSTS
 from bpgpu.kernels import formulas
+from tests.simgpu import cupy as simulated
+from tests.simgpu import device
 
 DTYPES = ["float32", "float64"]
 MISH = bpgpu.Activation(
@@ -24,6 +26,7 @@ MISH = bpgpu.Activation(
     derivative="tanh(softplus(z)) + z * sigmoid(z) * (1 - tanh(softplus(z)) ** 2)",
 )
 EXP = bpgpu.Activation("exp", value="exp(z)", derivative="a")
+LOG = bpgpu.Activation("log", value="log(z)", derivative="1 / z")
 CONSTANT = bpgpu.Activation("two", value="2", derivative="0")
 # A user's formula under a name of the table must not become the table's operator.
 OWN_RELU = bpgpu.Activation("relu", value="where(z < 0, 0.5 * z, z)", derivative="where(z < 0, 0.5, 1)")
@@ -81,7 +84,7 @@ def test_activations_are_right_far_from_zero_too(path, activation, dtype):
 @pytest.mark.parametrize("activation", ["tanh", "elu", "gelu", "silu", "sigmoid", "softplus", "softmax"])
 def test_small_outputs_are_no_error(path, activation, dtype):
     """Rounding is measured by what is usual in a network, or a file would be refused for what nobody can do better."""
-    rows, bias = np.full((5, 2), 1e-6), np.full(2, -30.0 if activation in ("sigmoid", "softplus") else 0)
+    rows, bias = np.full((5, 2), -1e-6), np.full(2, -30.0 if activation in ("sigmoid", "softplus") else 0)
     init = [(np.array([[1.0, 0.5], [-0.3, 1]]), bias)]
     net = bpgpu.MLP([2, 2], activation, "half_squared_error", dtype=dtype, backend="numpy", init=init)
     net.to_onnx(path)
@@ -110,6 +113,7 @@ def test_a_file_says_all_that_a_saved_network_says(make_net, path, cost, dtype):
         {"sizes": (1, 1), "activations": "softmax"},
         {"sizes": (3, 1, 1, 2), "activations": "softplus"},
         {"activations": (EXP, EXP)},  # overflows
+        {"activations": ("tanh", LOG)},  # is undefined in places
     ],
     ids=lambda options: ",".join(options),
 )
@@ -126,6 +130,14 @@ def test_the_backend_does_not_matter(make_net, path, tmp_path):
     assert path.read_bytes() == (tmp_path / "other.onnx").read_bytes()
 
 
+@pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
+def test_a_network_on_a_gpu(make_net, path, tmp_path, monkeypatch):
+    simulated.install(monkeypatch)
+    make_net(backend="cupy").to_onnx(path, X=np.ones((2, 3)))
+    make_net().to_onnx(tmp_path / "other.onnx")
+    assert path.read_bytes() == (tmp_path / "other.onnx").read_bytes()
+
+
 def test_names_and_shapes(make_net, path):
     net = make_net(dtype="float32")
     net.to_onnx(str(path), input_name="features", output_name="scores")
@@ -139,9 +151,11 @@ def test_names_and_shapes(make_net, path):
     assert np.array_equal(tensors["b.1"], net.biases[0])
 
 
-@pytest.mark.parametrize(("given", "result"), [("X", "X"), ("W.1", "output"), ("X", "Gemm_1")])
+@pytest.mark.parametrize(
+    ("given", "result"), [("X", "X"), ("W.1", "output"), ("X", "Gemm_1"), ("", "output"), ("X", 3)]
+)
 def test_names_that_are_taken(make_net, path, given, result):
-    with pytest.raises(ValueError, match="stands for something else in the file; choose another"):
+    with pytest.raises(ValueError, match="no text or stands for something else in the file; choose another"):
         make_net().to_onnx(path, input_name=given, output_name=result)
     assert not path.exists()
 
