@@ -73,6 +73,7 @@ RULES: dict[str, Optimizer] = {
     "SGD, clipped": SGD(0.1, clip_norm=0.2),
     "RMSprop": RMSprop(0.1, epsilon=1e-2),
     "Adam": Adam(0.1, epsilon=1e-2),
+    "Adam, epsilon hat": Adam(0.1, epsilon=1e-2, epsilon_hat=True),
     "AdamW": AdamW(0.1, epsilon=1e-2, weight_decay=0.1),
     "AdamW, clipped": AdamW(0.1, epsilon=1e-2, clip_norm=0.2),
 }

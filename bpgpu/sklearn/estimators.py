@@ -55,7 +55,7 @@ class MLPClassifier(BackendMixin, neural_network.MLPClassifier):
     scoring : str or function, optional
         What early stopping goes by, in place of `score`: a scorer of scikit-learn, or "loss".
     callbacks : sequence of Callback, optional
-        bpgpu's, called in `fit`. Those of scikit-learn 1.9 are given to ``set_callbacks``.
+        bpgpu's. Those of scikit-learn 1.9 are given to ``set_callbacks``.
     dtype : {"float32", "float64"}, optional
         What to train in; without it, the dtype of X.
     backend : str or Backend

@@ -7,7 +7,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -217,24 +217,44 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
             self._random_state = self._before
         if not (incremental or resumes) or not hasattr(self, "_optimizer"):
             self._optimizer = self._new_optimizer()
-            if self.dropout:
-                self._dropout_seed = int(self._random_state.randint(2**31))
+            if self.dropout:  # drawn from a copy, so that dropout leaves the order of the samples alone
+                self._dropout_seed = int(copy.deepcopy(self._random_state).randint(2**31))
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         (X, y, weight), held_out = self._split(X, y, sample_weight, resumes)
         if held_out is not None and not (self.warm_start and hasattr(self, "validation_loss_curve_")):
             self.validation_loss_curve_: list[float] = []
+        if held_out is not None:  # with the targets that scores are of
+            y_val = held_out[1]
+            held_out = (*held_out, self._label_binarizer.inverse_transform(y_val) if is_classifier(self) else y_val)
         listeners = Listeners(self, X, y, held_out is not None)
-        n_samples = X.shape[0]
-        batch_size = self._rows_of_a_batch(n_samples)
+        batch_size = self._rows_of_a_batch(X.shape[0])
         backend, reason = self._where(X, y, weight)
-        steps: BackendSteps | ReferenceSteps
-        if backend is None:
-            steps = ReferenceSteps(self, X, y, weight, batch_size)
-            self._begin(X, None, reason, None)
-        else:
-            steps = BackendSteps(self, X, y, weight, batch_size, backend)
-            self._begin(X, backend, reason, steps.plan)
+        # With a backend on a GPU, what is done here is in the order of its own work.
+        with nullcontext() if backend is None else backend.ordered():
+            steps: BackendSteps | ReferenceSteps
+            if backend is None:
+                steps = ReferenceSteps(self, X, y, weight, batch_size)
+                self._begin(X, None, reason, None)
+            else:
+                steps = BackendSteps(self, X, y, weight, batch_size, backend)
+                self._begin(X, backend, reason, steps.plan)
+            self._train(steps, (X, y, weight, batch_size), held_out, listeners, resumes, incremental)
+        if self.early_stopping:
+            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+        self._report.lap("validation")
+
+    def _train(
+        self,
+        steps: BackendSteps | ReferenceSteps,
+        data: tuple[Any, Any, Any, int],
+        held_out: tuple[Any, Any, Any, Any] | None,
+        listeners: Listeners,
+        resumes: bool,
+        incremental: bool,
+    ) -> None:
+        """Train epoch by epoch, until one of many has a reason to end."""
+        n_samples = data[0].shape[0]
         order = self._order if resumes and len(getattr(self, "_order", ())) == n_samples else None
         order = np.arange(n_samples, dtype=np.int32) if order is None else order
         ended = "failed"
@@ -255,7 +275,7 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
                         raise ValueError(f"{NON_FINITE} {error}") from error
                     log.info("%s; scikit-learn itself goes on from the epoch before", error)
                     steps.download()
-                    steps = ReferenceSteps(self, X, y, weight, batch_size)
+                    steps = ReferenceSteps(self, *data)
                     self._report.backend, self._report.reason = "scikit-learn", str(error)
                     self.loss_ = steps.epoch(taken)
                 self._report.lap("epochs")
@@ -279,9 +299,6 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
             steps.download()
         if self.warm_start == "resume" and self.shuffle:
             self._order = order
-        if self.early_stopping:
-            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
-        self._report.lap("validation")
 
     def _new_optimizer(self) -> Any:
         parameters = self.coefs_ + self.intercepts_
@@ -359,15 +376,13 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
         if self.verbose:
             print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
         validation_loss = None
-        X_val, y_val, weight_val = held_out or (None, None, None)
+        X_val, encoded, weight_val, y_val = held_out or (None,) * 4
         if held_out is not None:
             steps.download()
             with np.errstate(all="ignore"):
                 a = self._forward_pass_fast(X_val, check_input=False)
-                validation_loss = networks.loss(self, y_val, a, weight_val)
+                validation_loss = networks.loss(self, encoded, a, weight_val)
             self.validation_loss_curve_.append(validation_loss)
-            if is_classifier(self):
-                y_val = self._label_binarizer.inverse_transform(y_val)
         self._update_no_improvement_count(self.early_stopping, X_val, y_val, weight_val)
         self._optimizer.iteration_ends(self.t_)
         listeners.epoch_ends(self.loss_, validation_loss)
