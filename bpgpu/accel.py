@@ -264,7 +264,7 @@ def _run_path(path: str) -> None:
     try:
         source = loader.get_data(full)
     except OSError as error:
-        print(f"{sys.executable}: can't open file {full!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        print(f"{sys.orig_argv[0]}: can't open file {full!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
         sys.exit(2)
     names = vars(sys.modules["__main__"])
     names.update(__file__=full, __loader__=loader, __cached__=None)
