@@ -95,20 +95,22 @@ def _put(table: dict[Any, Any], key: Any, new: Any) -> None:
     _undo.append(undo)
 
 
-def _replace_estimators(module: ModuleType) -> None:
-    """Act after the import of sklearn.neural_network."""
+def _load_ours(module: ModuleType) -> None:
+    """Act after the import of sklearn.neural_network, which may be bpgpu.sklearn's own."""
     try:
-        import bpgpu.sklearn as ours
+        import bpgpu.sklearn  # noqa: F401  # what comes after its import replaces the estimators
     except ImportError as error:
         log.warning("scikit-learn's MLP is left as it is: %s", error)
-        return
+
+
+def _replace_estimators(ours: ModuleType) -> None:
+    """Act after the import of bpgpu.sklearn."""
     for name in ESTIMATORS:
         old, new = getattr(sys.modules[PLAIN], name), getattr(ours, name)
-        if old is new:
-            continue
-        for table, key in list(_names_of(old)):
-            _put(table, key, new)
-        _put(copyreg.dispatch_table, old, _reduce)
+        if old is not new:
+            for table, key in list(_names_of(old)):
+                _put(table, key, new)
+            _put(copyreg.dispatch_table, old, _reduce)
 
 
 def _names_of(cls: type) -> Iterator[tuple[dict[str, Any], str]]:
@@ -159,7 +161,8 @@ class _InChild:
 
 
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
-    "sklearn.neural_network": _replace_estimators,
+    "sklearn.neural_network": _load_ours,
+    "bpgpu.sklearn": _replace_estimators,
     "multiprocessing.spawn": _install_in_children,
     "joblib.externals.loky.backend.spawn": _install_in_children,
     "loky.backend.spawn": _install_in_children,
@@ -261,7 +264,7 @@ def _run_path(path: str) -> None:
     try:
         source = loader.get_data(full)
     except OSError as error:
-        print(f"{sys.executable}: can't open file {full!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        print(f"{sys.orig_argv[0]}: can't open file {full!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
         sys.exit(2)
     names = vars(sys.modules["__main__"])
     names.update(__file__=full, __loader__=loader, __cached__=None)

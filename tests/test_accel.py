@@ -1,6 +1,7 @@
 """`python -m bpgpu.accel`: the program that runs is the one that python would run, apart from scikit-learn's MLP."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import textwrap
 import zipfile
 
 import pytest
+
+import bpgpu.accel
 
 pytest.importorskip("sklearn")
 
@@ -21,11 +24,11 @@ def python(*arguments, cwd, check=True, **environment):
     return run
 
 
-def accel(script, tmp_path, **environment):
+def accel(script, tmp_path, *arguments, **environment):
     """Run the text of a script; return what it prints."""
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(script), encoding="utf-8")
-    return python("-m", "bpgpu.accel", path, cwd=tmp_path, **environment).stdout
+    return python("-m", "bpgpu.accel", path, *arguments, cwd=tmp_path, **environment).stdout
 
 
 # The same program
@@ -107,12 +110,14 @@ def test_help_and_mistakes(tmp_path):
 # The estimators
 
 
-def test_every_way_of_importing_gives_ours_and_nothing_loads_before(tmp_path):
+@pytest.mark.parametrize("first", ["sklearn.neural_network", "bpgpu.sklearn", "sklearn.utils.estimator_checks"])
+def test_every_way_of_importing_gives_ours_and_nothing_loads_before(first, tmp_path):
     script = """
-    import sys
+    import importlib, sys
 
     loaded = [name for name in sys.modules if name.partition(".")[0] in ("scipy", "sklearn", "numba")]
     assert not loaded, loaded
+    importlib.import_module(sys.argv[1])
     from sklearn.neural_network import BernoulliRBM, MLPClassifier, MLPRegressor
     import sklearn.neural_network as nn
     import sklearn.neural_network._multilayer_perceptron as inner
@@ -125,7 +130,7 @@ def test_every_way_of_importing_gives_ours_and_nothing_loads_before(tmp_path):
     assert BernoulliRBM.__module__ == "sklearn.neural_network._rbm"
     assert type(nn.__loader__) is type(nn.__spec__.loader) is type(inner.__loader__)
     """
-    accel(script, tmp_path)
+    accel(script, tmp_path, first)
 
 
 def test_install_reaches_back_and_uninstall_undoes_it(tmp_path):
@@ -235,7 +240,7 @@ def test_models_made_before_can_be_pickled_and_copied(tmp_path):
 
 
 def test_processes_that_are_started_take_ours_too(tmp_path):
-    """Also in a module that only they import; and a child that cannot import bpgpu runs without."""
+    """Also in a module that only they import."""
     (tmp_path / "task.py").write_text(
         "from sklearn.neural_network import MLPClassifier\n\n\ndef where(_):\n    return MLPClassifier.__module__\n",
         encoding="utf-8",
@@ -255,6 +260,34 @@ def test_processes_that_are_started_take_ours_too(tmp_path):
         print(len(found))
     """
     assert int(accel(script, tmp_path)) >= 2
+
+
+def test_a_process_that_cannot_import_bpgpu_runs_without(tmp_path):
+    sent = pickle.dumps(bpgpu.accel._InChild())
+    for first, expected in (("", "True"), ("sys.modules['bpgpu'] = None", "False")):
+        code = f"import pickle, sys\n{first}\npickle.loads({sent!r})\nprint('bpgpu.accel' in sys.modules)"
+        assert python("-c", code, cwd=tmp_path).stdout == f"{expected}\n"
+
+
+def test_a_search_in_workers_of_joblib(tmp_path):
+    """The fits in the workers are bpgpu's, and each of them says so."""
+    script = """
+    import numpy as np
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.neural_network import MLPClassifier
+
+    if __name__ == "__main__":
+        X = np.random.default_rng(0).normal(size=(40, 3))
+        search = GridSearchCV(MLPClassifier(4, max_iter=2), {"alpha": [0, 1]}, cv=2, n_jobs=2, error_score="raise")
+        search.fit(X, X[:, 0] > 0)
+        print(search.best_estimator_.fit_report_.epochs)
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(script), encoding="utf-8")
+    run = python("-W", "ignore", "-m", "bpgpu.accel", path, cwd=tmp_path, BPGPU_LOG="info", PYTHONWARNINGS="ignore")
+    assert run.stdout == "2\n"
+    lines = [line for line in run.stderr.splitlines() if "MLPClassifier.fit runs on" in line]
+    assert len(lines) == 5 and not any("scikit-learn" in line for line in lines), run.stderr
 
 
 # scikit-learn's own tests
