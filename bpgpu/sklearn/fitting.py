@@ -13,18 +13,9 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import get_scorer
-from sklearn.model_selection import train_test_split
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_array,
-    check_consistent_length,
-    column_or_1d,
-    validate_data,
-)
 
 from bpgpu.activations import get_activation
 from bpgpu.backends import get_backend, why_auto
@@ -38,6 +29,7 @@ from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners
 from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
 from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps
+from bpgpu.sklearn.validation import ValidationMixin
 
 log = logging.getLogger("bpgpu")
 NON_FINITE = (
@@ -66,7 +58,7 @@ def limited(n_threads: int | None) -> Iterator[None]:
         yield
 
 
-class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptron):
+class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseMultilayerPerceptron):
     """What `MLPClassifier` and `MLPRegressor` put in the place of scikit-learn's training.
 
     The methods are scikit-learn's inner seams, with its arguments. Initial weights, the split for early stopping,
@@ -77,7 +69,6 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
     coefs_: list[Any]
     _no_improvement_count: int
     _order: Any
-    _given_validation: Any
     _random_state: Any
     _report: FitReport
     _objective: Objective | None = None
@@ -308,50 +299,6 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
             )
         return AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
-    def _split(self, X: Any, y: Any, weight: Any, resumes: bool) -> tuple[Any, Any]:
-        """Return (X, y, weight) to train on, and those to validate on, or None."""
-        if getattr(self, "_given_validation", None) is not None:
-            return (X, y, weight), self._checked_validation(X.dtype)
-        if not self.early_stopping:
-            return (X, y, weight), None
-        random_state = self._random_state
-        if self.warm_start == "resume":  # the same split as before
-            if not resumes:
-                self._split_state = copy.deepcopy(random_state)
-            else:
-                random_state = copy.deepcopy(self._split_state)
-        arrays = (X, y) if weight is None else (X, y, weight)
-        parts = train_test_split(
-            *arrays,
-            random_state=random_state,
-            test_size=self.validation_fraction,
-            stratify=y if is_classifier(self) and self.n_outputs_ == 1 else None,
-        )
-        X, X_val, y, y_val, weight, weight_val = (*parts, None, None)[:6]
-        if X_val.shape[0] < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-            )
-        return (X, y, weight), (X_val, y_val, weight_val)
-
-    def _checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
-        """Return what `fit` got as X_val, y_val and sample_weight_val as X, y and sample_weight are inside."""
-        X, y, weight = self._given_validation
-        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
-        y = check_array(y, ensure_2d=False, dtype=None if is_classifier(self) else "numeric", input_name="y_val")
-        check_consistent_length(X, y)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y)
-        if is_classifier(self):
-            if self._label_binarizer.y_type_ != "multilabel-indicator" and len(np.setdiff1d(y, self.classes_)):
-                raise ValueError(f"y_val has classes that y has not: {np.setdiff1d(y, self.classes_)}")
-            y = self._label_binarizer.transform(y).astype(bool)
-        elif y.ndim == 1:
-            y = y.reshape(-1, 1)
-        if y.shape[1] != self.n_outputs_:
-            raise ValueError(f"y_val must have {self.n_outputs_} outputs as y has, got shape {y.shape}")
-        return X, y, None if weight is None else _check_sample_weight(weight, X, dtype=dtype)
-
     def _rows_of_a_batch(self, n_samples: int) -> int:
         if self.batch_size == "auto":
             return min(200, n_samples)
@@ -391,18 +338,6 @@ class BackendMixin(CallbackSupportMixin, PredictionMixin, BaseMultilayerPerceptr
                 return True
             self._no_improvement_count = 0
         return False
-
-    def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the score that early stopping goes by."""
-        if self.scoring is None:
-            return float(super()._score(X, y, sample_weight))
-        if self.scoring == "loss":
-            return -self.validation_loss_curve_[-1]
-        scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
-        given = {} if sample_weight is None else {"sample_weight": sample_weight}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "X does not have valid feature names")  # inside, X is an array
-            return float(scorer(self, X, y, **given))
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *work: Any) -> None:
         self._report.lap("checks")

@@ -82,7 +82,7 @@ class BackendSteps:
         self.device = [backend.asarray(flat, net.dtype) for flat in self.host]
         self.parameters = self.device[0]
         self.plan.state[:] = self.device[1:]
-        self.before = [backend.empty(flat.shape, net.dtype) for flat in self.host]
+        self.before = [self.plan.last_finite, *(backend.empty(flat.shape, net.dtype) for flat in self.host[1:])]
         self.plan.steps = getattr(optimizer, "t", 0)
 
     def epoch(self, order: Array | None) -> float:
