@@ -290,7 +290,7 @@ def test_copies_of_a_backend_hold_blas_together():
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=type)
 def test_a_thread_that_does_not_start_lets_the_others_go(monkeypatch, error):
     """They wait in their first barrier for one that never comes."""
-    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: 3)
+    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan, samples=None: 3)
     X, y = data()
     net, _ = pair()
     before, start, started = net.parameters.copy(), threading.Thread.start, []
@@ -327,6 +327,8 @@ def test_threads_follow_the_size_of_a_step(monkeypatch):
     found = {B: net.backend._threads(Plan(net.architecture, B, net.backend)) for B in (1, 100, 200, 400, 10**4)}
     assert found == {1: 1, 100: 1, 200: 2, 400: 4, 10**4: 64}
     assert threads_of(batch_size=3) == 3  # a thread has a row at least
+    plan = Plan(net.architecture, 200, net.backend)
+    assert [net.backend._threads(plan, samples) for samples in (200, 1797, 6400, 10**6)] == [1, 1, 2, 2]
 
 
 def test_a_thread_that_begins_after_an_interrupted_start_does_nothing(monkeypatch):
@@ -472,7 +474,7 @@ def test_the_plan_counts_what_the_backend_adds():
     backend, found = net.backend, []
     original = backend._prepare
     try:
-        backend._prepare = lambda plan: found.append((plan, original(plan))) or found[-1][1]
+        backend._prepare = lambda plan, samples: found.append((plan, original(plan, samples))) or found[-1][1]
         net.fit(X, y, epochs=1)
     finally:
         del backend._prepare

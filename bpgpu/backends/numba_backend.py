@@ -31,6 +31,9 @@ from bpgpu.plan import Data, Plan
 # Multiply-adds of a step that are worth a thread of their own. Measured on two processors: a step of 2^21 takes as long
 # on both as on one, and of 2^22 three quarters.
 GRAIN = 2**21
+# Of an epoch. To start a thread takes a tenth of a millisecond; and where NumPy's BLAS has just been used, its threads
+# spin for a while, in which an epoch on all processors takes several times as long.
+EPOCH_GRAIN = 2**26
 _log = logging.getLogger("bpgpu")
 CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
 SHARES = 8  # numbers of a thread in a row of their own
@@ -79,14 +82,16 @@ class NumbaBackend(Backend):
         numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes)
         return int(8 * (integers + threads * SHARES + _columns(plan)) + net.dtype.itemsize * numbers)
 
-    def _threads(self, plan: Plan) -> int:
-        """Return how many threads train a plan: as many as its steps keep busy, at most what is allowed."""
+    def _threads(self, plan: Plan, samples: int | None = None) -> int:
+        """Return how many threads train a plan: as many as its steps and its epochs keep busy, if they are allowed."""
         step = int(3 * sum(plan.products))
-        return max(1, min(step // GRAIN, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
+        epoch = None if samples is None else samples * step // plan.batch_size
+        busy = step // GRAIN if epoch is None else min(step // GRAIN, epoch // EPOCH_GRAIN)
+        return max(1, min(busy, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
         if type(plan.rule) in RULES:
-            plan.prepared = self._prepare(plan)
+            plan.prepared = self._prepare(plan, len(data))
 
     def run_epoch(
         self,
@@ -103,12 +108,12 @@ class NumbaBackend(Backend):
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
         if plan.prepared is None:
-            plan.prepared = self._prepare(plan)
+            plan.prepared = self._prepare(plan, len(data))
         return self._train(plan.prepared, plan, data, order, parameters, learning_rates, epoch)
 
     def gradients(self, plan: Plan, data: Data, parameters: Array) -> float:
         if plan.prepared is None:
-            plan.prepared = self._prepare(plan)
+            plan.prepared = self._prepare(plan, len(data))
         try:
             return self._train(plan.prepared, plan, data, None, parameters, [0.0], 0)
         except NonFiniteError:
@@ -188,10 +193,10 @@ class NumbaBackend(Backend):
                 raise NonFiniteError(epoch + 1, steps, first_layer(net, flat, self.all_finite), quantity)
         return float(result[k.TOTAL_COST] / result[k.TOTAL_WEIGHT])
 
-    def _prepare(self, plan: Plan) -> Prepared:
+    def _prepare(self, plan: Plan, samples: int) -> Prepared:
         """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
         net, batch, rule = plan.architecture, plan.batch(plan.batch_size), rule_kernel(plan.rule)
-        L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
+        L, dtype, threads = len(net.activations), net.dtype, self._threads(plan, samples)
         layers = np.zeros((L + 1, k.LAYER_COLUMNS), np.int64)
         layers[:, k.SIZE] = net.sizes
         sizes = np.array(net.sizes)
