@@ -25,7 +25,7 @@ def curves(backend):
     found = {"2-4-3-1": [history.loss, xor.predict(X).tolist()]}
     digits, labels = load_digits()
     net = bpgpu.MLP([64, 16, 10], ["relu", "softmax"], "cross_entropy", dropout=0.2, l2=0.1, backend=backend)
-    history = net.fit(digits[:16] / 16, labels[:16], optimizer=RULE, epochs=2, batch_size=16)
+    history = net.fit(digits[:8] / 16, labels[:8], optimizer=RULE, epochs=2, batch_size=8)
     return found | {"digits": [history.loss, net.predict(digits[:8] / 16).tolist()]}
 
 

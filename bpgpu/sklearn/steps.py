@@ -59,7 +59,11 @@ class BackendSteps:
     def _flatten(self) -> None:
         """Lay parameters and state out in flat buffers, on the host and on the device: one if that is the same."""
         estimator, optimizer, net, backend = self.estimator, self.optimizer, self.plan.architecture, self.backend
+        # After early stopping, scikit-learn's best weights are the current ones, and trained on in a warm start.
+        best_are_current = getattr(estimator, "_best_coefs", None) is estimator.coefs_
         flat, estimator.coefs_, estimator.intercepts_ = flatten(estimator.coefs_ + estimator.intercepts_, net)
+        if best_are_current:
+            estimator._best_coefs, estimator._best_intercepts = estimator.coefs_, estimator.intercepts_
         self.host = [flat]
         if isinstance(optimizer, networks.RuleOptimizer):
             for i, arrays in enumerate(optimizer.states):
