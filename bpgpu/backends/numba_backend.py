@@ -85,8 +85,9 @@ class NumbaBackend(Backend):
     def _threads(self, plan: Plan, samples: int | None = None) -> int:
         """Return how many threads train a plan: as many as its steps and its epochs keep busy, if they are allowed."""
         step = int(3 * sum(plan.products))
-        epoch = None if samples is None else samples * step // plan.batch_size
-        busy = step // GRAIN if epoch is None else min(step // GRAIN, epoch // EPOCH_GRAIN)
+        busy = step // GRAIN
+        if samples is not None:
+            busy = min(busy, samples * step // plan.batch_size // EPOCH_GRAIN)
         return max(1, min(busy, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
@@ -107,21 +108,16 @@ class NumbaBackend(Backend):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
-        if plan.prepared is None:
-            plan.prepared = self._prepare(plan, len(data))
-        return self._train(plan.prepared, plan, data, order, parameters, learning_rates, epoch)
+        return self._train(plan, data, order, parameters, learning_rates, epoch)
 
     def gradients(self, plan: Plan, data: Data, parameters: Array) -> float:
-        if plan.prepared is None:
-            plan.prepared = self._prepare(plan, len(data))
         try:
-            return self._train(plan.prepared, plan, data, None, parameters, [0.0], 0)
+            return self._train(plan, data, None, parameters, [0.0], 0)
         except NonFiniteError:
             return super().gradients(plan, data, parameters)
 
     def _train(
         self,
-        prepared: Prepared,
         plan: Plan,
         data: Data,
         order: np.ndarray[Any, Any] | None,
@@ -129,6 +125,9 @@ class NumbaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
+        if plan.prepared is None:
+            plan.prepared = self._prepare(plan, len(data))
+        prepared: Prepared = plan.prepared
         net, kernel = plan.architecture, rule_kernel(plan.rule)
         n, B, steps = len(data), plan.batch_size, -(-len(data) // plan.batch_size)
         none = np.empty(0, net.dtype)
