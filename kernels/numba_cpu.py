@@ -1,10 +1,10 @@
-"""A whole epoch on the CPU as one compiled function, run by every thread at once.
+"""A whole epoch on the CPU as one compiled function, which any number of threads run at once.
 
-Each thread takes a slab of the batch's rows through gather, forward, output and hidden deltas, which needs no barrier,
-and then a slab of every layer's weight rows through gradient and update. One compilation for each dtype serves every
-network: what varies comes in tables of integers, the formulas and BLAS as addresses.
+Each step has two phases: parts of the batch's rows go through gather, forward, output and hidden deltas, and then parts
+of every layer's weight rows through gradient and update. One compilation for each dtype serves every network: what
+varies comes in tables of integers, the formulas and BLAS as addresses.
 
-T is the working type. Integers are int64 and sizes of arrays in bytes where they are added to an address.
+T is the working type.
 """
 
 import math
@@ -14,232 +14,91 @@ from numba import njit, types
 from numba.np.numpy_support import from_dtype
 
 from bpgpu.kernels import numba_cpu_cache as cache
-from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, barrier, blas_gemm, call, integers, matrix
-from bpgpu.kernels.numba_cpu_softmax import (
-    dot,
-    softmax,
-    softmax_binary_cross_entropy,
-    softmax_cross_entropy,
-    softmax_delta,
-)
-from bpgpu.kernels.numba_cpu_sparse import sparse_descent, sparse_gradient, sparse_product
+from bpgpu.kernels.numba_cpu_parts import EXACT, matrix, vector
+from bpgpu.kernels.numba_cpu_softmax import dot
+from bpgpu.kernels.numba_cpu_step import column_sums, dense_input, forward_and_back, gradient, load
 from bpgpu.kernels.numba_cpu_tables import *
-from bpgpu.kernels.numba_cpu_update import change, clip, finite
-
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-_M0, _M1, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
+from bpgpu.kernels.numba_cpu_threads import begin, done, leave, switch, take, wait_for_parts, wait_for_phase
+from bpgpu.kernels.numba_cpu_update import change, finite, largest, scale, squares
 
 
 @njit(**EXACT)
-def gemm(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, k, like):
-    """Compute C = alpha op(A) op(B) + beta C at addresses, rows being contiguous."""
-    if m * n * k > SMALL_PRODUCT:
-        blas_gemm(function, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)
-        return
-    # The call alone would take longer.
-    A_ = matrix(a, k if trans_a else m, lda, like)
-    B_ = matrix(b, n if trans_b else k, ldb, like)
-    C_ = matrix(c, m, ldc, like)
-    for i in range(m):
-        for j in range(n):
-            s = like.dtype.type(0)
-            for l in range(k):
-                s += (A_[l, i] if trans_a else A_[i, l]) * (B_[j, l] if trans_b else B_[l, j])
-            s *= alpha
-            C_[i, j] = s if beta == 0 else s + beta * C_[i, j]
+def flat_buffers(data, like):
+    """Return parameters, gradients and the rule's state; state that there is not has size 0."""
+    n = data[COUNT]
+    m, v = vector(data[M], n if data[M] else 0, like), vector(data[V], n if data[V] else 0, like)
+    return vector(data[P], n, like), vector(data[G], n, like), m, v
 
 
-@njit(**SUMS)
-def magnitudes(x):
-    """Return the sum of all magnitudes of a vector: finite only if all are."""
-    s = x.dtype.type(0)
-    for i in range(x.size):
-        s += abs(x[i])
-    return s
+# The phases of a step, each on all parts of its data
 
 
 @njit(**EXACT)
-def philox(block, step, epoch, layer, k0, k1):
-    """Return the four words of ``kernels/philox.py`` for the counter (block, step, epoch, layer)."""
-    c0, c1, c2, c3 = np.uint64(block), np.uint64(step), np.uint64(epoch), np.uint64(layer)
-    for _ in range(10):
-        p0, p1 = _M0 * c0, _M1 * c2
-        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
-        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-    return c0, c1, c2, c3
+def forward(part, parts, data, layers, network, numbers, sums, shares, slabs):
+    """Take a part of the batch to costs and deltas."""
+    p = vector(data[P], data[COUNT], numbers)
+    step, mine = int(shares[parts, STEP]), slabs[part]
+    start = step * network[BATCH]
+    rows = min(network[BATCH], data[SAMPLES] - start)
+    r0, r1 = rows * part // parts, rows * (part + 1) // parts
+    x, shares[part, WEIGHT_SHARE] = load(data, start, rows, r0, r1, p, layers, network)
+    forward_and_back(part, start, r0, r1, p, x, step, data, layers, network, numbers, sums, shares)
+    if numbers[L2]:
+        penalty = 0.0
+        for i in range(len(layers) - 1):
+            penalty += dot(p[mine[i, 0] : mine[i, 1]], p[mine[i, 0] : mine[i, 1]])
+        shares[part, PENALTY_SHARE] = penalty
 
 
 @njit(**EXACT)
-def dropout(x, out, start, network, keep, step, number, layer):
-    """Drop elements of the vector x, of which the first is element `start` of the batch."""
-    threshold = np.uint64(network[THRESHOLD])
-    k0, k1 = np.uint64(network[KEY0]), np.uint64(network[KEY1])
-    for block in range(start >> 2, (start + x.size + 3) >> 2):
-        words = philox(block, step, number, layer, k0, k1)
-        for k in range(4):
-            i = 4 * block + k - start
-            if 0 <= i < x.size:
-                out[i] = x[i] * keep if words[k] >= threshold else x.dtype.type(0)
-
-
-# The two halves of a step
-
-
-@njit(**EXACT)
-def load(data, start, rows, r0, r1, p, layers, network):
-    """Take rows r0 ... r1 of the batch; return the address of the batch's dense input and the weight of the batch."""
+def descend(part, parts, data, layers, network, numbers, shares, slabs):
+    """Compute a part of the gradients; and take the step with it, if it cannot be infinite."""
+    p, g, m, v = flat_buffers(data, numbers)
     T = p.dtype.type
-    n, K, samples = layers[0, SIZE], layers[-1, SIZE], data[SAMPLES]
-    X_, x = matrix(data[X], samples, n, p), matrix(layers[0, A], rows, n, p)
-    targets, y = matrix(data[TARGETS], samples, K, p), matrix(network[Y], rows, K, p)
-    weight, scale = matrix(data[WEIGHT], 1, samples, p)[0], matrix(network[SCALE], 1, rows, p)[0]
-    order, labels = integers(data[ORDER], samples), integers(data[LABELS], samples)
-    sum_weight = float(rows)
-    if data[WEIGHT]:
-        sum_weight = 0.0
-        for i in range(start, start + rows):
-            sum_weight += weight[order[i] if data[ORDER] else i]
-    for i in range(r0, r1):
-        row = order[start + i] if data[ORDER] else start + i
-        # Loops, for assignments of slices take seconds to compile.
-        if data[ORDER] and not data[INDPTR]:
-            for j in range(n):
-                x[i, j] = X_[row, j]
-        if data[LABELS]:
-            for j in range(K):
-                y[i, j] = T(0)
-            y[i, labels[row]] = T(1)
+    L, now, mine = len(layers) - 1, shares[parts], slabs[part]
+    step, decay, at_once, direct = int(now[STEP]), T(now[DECAY]), now[AT_ONCE] != 0, now[DIRECT] != 0
+    start = step * network[BATCH]
+    rows = min(network[BATCH], data[SAMPLES] - start)
+    x = dense_input(data, start, p, layers)
+    rates = matrix(data[SCHEDULE], data[STEPS], RATES, shares)[step]
+    n_weights = mine[L - 1, 1]  # if there is one part
+    together = at_once and parts == 1 and p.size <= SMALL_NETWORK
+    bad = False
+    for i in range(2 * L):
+        s0, s1 = mine[i, 0], mine[i, 1]
+        if i < L:
+            l, columns = i + 1, layers[i + 1, SIZE]
+            k0, k1 = (s0 - layers[l, W]) // columns, (s1 - layers[l, W]) // columns
+            gradient(l, k0, k1, start, rows, x, decay, direct, T(rates[0]), p, g, data, layers, network)
         else:
-            for j in range(K):
-                y[i, j] = targets[row, j]
-        if data[WEIGHT]:  # a batch may draw rows of weight 0 only
-            scale[i] = T(weight[row] / sum_weight) if sum_weight > 0 else T(0)
-        else:
-            scale[i] = T(1 / rows)
-    return layers[0, A] if data[ORDER] else data[X] + start * n * p.itemsize, sum_weight
+            l, columns = i - L + 1, layers[i - L + 1, SIZE]
+            column_sums(layers[l, DELTA] + (s0 - layers[l, B]) * p.itemsize, rows, columns, g[s0:s1])
+        if not at_once:
+            bad = bad or not finite(g[s0:s1])
+        elif not together and (not direct or i >= L):
+            change(s0, s1, p, g, m, v, network[RULE] == ADAMW and i < L, network[RULE], numbers, rates)
+    shares[part, BAD_SHARE] = bad
+    if together:
+        if not direct:
+            change(0, n_weights, p, g, m, v, network[RULE] == ADAMW, network[RULE], numbers, rates)
+        change(n_weights, p.size, p, g, m, v, False, network[RULE], numbers, rates)
 
 
 @njit(**EXACT)
-def forward_and_back(thread, start, r0, r1, p, x, step, data, layers, network, numbers, sums, shares):
-    """Take rows r0 ... r1 of the batch, with a dense input at x, to the costs and deltas of all layers."""
-    T = p.dtype.type
-    size, L, rows = p.itemsize, len(layers) - 1, r1 - r0
-    weights = address(p)
-    factor = address(numbers[FACTOR:])
-    source, n_in = x + r0 * layers[0, SIZE] * size, layers[0, SIZE]
-    if not data[INDPTR]:
-        sums[thread, 0, SUM_A] = magnitudes(matrix(source, 1, rows * n_in, p)[0])
-    for l in range(1, L + 1):
-        n = layers[l, SIZE]
-        at = r0 * n * size
-        a = layers[l, A] + at
-        z = layers[l, Z] + at if layers[l, Z] else a
-        b = weights + layers[l, B] * size if layers[l, B] >= 0 else network[ZEROS]
-        z_, a_, b_ = matrix(z, rows, n, p), matrix(a, rows, n, p), matrix(b, 1, n, p)[0]
-        W_ = weights + layers[l, W] * size
-        if l == 1 and data[INDPTR]:
-            sums[thread, 0, SUM_A] = sparse_product(data, start + r0, matrix(W_, n_in, n, p), z_)
-        else:
-            gemm(network[GEMM], 0, 0, T(1), source, n_in, W_, n, T(0), z, n, rows, n, n_in, p)
-        if layers[l, ACTIVATE]:
-            call(layers[l, ACTIVATE], (z, b, a, rows, n, address(sums[thread, l])))
-        elif l < L or network[OUTPUT] == SOFTMAX:
-            softmax(z_, b_, a_)
-            sums[thread, l, SUM_A] = T(rows)
-        if l < L:
-            source, n_in = layers[l, H] + at, n
-            if numbers[KEEP]:
-                flat = matrix(a, 1, rows * n, p)[0]
-                dropout(flat, matrix(source, 1, rows * n, p)[0], r0 * n, network, numbers[KEEP], step, data[EPOCH], l)
-                sums[thread, l, SUM_A] *= numbers[KEEP]
-    y, scale = network[Y] + at, network[SCALE] + r0 * size
-    delta, cost = layers[L, DELTA] + at, network[ROW_COST] + r0 * size
-    y_, delta_ = matrix(y, rows, n, p), matrix(delta, rows, n, p)
-    scale_, cost_ = matrix(scale, 1, rows, p)[0], matrix(cost, 1, rows, p)[0]
-    sum_delta = address(sums[thread, L, SUM_DELTA:])
-    if network[OUTPUT] == SOFTMAX_CROSS_ENTROPY:
-        softmax_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
-    elif network[OUTPUT] == SOFTMAX_BINARY_CROSS_ENTROPY:
-        softmax_binary_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
-    elif network[OUTPUT] == SOFTMAX:
-        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
-        softmax_delta(delta_, a_)
-    else:
-        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
-        if layers[L, DERIVE]:
-            call(layers[L, DERIVE], (delta, z, a, rows * n, sum_delta))
-    if network[OUTPUT] != ELEMENTWISE:
-        sums[thread, L, SUM_DELTA] = magnitudes(matrix(delta, 1, rows * n, p)[0])
-    C = 0.0
-    for i in range(rows):
-        C += scale_[i] * cost_[i]
-    shares[thread, COST_SHARE] = C
-    for l in range(L - 1, 0, -1):
-        n, n_out = layers[l, SIZE], layers[l + 1, SIZE]
-        at = r0 * n * size
-        a, source, delta = layers[l, A] + at, delta, layers[l, DELTA] + at
-        z = layers[l, Z] + at if layers[l, Z] else a
-        W_next = weights + layers[l + 1, W] * size
-        gemm(network[GEMM], 0, 1, T(1), source, n_out, W_next, n_out, T(0), delta, n, rows, n, n_out, p)
-        flat = matrix(delta, 1, rows * n, p)[0]
-        if numbers[KEEP]:
-            dropout(flat, flat, r0 * n, network, numbers[KEEP], step, data[EPOCH], l)
-        sum_delta = address(sums[thread, l, SUM_DELTA:])
-        if layers[l, DERIVE]:
-            call(layers[l, DERIVE], (delta, z, a, rows * n, sum_delta))
-        else:
-            if not layers[l, ACTIVATE]:
-                softmax_delta(matrix(delta, rows, n, p), matrix(a, rows, n, p))
-            sums[thread, l, SUM_DELTA] = magnitudes(flat)
+def update(part, parts, data, network, numbers, shares, slabs):
+    """Take the step with a part of the gradients, which are known by now to be finite."""
+    p, g, m, v = flat_buffers(data, numbers)
+    now, mine = shares[parts], slabs[part]
+    rates = matrix(data[SCHEDULE], data[STEPS], RATES, shares)[int(now[STEP])]
+    L = len(mine) // 2
+    if now[CLIPPING] != 1:
+        scale(g, p.dtype.type(now[CLIPPING]), mine)
+    for i in range(2 * L):
+        decoupled = network[RULE] == ADAMW and i < L
+        change(mine[i, 0], mine[i, 1], p, g, m, v, decoupled, network[RULE], numbers, rates)
 
 
-@njit(**EXACT)
-def column_sums(x, rows, columns, out):
-    """Write the sums of the columns of a part of a matrix that has so many columns in all; x is the part's address."""
-    n, pitch = out.size, columns * out.itemsize
-    for j in range(n):
-        out[j] = out.dtype.type(0)
-    whole = rows - rows % 4
-    for i in range(0, whole, 4):  # four at a time: a row alone may be no longer than a vector
-        start = x + i * pitch
-        first, second = matrix(start, 1, n, out)[0], matrix(start + pitch, 1, n, out)[0]
-        third, fourth = matrix(start + 2 * pitch, 1, n, out)[0], matrix(start + 3 * pitch, 1, n, out)[0]
-        for j in range(n):
-            out[j] += (first[j] + second[j]) + (third[j] + fourth[j])
-    for i in range(whole, rows):
-        row = matrix(x + i * pitch, 1, n, out)[0]
-        for j in range(n):
-            out[j] += row[j]
-
-
-@njit(**EXACT)
-def gradient(l, k0, k1, begin, rows, x, decay, direct, eta, p, g, data, layers, network):
-    """Compute rows k0 ... k1 of a layer's weight gradient; or, `direct`, take SGD's step with them in the same GEMM."""
-    T = p.dtype.type
-    size, n_in, n = p.itemsize, layers[l - 1, SIZE], layers[l, SIZE]
-    source = (x if l == 1 else layers[l - 1, H]) + k0 * size
-    start, stop = layers[l, W] + k0 * n, layers[l, W] + k1 * n
-    target = address(p if direct else g) + start * size
-    alpha, beta = (-eta, T(1) - eta * decay) if direct else (T(1), T(0))
-    if l == 1 and data[INDPTR]:
-        delta, dW = matrix(layers[l, DELTA], rows, n, p), matrix(address(g), n_in, n, p)  # W_1 is the first in p and g
-        if direct:
-            seen, met = integers(network[SEEN], n_in), integers(network[MET], n_in)
-            sparse_descent(data, begin, k0, k1, delta, dW, matrix(address(p), n_in, n, p), eta, beta, seen, met)
-        else:
-            sparse_gradient(data, begin, k0, k1, delta, dW)
-    else:
-        gemm(network[GEMM], 1, 0, alpha, source, n_in, layers[l, DELTA], n, beta, target, n, k1 - k0, n, rows, p)
-    if direct:
-        return
-    g_, p_ = g[start:stop], p[start:stop]
-    if decay:
-        for i in range(g_.size):
-            g_[i] += decay * p_[i]
-    if layers[l, MASK]:
-        mask = matrix(layers[l, MASK] + k0 * n * size, 1, g_.size, p)[0]
-        for i in range(g_.size):
-            g_[i] *= mask[i]
+# What comes between
 
 
 @njit(**EXACT)
@@ -248,122 +107,139 @@ def proven_finite(layers, sums):
     T = sums.dtype.type
     for l in range(1, len(layers)):
         a, delta = T(0), T(0)
-        for thread in range(len(sums)):
-            a += sums[thread, l - 1, SUM_A]
-            delta += sums[thread, l, SUM_DELTA]
+        for part in range(len(sums)):
+            a += sums[part, l - 1, SUM_A]
+            delta += sums[part, l, SUM_DELTA]
         bound = (a + T(1)) * delta * T(4)
         if bound - bound != 0:  # infinite or NaN
             return False
     return True
 
 
-def epoch(
-    thread, threads, first, last, data, p, g, m, v, schedule, layers, network, numbers, sums, shares, slabs,
-    counter, result,
-):  # fmt: skip
+@njit(**EXACT)
+def go_on(parts, last, data, layers, network, numbers, sums, shares, result):
+    """Put down what the next phase is, all parts of one being done; return False if there is none."""
+    T = sums.dtype.type
+    now = shares[parts]
+    step = int(now[STEP])
+    rows = min(network[BATCH], data[SAMPLES] - step * network[BATCH])
+    weight = shares[0, WEIGHT_SHARE]
+    if now[PHASE_IS] == FORWARD:
+        count = weight if network[BY_WEIGHT] else float(rows)
+        decay = numbers[L2] / T(count) if count > 0 else T(0)
+        C, penalty = 0.0, 0.0
+        for part in range(parts):
+            C += shares[part, COST_SHARE]
+            penalty += shares[part, PENALTY_SHARE]
+        if decay:
+            C += float(decay) / 2 * float(T(penalty))
+        at_once = math.isfinite(T(C)) and numbers[CLIP] == 0 and proven_finite(layers, sums)
+        now[COST_IS], now[DECAY], now[AT_ONCE] = C, decay, at_once
+        now[DIRECT] = at_once and network[RULE] == SGD and not network[MASKED]
+        now[PHASE_IS] = DESCEND
+        return True
+    if now[PHASE_IS] == DESCEND and not now[AT_ONCE]:
+        bad = not math.isfinite(T(now[COST_IS]))
+        for part in range(parts):
+            bad = bad or shares[part, BAD_SHARE] != 0
+        if bad:
+            result[FAULT] = step + 1
+            return False
+        now[CLIPPING] = 1
+        now[PHASE_IS] = LARGEST if numbers[CLIP] else UPDATE
+        return True
+    if now[PHASE_IS] == LARGEST:
+        most = 0.0
+        for part in range(parts):
+            most = max(most, shares[part, LARGEST_SHARE])
+        now[LARGEST_IS] = most
+        now[PHASE_IS] = NORM if most > 0 else UPDATE
+        return True
+    if now[PHASE_IS] == NORM:
+        total = 0.0
+        for part in range(parts):
+            total += shares[part, NORM_SHARE]
+        norm = now[LARGEST_IS] * math.sqrt(total)
+        if norm > numbers[CLIP]:
+            now[CLIPPING] = numbers[CLIP] / norm
+        now[PHASE_IS] = UPDATE
+        return True
+    share = float(rows) if network[BY_WEIGHT] else weight
+    result[TOTAL_COST] += share * now[COST_IS]
+    result[TOTAL_WEIGHT] += share
+    now[STEP], now[PHASE_IS] = step + 1, FORWARD
+    return step + 1 < last
+
+
+def epoch(thread, first, last, data, layers, network, numbers, sums, shares, slabs, shared, result):
     """Train steps first ... last of an epoch; the first step that has a fault ends it, without its update.
+
+    Thread 0 returns when that is done, with what help there was. Any other helps, in this epoch and in those after it,
+    and returns when none has come for a while.
 
     Parameters
     ----------
-    thread, threads, first, last : int
-    p, g, m, v : array, shape (n_parameters,)
-        Parameters, gradients and the rule's state; state that there is not has size 0.
-    schedule : array of float64, shape (steps, 3 or more)
-        eta and Adam's bias corrections.
+    thread, first, last : int
+        The last two are for thread 0.
     data, layers, network, numbers : array
-        The tables above; numbers in T.
-    sums : array, shape (threads, L + 1, 2)
-    shares : array of float64, shape (threads, 8)
-    slabs : array of int64, shape (threads, 2 L, 2)
-        What each thread computes of p: rows of W_1 ... W_L, then entries of b_1 ... b_L.
-    counter : address of an int64
-        0 before the call.
+        The tables of `bpgpu.kernels.numba_cpu_tables`; numbers in T.
+    sums : array, shape (parts, L + 1, 2)
+    shares : array of float64, shape (parts + 1, 8)
+        What each part found, and what the phase is that all are in.
+    slabs : array of int64, shape (parts, 2 L, 2)
+        What each part computes of p: rows of W_1 ... W_L, then entries of b_1 ... b_L.
+    shared : address of int64
+        See `bpgpu.kernels.numba_cpu_threads`.
     result : array of float64
-        Receives the sums of costs and weights of the batches, and step + 1 of a fault.
+        Receives the sums of costs and weights of the batches, step + 1 of a fault, and after the
+        last step whether p, m and v are finite.
     """
-    T = p.dtype.type
-    L = len(layers) - 1
-    passed = 0
-    mine = slabs[thread]
-    n_weights = mine[L - 1, 1]  # if there is one thread
-    together = threads == 1 and p.size <= SMALL_NETWORK
-    for step in range(first, last):
-        start = step * network[BATCH]
-        rows = min(network[BATCH], data[SAMPLES] - start)
-        r0, r1 = rows * thread // threads, rows * (thread + 1) // threads
-        x, weight = load(data, start, rows, r0, r1, p, layers, network)
-        forward_and_back(thread, start, r0, r1, p, x, step, data, layers, network, numbers, sums, shares)
-        count = weight if network[BY_WEIGHT] else float(rows)
-        decay = numbers[L2] / T(count) if count > 0 else T(0)
-        if decay:
-            penalty = 0.0
-            for i in range(L):
-                penalty += dot(p[mine[i, 0] : mine[i, 1]], p[mine[i, 0] : mine[i, 1]])
-            shares[thread, PENALTY_SHARE] = penalty
-        passed = barrier(counter, threads, passed, network[GIVE_WAY])
-        if passed < 0:  # a thread could not be started: nothing has been changed
-            return
-        C, penalty = 0.0, 0.0
-        for other in range(threads):
-            C += shares[other, COST_SHARE]
-            penalty += shares[other, PENALTY_SHARE]
-        if decay:
-            C += float(decay) / 2 * float(T(penalty))
-        good = math.isfinite(T(C))
-        at_once = good and numbers[CLIP] == 0 and proven_finite(layers, sums)
-        direct = at_once and network[RULE] == SGD and not network[MASKED]
-        rates = schedule[step]
-        eta = T(rates[0])
-        bad = not good
-        for i in range(2 * L):
-            s0, s1 = mine[i, 0], mine[i, 1]
-            if i < L:
-                l, columns = i + 1, layers[i + 1, SIZE]
-                k0, k1 = (s0 - layers[l, W]) // columns, (s1 - layers[l, W]) // columns
-                gradient(l, k0, k1, start, rows, x, decay, direct, eta, p, g, data, layers, network)
+    parts, give_way = len(slabs), network[GIVE_WAY]
+    now = shares[parts]
+    if thread == 0:
+        now[STEP], now[PHASE_IS] = first, FORWARD
+        switch(shared, 1)
+        phase = begin(shared)
+    else:
+        phase = wait_for_phase(shared, 0, give_way)
+    while phase > 0:
+        for i in range(parts):
+            part = (thread + i) % parts  # its own first: it has that in its cache
+            if parts > 1 and not take(shared, part, phase):
+                continue
+            if now[PHASE_IS] == FORWARD:
+                forward(part, parts, data, layers, network, numbers, sums, shares, slabs)
+            elif now[PHASE_IS] == DESCEND:
+                descend(part, parts, data, layers, network, numbers, shares, slabs)
+            elif now[PHASE_IS] == LARGEST:
+                shares[part, LARGEST_SHARE] = largest(vector(data[G], data[COUNT], numbers), slabs[part])
+            elif now[PHASE_IS] == NORM:
+                unit = numbers.dtype.type(now[LARGEST_IS])
+                shares[part, NORM_SHARE] = squares(vector(data[G], data[COUNT], numbers), unit, slabs[part])
             else:
-                l, columns = i - L + 1, layers[i - L + 1, SIZE]
-                column_sums(layers[l, DELTA] + (s0 - layers[l, B]) * p.itemsize, rows, columns, g[s0:s1])
-            if not at_once:
-                bad = bad or not finite(g[s0:s1])
-            elif not together and (not direct or i >= L):
-                change(s0, s1, p, g, m, v, network[RULE] == ADAMW and i < L, network[RULE], numbers, rates)
-        if not at_once:
-            shares[thread, BAD_SHARE] = bad
-            passed = barrier(counter, threads, passed, network[GIVE_WAY])
-            for other in range(threads):
-                bad = bad or shares[other, BAD_SHARE] != 0
-            if bad:
-                if thread == 0:
-                    result[FAULT] = step + 1
-                return
-            if numbers[CLIP]:
-                passed = clip(thread, threads, passed, counter, g, numbers, network, shares, mine)
-            for i in range(2 * L):
-                decoupled = network[RULE] == ADAMW and i < L
-                change(mine[i, 0], mine[i, 1], p, g, m, v, decoupled, network[RULE], numbers, rates)
-        elif together:
-            if not direct:
-                change(0, n_weights, p, g, m, v, network[RULE] == ADAMW, network[RULE], numbers, rates)
-            change(n_weights, p.size, p, g, m, v, False, network[RULE], numbers, rates)
-        if thread == 0:
-            share = float(rows) if network[BY_WEIGHT] else weight
-            result[TOTAL_COST] += share * C
-            result[TOTAL_WEIGHT] += share
-        passed = barrier(counter, threads, passed, network[GIVE_WAY])
+                update(part, parts, data, network, numbers, shares, slabs)
+            done(shared)
+        if thread > 0:
+            phase = wait_for_phase(shared, phase, give_way)
+            continue
+        wait_for_parts(shared, parts * phase, give_way)
+        if not go_on(parts, last, data, layers, network, numbers, sums, shares, result):
+            break
+        phase = begin(shared)
+    if thread > 0:
+        leave(shared)
+        return
+    if last == data[STEPS]:
+        p, _, m, v = flat_buffers(data, numbers)
+        result[FINITE] = finite(p) and finite(m) and finite(v)
+    switch(shared, 0)
 
 
 def signature(dtype):
     """Return the types of the parameters of `epoch`."""
-    T = types.Array(from_dtype(np.dtype(dtype)), 1, "C")
-    number, integers = types.int64, types.Array(types.int64, 1, "C")
-    tables = types.Array(types.int64, 2, "C")
-    real, sums = types.Array(types.float64, 1, "C"), T.copy(ndim=3)
-    pairs = real.copy(ndim=2)
-    slabs = tables.copy(ndim=3)
-    return (number,) * 4 + (
-        integers, T, T, T, T, pairs, tables, integers, T, sums, pairs, slabs, number, real,
-    )  # fmt: skip
+    T, real, integers = (types.Array(x, 1, "C") for x in (from_dtype(np.dtype(dtype)), types.float64, types.int64))
+    sums, shares, table, slabs = T.copy(ndim=3), real.copy(ndim=2), integers.copy(ndim=2), integers.copy(ndim=3)
+    return (types.int64,) * 3 + (integers, table, integers, T, sums, shares, slabs, types.int64, real)
 
 
 # Numba's cache goes by the file in which a function says that it stands.

@@ -1,4 +1,4 @@
-"""What the compiled CPU epoch is made of that Numba does not have: addresses, calls through them, a barrier.
+"""What the compiled CPU epoch is made of that Numba does not have: addresses, and calls through them.
 
 Arrays of the plan come as addresses in one table of integers, so that neither depth nor width is part of a type; and
 functions come as addresses too, so that one compiled epoch serves every formula and every BLAS.
@@ -15,7 +15,6 @@ from numba.extending import intrinsic
 # How the loops are compiled.
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 SUMS: dict[str, Any] = {**EXACT, "fastmath": {"contract", "reassoc", "nsz"}}  # sums in any order, fixed once compiled
-ABORT = 2**40  # added to a barrier's counter, it lets everybody go and do nothing more
 _INT, _BYTE, _BLAS_INT = ir.IntType(64), ir.IntType(8), ir.IntType(32)
 
 
@@ -40,6 +39,12 @@ def address(array):
 def matrix(address, rows, n, like):
     """Return the matrix that lies at an address."""
     return carray(pointer(address, like), (rows, n))
+
+
+@njit(inline="always")
+def vector(address, n, like):
+    """Return the vector that lies at an address."""
+    return carray(pointer(address, like), n)
 
 
 @intrinsic
@@ -97,38 +102,3 @@ def blas_gemm(typingctx, address, trans_a, trans_b, m, n, k, alpha, A, lda, B, l
 
     i = types.int64
     return types.void(i, i, i, i, i, i, real, i, i, i, i, real, i, i), codegen
-
-
-@intrinsic
-def _add(typingctx: Any, address: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], _INT.as_pointer()), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def _load(typingctx: Any, address: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _INT.as_pointer()), "seq_cst", 8)
-
-    return types.int64(types.int64), codegen
-
-
-@njit
-def barrier(counter, threads, passed, give_way):
-    """Wait for all threads; return the count to be passed next time, or -1 if the call was aborted.
-
-    `give_way` is the address of a function that lets others have the processor: the threads may be more than the
-    processors that are free.
-    """
-    if threads == 1:
-        return passed
-    passed += threads
-    _add(counter, 1)
-    spins = 0
-    while _load(counter) < passed:
-        spins += 1
-        if spins > 1000:
-            call(give_way, ())
-    return passed if _load(counter) < ABORT else -1

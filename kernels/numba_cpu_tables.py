@@ -9,13 +9,20 @@ SIZE, W, B, MASK, Z, A, H, DELTA, ACTIVATE, DERIVE, LAYER_COLUMNS = range(11)
 (OUTPUT, COST, GEMM, GIVE_WAY, ZEROS, Y, SCALE, ROW_COST, MASKED, THRESHOLD, KEY0, KEY1, BATCH, RULE, BY_WEIGHT, SEEN,
  MET, NETWORK_ENTRIES) = range(18)  # fmt: skip
 # Entries of the table of the data: addresses, 0 for what there is not; integers are int32. X has the values of a sparse
-# X, and INDPTR and INDICES the rest of it.
-EPOCH, SAMPLES, X, INDPTR, INDICES, TARGETS, LABELS, WEIGHT, ORDER, DATA_ENTRIES = range(10)
+# X, and INDPTR and INDICES the rest of it. P, G, M and V are parameters, gradients and the rule's state, each COUNT
+# numbers; SCHEDULE has RATES numbers for each of STEPS: eta, Adam's bias corrections, and one that is not for us.
+(EPOCH, SAMPLES, COUNT, STEPS, X, INDPTR, INDICES, TARGETS, LABELS, WEIGHT, ORDER, P, G, M, V, SCHEDULE,
+ DATA_ENTRIES) = range(17)  # fmt: skip
+RATES = 4
 ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT
 SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW, NONE = range(7)  # RULE; NONE: the gradients are all that is wanted
 # Entries of the numbers: h0 ... h5 of the rule, then these.
 L2, CLIP, KEEP, FACTOR, NUMBERS = range(6, 11)
-# What a thread tells the others: of each layer the sums of the magnitudes of a and delta, and single numbers.
+# What a part tells: of each layer the sums of the magnitudes of a and delta, and single numbers.
 SUM_A, SUM_DELTA = 0, 1
-COST_SHARE, PENALTY_SHARE, BAD_SHARE, LARGEST_SHARE, NORM_SHARE = range(5)
-TOTAL_COST, TOTAL_WEIGHT, FAULT, RESULTS = range(4)
+COST_SHARE, PENALTY_SHARE, BAD_SHARE, LARGEST_SHARE, NORM_SHARE, WEIGHT_SHARE = range(6)
+# What all parts are told: the phase of which step it is, and what was found before.
+PHASE_IS, STEP, COST_IS, DECAY, AT_ONCE, DIRECT, LARGEST_IS, CLIPPING = range(8)
+FORWARD, DESCEND, LARGEST, NORM, UPDATE = range(5)  # PHASE_IS
+SHARES = 8  # numbers in each row of those two: of a cache line
+TOTAL_COST, TOTAL_WEIGHT, FAULT, FINITE, RESULTS = range(5)

@@ -1,10 +1,10 @@
-"""The update in the CPU epoch: whether a gradient is finite, the clipping of its norm, and the step of a rule."""
+"""The update in the CPU epoch: whether a gradient is finite, what clips its norm, and the step of a rule."""
 
 import math
 
 from numba import njit
 
-from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, barrier
+from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS
 from bpgpu.kernels.numba_cpu_tables import *
 
 
@@ -18,35 +18,31 @@ def finite(x):
 
 
 @njit(**EXACT)
-def clip(thread, threads, passed, counter, g, numbers, network, shares, slabs):
-    """Scale the gradients so that their norm is at most the clip; return what the barrier needs next time."""
-    T = g.dtype.type
-    largest = T(0)
+def largest(g, slabs):
+    """Return the largest magnitude in the slabs of a vector."""
+    most = g.dtype.type(0)
     for i in range(len(slabs)):
         for j in range(slabs[i, 0], slabs[i, 1]):
-            largest = max(largest, abs(g[j]))
-    shares[thread, LARGEST_SHARE] = largest
-    passed = barrier(counter, threads, passed, network[GIVE_WAY])
-    for other in range(threads):
-        largest = max(largest, T(shares[other, LARGEST_SHARE]))
-    if largest == 0:
-        return passed
-    squares = 0.0
+            most = max(most, abs(g[j]))
+    return most
+
+
+@njit(**EXACT)
+def squares(g, unit, slabs):
+    """Return the sum of the squares of the slabs of a vector, in units that none of them exceeds."""
+    total = 0.0
     for i in range(len(slabs)):
         for j in range(slabs[i, 0], slabs[i, 1]):
-            squares += float(g[j] / largest) ** 2
-    shares[thread, NORM_SHARE] = squares
-    passed = barrier(counter, threads, passed, network[GIVE_WAY])
-    squares = 0.0
-    for other in range(threads):
-        squares += shares[other, NORM_SHARE]
-    norm = float(largest) * math.sqrt(squares)
-    if norm > numbers[CLIP]:
-        factor = T(numbers[CLIP] / norm)
-        for i in range(len(slabs)):
-            for j in range(slabs[i, 0], slabs[i, 1]):
-                g[j] *= factor
-    return passed
+            total += float(g[j] / unit) ** 2
+    return total
+
+
+@njit(**EXACT)
+def scale(g, factor, slabs):
+    """Multiply the slabs of a vector by a factor."""
+    for i in range(len(slabs)):
+        for j in range(slabs[i, 0], slabs[i, 1]):
+            g[j] *= factor
 
 
 @njit(**EXACT)

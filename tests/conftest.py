@@ -28,9 +28,7 @@ def threads(request, monkeypatch):
     """Let the compiled CPU engine train on this many threads, whatever the size and the processors."""
     from bpgpu.backends import numba_backend
 
-    monkeypatch.setattr(
-        numba_backend.NumbaBackend, "_threads", lambda self, plan, samples=None: min(request.param, plan.batch_size)
-    )
+    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: min(request.param, plan.batch_size))
     return request.param
 
 

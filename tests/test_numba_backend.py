@@ -2,12 +2,14 @@
 
 import copy
 import ctypes
+import functools
 import importlib.metadata
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -17,6 +19,7 @@ import bpgpu
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import cpu_blas, cpu_threads, numba_backend
 from bpgpu.costs import COSTS
+from bpgpu.kernels import numba_cpu_threads as kernels
 from bpgpu.plan import Plan
 
 RULES = [
@@ -287,31 +290,100 @@ def test_copies_of_a_backend_hold_blas_together():
         assert threads_of_blas() == {2}
 
 
-@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=type)
-def test_a_thread_that_does_not_start_lets_the_others_go(monkeypatch, error):
-    """They wait in their first barrier for one that never comes."""
-    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan, samples=None: 3)
+@pytest.mark.parametrize("helping", ["nobody", "one, of two", "late", "too many"])
+@pytest.mark.parametrize("rule", [bpgpu.SGD(0.1, clip_norm=0.05), bpgpu.Adam(0.01)], ids=str)
+def test_who_helps_changes_no_bit(monkeypatch, rule, helping):
+    """Three parts are always three parts, also if one thread does them all."""
+    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: 3)
+    X, y = data(200, 20, 4)
+    call = cpu_threads.Helpers.call
+
+    def called(helpers, work, threads, shared):
+        if helping == "late":
+            threading.Timer(0.002, call, (helpers, work, threads, shared)).start()
+        elif helping != "nobody":
+            call(helpers, work, {"one, of two": 2, "too many": 9}[helping], shared)
+
+    def train():
+        net = pair((20, 33, 4), ("gelu", "softmax"), dropout=0.1, l2=0.1)[0]
+        return net.fit(X, y, optimizer=rule, epochs=30, batch_size=64).loss, net.parameters.tobytes()
+
+    expected = train()
+    monkeypatch.setattr(cpu_threads.Helpers, "call", called)
+    for _ in range(5):
+        assert train() == expected
+
+
+@pytest.fixture
+def run_epoch(monkeypatch):
+    """Return a function that trains an epoch in three parts, and the parameters it changes."""
+    monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: 3)
+    monkeypatch.setattr(numba_backend, "helpers", functools.cache(cpu_threads.Helpers))
     X, y = data()
     net, _ = pair()
-    before, start, started = net.parameters.copy(), threading.Thread.start, []
+    plan = Plan(net.architecture, 25, net.backend, bpgpu.SGD(0.1)).allocate()
+    samples = bpgpu.plan.Data(X.astype(np.float32), y.astype(np.int32))
+    arguments = {"parameters": net.parameters, "learning_rates": [0.1, 0.1], "epoch": 0}
+    return lambda: net.backend.run_epoch(plan, samples, None, **arguments), net.parameters, plan
 
-    def refuse_the_second(thread):
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_without_a_thread_that_cannot_be_started(monkeypatch, run_epoch, allowed):
+    run, parameters, plan = run_epoch
+    before, start, started = parameters.copy(), threading.Thread.start, []
+    run()
+    expected = parameters.copy()
+    parameters[:], plan.prepared = before, None
+
+    def refuse(thread):
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
         started.append(thread)
-        if len(started) == 2:
-            raise error
         start(thread)
 
-    plan = Plan(net.architecture, 25, net.backend, bpgpu.SGD(0.1)).allocate()
-    arguments = {"parameters": net.parameters, "learning_rates": [0.1, 0.1], "epoch": 0}
-    samples = bpgpu.plan.Data(X.astype(np.float32), y.astype(np.int32))
-    monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
-    with pytest.raises(type(error)):
-        net.backend.run_epoch(plan, samples, None, **arguments)
-    assert not started[0].is_alive()
-    np.testing.assert_array_equal(net.parameters, before)
+    numba_backend.helpers.cache_clear()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    run()
+    assert len(started) == allowed
+    np.testing.assert_array_equal(parameters, expected)
+
+
+def test_ctrl_c_while_a_thread_starts(monkeypatch, run_epoch):
+    run, parameters, _ = run_epoch
+    before, start = parameters.copy(), threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    np.testing.assert_array_equal(parameters, before)
     monkeypatch.setattr(threading.Thread, "start", start)
-    net.backend.run_epoch(plan, samples, None, **arguments)
-    assert not np.array_equal(net.parameters, before)
+    run()
+    assert not np.array_equal(parameters, before)
+
+
+def test_a_helper_stays_through_an_epoch_and_leaves_after_it(run_epoch):
+    run, parameters, plan = run_epoch
+    for _ in range(20):
+        run()
+    prepared, after, shared = plan.prepared, parameters.copy(), plan.prepared.shared
+    deadline = time.monotonic() + 60
+    while shared[kernels.LEFT] < shared[kernels.CALLED]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    left = shared[kernels.LEFT]
+    shared[kernels.ON] = 1
+    helper = threading.Thread(target=prepared.run, args=(1,), daemon=True)
+    helper.start()
+    helper.join(0.1)  # a phase may take as long
+    assert helper.is_alive()
+    shared[kernels.ON] = 0
+    helper.join(60)
+    assert shared[kernels.LEFT] == left + 1
+    np.testing.assert_array_equal(parameters, after)
 
 
 def threads_of(batch_size=10**6):
@@ -324,27 +396,9 @@ def test_threads_follow_the_size_of_a_step(monkeypatch):
     monkeypatch.setattr(numba_backend, "allowed_threads", lambda: 64)
     monkeypatch.setattr(cpu_blas.Blas, "allowed_threads", lambda self: 64)
     net = bpgpu.MLP((64, 100, 10), ("relu", "softmax"), "cross_entropy", backend="numba")
-    found = {B: net.backend._threads(Plan(net.architecture, B, net.backend)) for B in (1, 100, 200, 400, 10**4)}
-    assert found == {1: 1, 100: 1, 200: 2, 400: 4, 10**4: 64}
+    found = {B: net.backend._threads(Plan(net.architecture, B, net.backend)) for B in (1, 94, 95, 200, 400, 10**4)}
+    assert found == {1: 1, 94: 1, 95: 2, 200: 4, 400: 8, 10**4: 64}
     assert threads_of(batch_size=3) == 3  # a thread has a row at least
-    plan = Plan(net.architecture, 200, net.backend)
-    assert [net.backend._threads(plan, samples) for samples in (200, 1797, 6400, 10**6)] == [1, 1, 2, 2]
-
-
-def test_a_thread_that_begins_after_an_interrupted_start_does_nothing(monkeypatch):
-    """It may be on its way when Ctrl-C ends `start`, and what it would work on is gone by then."""
-    begin, late, worked = threading.Thread.start, [], []
-
-    def interrupted(thread):
-        late.append(thread)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        numba_backend.run_on_all(worked.append, 3, np.zeros(1, np.int64))
-    begin(late[0])
-    late[0].join()
-    assert worked == []
 
 
 def test_threads_follow_the_users_limits(monkeypatch):
@@ -440,19 +494,21 @@ def train_after_fork(queue):
     X, y = data(200, 20, 4)
     net = pair((20, 33, 4), ("gelu", "softmax"))[0]
     net.fit(X, y, epochs=2, batch_size=64)
-    queue.put(net.parameters.tobytes())
+    queue.put((net.parameters.tobytes(), cpu_threads.helpers()._count))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_process_that_forks_after_training(threads):
-    """The child trains to the same bits: no pool of threads is left behind that it would wait for."""
+    """The child trains to the same bits, with helpers of its own, for those of its parent are not there."""
     queue = multiprocessing.get_context("fork").SimpleQueue()
     train_after_fork(queue)
     child = multiprocessing.get_context("fork").Process(target=train_after_fork, args=(queue,))
     child.start()
     child.join(60)
     assert child.exitcode == 0
-    assert queue.get() == queue.get()
+    (expected, _), (found, helpers) = queue.get(), queue.get()
+    assert found == expected
+    assert helpers == threads - 1
 
 
 def test_an_epoch_in_several_compiled_calls(monkeypatch):
@@ -474,7 +530,7 @@ def test_the_plan_counts_what_the_backend_adds():
     backend, found = net.backend, []
     original = backend._prepare
     try:
-        backend._prepare = lambda plan, samples: found.append((plan, original(plan, samples))) or found[-1][1]
+        backend._prepare = lambda plan: found.append((plan, original(plan))) or found[-1][1]
         net.fit(X, y, epochs=1)
     finally:
         del backend._prepare

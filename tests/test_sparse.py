@@ -306,7 +306,7 @@ def test_the_plan_has_no_room_for_sparse_batches_and_counts_the_columns():
     plans = [Plan(net.architecture, 16, net.backend, bpgpu.Adam(), nonzeros=nonzeros) for nonzeros in (None, 8.0)]
     assert plans[0].nbytes - plans[1].nbytes == 4 * 16 * COLUMNS - 8 * COLUMNS
     plan = plans[1].allocate()
-    prepared = net.backend._prepare(plan, 1)
+    prepared = net.backend._prepare(plan)
     held = sum(value.nbytes for value in vars(prepared).values() if isinstance(value, np.ndarray))
     assert net.backend.workspace_nbytes(plan) == held
     assert plan.batch(16).a[0] is None

@@ -67,21 +67,20 @@ class Blas:
             self.name = "scipy"
             addresses = [get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")]
         self.gemm = dict(zip(map(np.dtype, (np.float32, np.float64)), addresses, strict=True))
-        self._controller = ThreadpoolController().select(user_api="blas")  # after the library is loaded
+        # After the library is loaded. A sequential one sets no limit, and threadpoolctl does not know macOS's own.
+        found = ThreadpoolController().select(user_api="blas").lib_controllers
+        self._libraries: list[Any] = [x for x in found if getattr(x, "threading_layer", "") != "sequential"]
         self._lock = threading.Lock()
         self._running = 0
-        self._before = 0
-        self._limit: Any = None
+        self._before: list[int] = []
 
     def allowed_threads(self) -> int:
         """Return how many threads BLAS has outside our epochs: what threadpoolctl, joblib or a variable has set."""
         with self._lock:
-            return self._before if self._running else self._threads()
+            return min(self._before if self._running else self._threads(), default=sys.maxsize)
 
-    def _threads(self) -> int:
-        # A sequential library sets no limit, and neither does macOS's own, which threadpoolctl does not know.
-        libraries = [x for x in self._controller.lib_controllers if getattr(x, "threading_layer", "") != "sequential"]
-        return min((library.num_threads for library in libraries), default=sys.maxsize)
+    def _threads(self) -> list[int]:
+        return [library.num_threads for library in self._libraries]
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
@@ -92,7 +91,7 @@ class Blas:
         with self._lock:
             if not self._running:
                 self._before = self._threads()
-                self._limit = self._controller.limit(limits=1)
+                self._limit([1] * len(self._libraries))
             self._running += 1
         try:
             yield
@@ -100,7 +99,11 @@ class Blas:
             with self._lock:
                 self._running -= 1
                 if not self._running:
-                    self._limit.restore_original_limits()
+                    self._limit(self._before)
+
+    def _limit(self, threads: list[int]) -> None:
+        for library, count in zip(self._libraries, threads, strict=True):
+            library.set_num_threads(count)
 
 
 @functools.cache

@@ -1,17 +1,19 @@
 """Threads of the compiled CPU engine: how many the user and the system allow, and running a piece of work on them."""
 
+import functools
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
-from bpgpu.kernels.numba_cpu_parts import ABORT
+from bpgpu.kernels.numba_cpu_threads import CALLED, LEFT
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
@@ -54,33 +56,36 @@ def allowed_threads() -> int:
     return min(limits)
 
 
-def run_on_all(work: Callable[[int], None], threads: int, counter: np.ndarray[Any, Any]) -> None:
-    """Run work(0) here and work(1) ... in threads of their own; return, or raise, when all have ended.
+class Helpers:
+    """Threads that are kept from one epoch to the next, for to start one takes as long as a step."""
 
-    Until work(0) begins, the others wait in their first barrier; if it never does, they are told by the counter.
-    """
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._count = 0
 
-    def join_in(thread: int) -> None:
-        if counter[0] < ABORT:  # Ctrl-C during `start` leaves a thread that may begin when all is over
-            work(thread)
+    def call(self, work: Callable[[int], None], threads: int, shared: np.ndarray[Any, Any]) -> None:
+        """Let `threads` - 1 of them run work(1) ..., but for as many as are at it still, from the epoch before.
 
-    others = [threading.Thread(target=join_in, args=(thread,), daemon=True) for thread in range(1, threads)]
-    interrupt = None
-    try:
-        for other in others:
-            other.start()
-        work(0)
-    except BaseException:  # Ctrl-C, or no more threads
-        counter[0] += ABORT
-        raise
-    finally:
+        Who comes late, or not at all, is not waited for: see `bpgpu.kernels.numba_cpu_threads`.
+        """
+        with suppress(RuntimeError):  # no more threads can be started
+            while self._count < threads - 1:
+                Thread(target=self._serve, daemon=True).start()
+                self._count += 1
+        for thread in range(1 + shared[CALLED] - shared[LEFT], threads):
+            shared[CALLED] += 1
+            self._calls.put(functools.partial(work, thread))
+
+    def _serve(self) -> None:
         while True:
-            try:
-                for other in others:
-                    if other.is_alive():
-                        other.join()
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+            self._calls.get()()
+
+
+@functools.cache
+def helpers() -> Helpers:
+    """Return those of this process."""
+    return Helpers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=helpers.cache_clear)  # of a process's threads, its child has one

@@ -15,7 +15,7 @@ import numpy as np
 
 from bpgpu.backends.base import Array, Backend
 from bpgpu.backends.cpu_blas import blas
-from bpgpu.backends.cpu_threads import allowed_threads, run_on_all
+from bpgpu.backends.cpu_threads import allowed_threads, helpers
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
@@ -25,18 +25,15 @@ from bpgpu.kernels import numba_cpu as kernels
 from bpgpu.kernels import numba_cpu_cache as cache
 from bpgpu.kernels import numba_cpu_formulas as compiled
 from bpgpu.kernels import numba_cpu_tables as k
+from bpgpu.kernels.numba_cpu_threads import LINE, TAKEN
 from bpgpu.kernels.philox import threshold
 from bpgpu.plan import Data, Plan
 
-# Multiply-adds of a step that are worth a thread of their own. Measured on two processors: a step of 2^21 takes as long
-# on both as on one, and of 2^22 three quarters.
-GRAIN = 2**21
-# Of an epoch. To start a thread takes a tenth of a millisecond; and where NumPy's BLAS has just been used, its threads
-# spin for a while, in which an epoch on all processors takes several times as long.
-EPOCH_GRAIN = 2**26
+# Multiply-adds of a step that are worth a thread of their own. Measured on two processors: a step of 2^21 takes 0.7 to
+# 0.85 times as long on both as on one, and one of 2^19 as long.
+GRAIN = 2**20
 _log = logging.getLogger("bpgpu")
 CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
-SHARES = 8  # numbers of a thread in a row of their own
 
 
 @dataclass
@@ -45,14 +42,34 @@ class Prepared:
 
     epoch: Callable[..., None]
     threads: int
+    data: np.ndarray[Any, Any]
     layers: np.ndarray[Any, Any]
     network: np.ndarray[Any, Any]
     numbers: np.ndarray[Any, Any]
-    slabs: np.ndarray[Any, Any]
     sums: np.ndarray[Any, Any]
     shares: np.ndarray[Any, Any]
+    slabs: np.ndarray[Any, Any]
+    shared: np.ndarray[Any, Any]
+    result: np.ndarray[Any, Any]
     zeros: np.ndarray[Any, Any]
     columns: np.ndarray[Any, Any]
+
+    def run(self, thread: int, first: int = 0, last: int = 0) -> None:
+        """Train steps first ... last as thread 0, or help it as another."""
+        self.epoch(
+            thread,
+            first,
+            last,
+            self.data,
+            self.layers,
+            self.network,
+            self.numbers,
+            self.sums,
+            self.shares,
+            self.slabs,
+            self.shared.ctypes.data,
+            self.result,
+        )
 
 
 class NumbaBackend(Backend):
@@ -78,21 +95,20 @@ class NumbaBackend(Backend):
     def workspace_nbytes(self, plan: Plan) -> int:
         net = plan.architecture
         L, threads = len(net.activations), self._threads(plan)
-        integers = (L + 1) * k.LAYER_COLUMNS + k.NETWORK_ENTRIES + threads * 4 * L
+        integers = k.DATA_ENTRIES + (L + 1) * k.LAYER_COLUMNS + k.NETWORK_ENTRIES + threads * (4 * L + LINE) + TAKEN
         numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes)
-        return int(8 * (integers + threads * SHARES + _columns(plan)) + net.dtype.itemsize * numbers)
+        return int(
+            8 * (integers + (threads + 1) * k.SHARES + k.RESULTS + _columns(plan)) + net.dtype.itemsize * numbers
+        )
 
-    def _threads(self, plan: Plan, samples: int | None = None) -> int:
-        """Return how many threads train a plan: as many as its steps and its epochs keep busy, if they are allowed."""
-        step = int(3 * sum(plan.products))
-        busy = step // GRAIN
-        if samples is not None:
-            busy = min(busy, samples * step // plan.batch_size // EPOCH_GRAIN)
+    def _threads(self, plan: Plan) -> int:
+        """Return how many threads train a plan: as many as its steps keep busy, if they are allowed."""
+        busy = int(3 * sum(plan.products)) // GRAIN
         return max(1, min(busy, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
         if type(plan.rule) in RULES:
-            plan.prepared = self._prepare(plan, len(data))
+            plan.prepared = self._prepare(plan)
 
     def run_epoch(
         self,
@@ -126,18 +142,18 @@ class NumbaBackend(Backend):
         epoch: int,
     ) -> float:
         if plan.prepared is None:
-            plan.prepared = self._prepare(plan, len(data))
+            plan.prepared = self._prepare(plan)
         prepared: Prepared = plan.prepared
         net, kernel = plan.architecture, rule_kernel(plan.rule)
         n, B, steps = len(data), plan.batch_size, -(-len(data) // plan.batch_size)
-        none = np.empty(0, net.dtype)
         states = iter(plan.state)
-        m = next(states) if kernel.keeps_m else none
-        v = next(states) if kernel.keeps_v else none
+        m = next(states) if kernel.keeps_m else None
+        v = next(states) if kernel.keeps_v else None
         targets, labels = (None, data.y) if data.y.ndim == 1 else (data.y, None)
         T, whole = net.dtype, np.dtype(np.int32)
         X, indptr, indices = (data.X.data, data.X.indptr, data.X.indices) if is_sparse(data.X) else (data.X, None, None)
         assert (indptr is None) == (plan.nonzeros is None), "the plan was made for data of the other kind"
+        schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
         given = [
             (X, T),
             (indptr, whole),
@@ -146,56 +162,39 @@ class NumbaBackend(Backend):
             (labels, whole),
             (data.weight, T),
             (order, whole),
+            (parameters, T),
+            (plan.gradients, T),
+            (m, T),
+            (v, T),
+            (schedule, schedule.dtype),
         ]
         arrays = [None if array is None else np.ascontiguousarray(array, dtype) for array, dtype in given]
-        # As addresses: an array that is read-only is another type, which would be compiled for.
-        table = np.array([epoch, n, *(0 if array is None else array.ctypes.data for array in arrays)], np.int64)
-        schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
-        result = np.zeros(k.RESULTS)
+        addresses = [0 if array is None else array.ctypes.data for array in arrays]
+        prepared.data[:] = epoch, n, parameters.size, steps, *addresses
+        result = prepared.result
+        result[:] = 0
         chunk = max(1, int(CHUNK // (3 * sum(plan.products) + net.n_weights)))
-
-        def train(thread: int, first: int, counter: np.ndarray[Any, Any]) -> None:
-            prepared.epoch(
-                thread,
-                prepared.threads,
-                first,
-                min(first + chunk, steps),
-                table,
-                parameters,
-                plan.gradients,
-                m,
-                v,
-                schedule,
-                prepared.layers,
-                prepared.network,
-                prepared.numbers,
-                prepared.sums,
-                prepared.shares,
-                prepared.slabs,
-                counter.ctypes.data,
-                result,
-            )
-
         # The limit costs as much as a dozen steps of a network whose products are too small for BLAS.
         with self._blas.one_thread() if max(plan.products) > k.SMALL_PRODUCT else nullcontext():
             for first in range(0, steps, chunk):
-                counter = np.zeros(1, np.int64)
-                run_on_all(functools.partial(train, first=first, counter=counter), prepared.threads, counter)
+                helpers().call(prepared.run, prepared.threads, prepared.shared)
+                prepared.run(0, first, min(first + chunk, steps))
                 if result[k.FAULT]:
                     step = int(result[k.FAULT]) - 1
                     plan.steps += step - first
                     batch = plan.batch(min(B, n - step * B))
                     raise NonFiniteError(epoch + 1, step + 1, *first_fault(plan, batch, self.all_finite))
                 plan.steps += min(first + chunk, steps) - first
-        for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
-            if not self.all_finite(flat):
-                raise NonFiniteError(epoch + 1, steps, first_layer(net, flat, self.all_finite), quantity)
+        if not result[k.FINITE]:
+            for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
+                if not self.all_finite(flat):
+                    raise NonFiniteError(epoch + 1, steps, first_layer(net, flat, self.all_finite), quantity)
         return float(result[k.TOTAL_COST] / result[k.TOTAL_WEIGHT])
 
-    def _prepare(self, plan: Plan, samples: int) -> Prepared:
+    def _prepare(self, plan: Plan) -> Prepared:
         """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
         net, batch, rule = plan.architecture, plan.batch(plan.batch_size), rule_kernel(plan.rule)
-        L, dtype, threads = len(net.activations), net.dtype, self._threads(plan, samples)
+        L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
         layers = np.zeros((L + 1, k.LAYER_COLUMNS), np.int64)
         layers[:, k.SIZE] = net.sizes
         sizes = np.array(net.sizes)
@@ -241,12 +240,15 @@ class NumbaBackend(Backend):
         return Prepared(
             compiled_epoch(dtype),
             threads,
+            np.zeros(k.DATA_ENTRIES, np.int64),
             layers,
             network,
             numbers,
-            slabs(layers[:, k.SIZE], layers[:, k.W], layers[:, k.B], threads),
             np.zeros((threads, L + 1, 2), dtype),
-            np.zeros((threads, SHARES)),
+            np.zeros((threads + 1, k.SHARES)),
+            slabs(layers[:, k.SIZE], layers[:, k.W], layers[:, k.B], threads),
+            np.zeros(TAKEN + threads * LINE, np.int64),
+            np.zeros(k.RESULTS),
             zeros,
             columns,
         )
