@@ -124,7 +124,7 @@ def compiled_products(products: list[tuple[Array, Array, Array]], times: int) ->
     from numba import njit
 
     from bpgpu.backends.cpu_blas import blas
-    from bpgpu.kernels.numba_cpu import gemm
+    from bpgpu.kernels.numba_cpu_step import gemm
 
     def matrix(x: Array) -> tuple[int, int, int]:  # transposed or not, address, numbers in a row
         transposed = not x.flags.c_contiguous

@@ -4,7 +4,7 @@ Each library has a process of its own, and a turn is several fits, of which the 
 BLAS, which scikit-learn has just used, look for work for another tenth of a second, and take a processor meanwhile; and
 a processor that has slept is slow at first.
 Each pair is compared before it is timed. How many times as long scikit-learn takes is in the column of that name with
-``--benchmark-json``, and printed with ``-s``.
+``--benchmark-json``; ``-s`` prints the rows of the table in ``docs/sklearn.md``.
 """
 
 import functools
@@ -41,8 +41,10 @@ class Shape:
     early_stopping: bool = False
 
     def __str__(self) -> str:
-        options = f"{self.solver}-{self.batch_size}-{self.max_iter}{'-early' * self.early_stopping}-{self.dtype}"
-        return f"{self.n}x{self.inputs}-{'-'.join(map(str, self.hidden))}-{self.outputs}-{options}"
+        data = f"{self.n:,} x {self.inputs}" if self.n else "digits"
+        options = [*([f"batch {self.batch_size}"] if self.batch_size != "auto" else []), f"{self.max_iter} epochs"]
+        options += ["early stopping"] if self.early_stopping else []
+        return f"{data}, {self.hidden}, {self.solver}, {', '.join(options)}, {self.dtype}"
 
 
 SHAPES = [
@@ -126,4 +128,4 @@ def test_fit(benchmark, fits, shape):
     benchmark.extra_info.update(shape=str(shape), bpgpu_seconds=ours_take, scikit_learn_seconds=theirs_take)
     benchmark.extra_info.update(scikit_learn_takes=times, **libraries())
     benchmark.extra_info.update(backend=mine["backend"], fit_threads=mine["fit_threads"])
-    print(f"{shape}: {ours_take * 1e3:.1f} ms, scikit-learn takes {times:.1f} times as long")
+    print(f"\n| {shape} | {ours_take * 1e3:.0f} | {theirs_take * 1e3:.0f} | {times:.1f} |")

@@ -252,7 +252,7 @@ def test_threads_follow_the_entries_and_not_the_columns(monkeypatch):
     monkeypatch.setattr(cpu_blas.Blas, "allowed_threads", lambda self: 64)
     net = network("numba", (2**16, 64, 8), "relu", cost="squared_error", init="zeros")
     found = [net.backend._threads(Plan(net.architecture, 256, net.backend, nonzeros=x)) for x in (1, 100, 1e4, None)]
-    assert found == [1, 2, 64, 64]
+    assert found == [1, 5, 64, 64]
 
 
 def test_a_plan_for_the_other_kind_of_data_is_refused():

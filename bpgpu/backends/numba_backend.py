@@ -153,6 +153,7 @@ class NumbaBackend(Backend):
         T, whole = net.dtype, np.dtype(np.int32)
         X, indptr, indices = (data.X.data, data.X.indptr, data.X.indices) if is_sparse(data.X) else (data.X, None, None)
         assert (indptr is None) == (plan.nonzeros is None), "the plan was made for data of the other kind"
+        trained = [None if x is None else in_place(x, T) for x in (parameters, plan.gradients, m, v)]
         schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
         given = [
             (X, T),
@@ -162,14 +163,9 @@ class NumbaBackend(Backend):
             (labels, whole),
             (data.weight, T),
             (order, whole),
-            (parameters, T),
-            (plan.gradients, T),
-            (m, T),
-            (v, T),
-            (schedule, schedule.dtype),
         ]
-        arrays = [None if array is None else np.ascontiguousarray(array, dtype) for array, dtype in given]
-        addresses = [0 if array is None else array.ctypes.data for array in arrays]
+        read = [None if array is None else np.ascontiguousarray(array, dtype) for array, dtype in given]
+        addresses = [0 if array is None else array.ctypes.data for array in (*read, *trained, schedule)]
         prepared.data[:] = epoch, n, parameters.size, steps, *addresses
         result = prepared.result
         result[:] = 0
@@ -252,6 +248,13 @@ class NumbaBackend(Backend):
             zeros,
             columns,
         )
+
+
+def in_place(flat: Array, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return a flat buffer, which is trained where it lies."""
+    if not (isinstance(flat, np.ndarray) and flat.dtype == dtype and flat.flags.c_contiguous):
+        raise TypeError(f"parameters, gradients and state must be contiguous NumPy arrays of {dtype}, got {flat!r:.60}")
+    return flat
 
 
 def _columns(plan: Plan) -> int:
