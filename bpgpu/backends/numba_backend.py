@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.backends.base import Array, Backend
+from bpgpu.backends.base import Backend
 from bpgpu.backends.cpu_blas import blas
 from bpgpu.backends.cpu_threads import allowed_threads, helpers
 from bpgpu.backends.faults import first_fault, first_layer
+from bpgpu.backends.memory import Array
 from bpgpu.backends.rules import RULES, rule_kernel
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError

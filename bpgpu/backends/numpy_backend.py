@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.backends.base import Array, Backend
+from bpgpu.backends.base import Backend
+from bpgpu.backends.memory import Array
 from bpgpu.plan import Data, Plan
 
 # Products of fewer multiply-adds than this lose more to waking BLAS's threads than they gain by them, and very much
