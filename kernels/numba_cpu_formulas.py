@@ -90,8 +90,9 @@ class _Eager(ast.NodeTransformer):
 
 
 def _function(name: str, expression: str) -> str:
+    # Inlined by force: LLVM leaves a long one a call, and a loop with a call does not vectorise.
     tree = _Eager().visit(ast.parse(formulas.numba_source(expression, name)))
-    return f'@njit(fastmath={{"contract"}}, error_model="numpy")\n{ast.unparse(tree)}\n'
+    return f'@njit(fastmath={{"contract"}}, error_model="numpy", forceinline=True)\n{ast.unparse(tree)}\n'
 
 
 def _head(dtype: np.dtype[Any]) -> str:
