@@ -41,10 +41,11 @@ class Shape:
     early_stopping: bool = False
 
     def __str__(self) -> str:
-        data = f"{self.n:,} x {self.inputs}" if self.n else "digits"
-        options = [*([f"batch {self.batch_size}"] if self.batch_size != "auto" else []), f"{self.max_iter} epochs"]
-        options += ["early stopping"] if self.early_stopping else []
-        return f"{data}, {self.hidden}, {self.solver}, {', '.join(options)}, {self.dtype}"
+        data = f"{self.n:,} x {self.inputs:,}" if self.n else "digits"
+        batch = [f"batch {self.batch_size}"] if self.batch_size != "auto" else []
+        early = ["early stopping"] if self.early_stopping else []
+        options = [self.solver, *batch, f"{self.max_iter} epoch{'s' * (self.max_iter > 1)}", *early, self.dtype]
+        return f"{data}, {self.hidden}, {', '.join(options)}"
 
 
 SHAPES = [
