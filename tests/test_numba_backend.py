@@ -216,6 +216,18 @@ def test_a_gradient_that_overflows_is_not_taken(target, rule, threads):
         assert found[:2] == [(1, "gradient", 2), 1]
 
 
+@pytest.mark.parametrize("change", [lambda p: p.astype(np.float64), lambda p: np.repeat(p, 2)[::2]])
+def test_parameters_that_could_not_be_trained_in_place_are_refused(change):
+    net, _ = pair()
+    plan = Plan(net.architecture, 16, net.backend, bpgpu.SGD(0.1)).allocate()
+    given = net._data(*data(16))
+    parameters = change(net.parameters)
+    before = parameters.copy()
+    with pytest.raises(TypeError, match=r"must be contiguous NumPy arrays of float32, got array"):
+        net.backend.run_epoch(plan, given, None, parameters=parameters, learning_rates=[0.1], epoch=0)
+    np.testing.assert_array_equal(parameters, before)
+
+
 # Threads
 
 
