@@ -85,6 +85,7 @@ class Value:
     def __ge__(self, other: Number) -> "Value":
         return self.graph.node("GreaterOrEqual", self, other)
 
+    # Equality is an operator of the graph like the others, not a truth value: so there is no hash either.
     def __eq__(self, other: Number) -> "Value":  # type: ignore[override]
         return self.graph.node("Equal", self, other)
 

@@ -23,6 +23,13 @@ from bpgpu.kernels.numba_cpu_update import change, finite, largest, scale, squar
 
 
 @njit(**EXACT)
+def batch(step, data, network):
+    """Return the first sample of a step's batch, and how many it has."""
+    start = step * network[BATCH]
+    return start, min(network[BATCH], data[SAMPLES] - start)
+
+
+@njit(**EXACT)
 def flat_buffers(data, like):
     """Return parameters, gradients and the rule's state; state that there is not has size 0."""
     n = data[COUNT]
@@ -38,8 +45,7 @@ def forward(part, parts, data, layers, network, numbers, sums, shares, slabs):
     """Take a part of the batch to costs and deltas."""
     p = vector(data[P], data[COUNT], numbers)
     step, mine = int(shares[parts, STEP]), slabs[part]
-    start = step * network[BATCH]
-    rows = min(network[BATCH], data[SAMPLES] - start)
+    start, rows = batch(step, data, network)
     r0, r1 = rows * part // parts, rows * (part + 1) // parts
     x, shares[part, WEIGHT_SHARE] = load(data, start, rows, r0, r1, p, layers, network)
     forward_and_back(part, start, r0, r1, p, x, step, data, layers, network, numbers, sums, shares)
@@ -57,8 +63,7 @@ def descend(part, parts, data, layers, network, numbers, shares, slabs):
     T = p.dtype.type
     L, now, mine = len(layers) - 1, shares[parts], slabs[part]
     step, decay, at_once, direct = int(now[STEP]), T(now[DECAY]), now[AT_ONCE] != 0, now[DIRECT] != 0
-    start = step * network[BATCH]
-    rows = min(network[BATCH], data[SAMPLES] - start)
+    start, rows = batch(step, data, network)
     x = dense_input(data, start, p, layers)
     rates = matrix(data[SCHEDULE], data[STEPS], RATES, shares)[step]
     n_weights = mine[L - 1, 1]  # if there is one part
@@ -122,7 +127,7 @@ def go_on(parts, last, data, layers, network, numbers, sums, shares, result):
     T = sums.dtype.type
     now = shares[parts]
     step = int(now[STEP])
-    rows = min(network[BATCH], data[SAMPLES] - step * network[BATCH])
+    _, rows = batch(step, data, network)
     weight = shares[0, WEIGHT_SHARE]
     if now[PHASE_IS] == FORWARD:
         count = weight if network[BY_WEIGHT] else float(rows)
