@@ -41,8 +41,8 @@ MUTANTS = {
     ),
     "dropped barrier: the sums of columns are read before they are written": (
         "gemm.cu",
-        "b_sum);\n                __syncthreads();\n",
-        "b_sum);\n",
+        "b_total);\n                __syncthreads();\n",
+        "b_total);\n",
     ),
     "stale slab: one pair for all": ("gemm.cu", "k0 += DEPTH, stage ^= 1", "k0 += DEPTH"),
     "stale slab: the same terms again": ("gemm.cu", "b.fetch(column0, k0 + DEPTH)", "b.fetch(column0, k0)"),
@@ -59,6 +59,8 @@ MUTANTS = {
     "wrong stride of an operand": ("gemm.cu", "(long long)row * columns, column", "(long long)row * rows, column"),
     "wrong stride of a result": ("gemm.cu", "start = (long long)row * m;", "start = (long long)row * (m + m % 4);"),
     "the sums of columns lack a term": ("gemm.cu", "k < DEPTH; ++k) total", "k < DEPTH - 1; ++k) total"),
+    "the sum of a block is added to that of the next": ("gemm.cu", "    sum = {};\n", ""),
+    "blocks after the first are lost": ("gemm.cu", "total.x[k] += sum.x[k]", "total.x[k] = sum.x[k]"),
     "the sums of columns by the wrong blocks": ("gemm.cu", "column_sums && y == 0", "column_sums && y == 1"),
     "z is kept after sigma": (
         "gemm.cu",

@@ -246,7 +246,7 @@ MUTANTS = [
         "scale of the column", "output.cu", "share = factor * scale[row]", "share = factor * scale[row % n]", output
     ),
     Mutant("z not written back", "output.cu", "            z[i] = zi;\n", "", output),
-    Mutant("total not added to", COMMON, "total_cost[row] += sum", "total_cost[row] = sum", output),
+    Mutant("total not added to", COMMON, "add_to(total_cost + 2 * row, sum)", "total_cost[2 * row] = sum", output),
     Mutant(
         "latch forgotten",
         "output.cu",
@@ -406,8 +406,8 @@ MUTANTS = [
     Mutant(
         "1 - beta from a rounded beta",
         "update.cu",
-        "c.h1 * v[i] + c.h5 * g * g",
-        "c.h1 * v[i] + (T(1) - c.h1) * g * g",
+        "c.h1, c.h5, c.h5 * g * g)",
+        "c.h1, c.h5, (T(1) - c.h1) * g * g)",
         update("adam"),
     ),
     Mutant(

@@ -234,7 +234,7 @@ MUTANTS = [
         output,
     ),
     Mutant("z not written back", ROWS, "                z[row, j] = zi\n", "", output),
-    Mutant("total not added to", ROWS, "total_cost[row] += value", "total_cost[row] = value", output),
+    Mutant("total not added to", ROWS, "add_to(total_cost, row, value)", "total_cost[2 * row] = value", output),
     Mutant("targets taken to add up to 1", ROWS, "(sum_y * ai - yi)", "(ai - yi)", cross_entropy),
     Mutant("1 - a as a difference", ROWS, "times(T(1) - yi, log_others)", "times(T(1) - yi, math.log1p(-ai))", binary),
     Mutant("two threads have the largest", ROWS, "if owner != T(lane)", "if owner == T(-2)", binary),
@@ -302,8 +302,8 @@ MUTANTS = [
     Mutant(
         "penalty of every thread",
         UPDATE,
-        "            if cuda.threadIdx.x == 0:\n                penalty",
-        "            if True:\n                penalty",
+        "            if cuda.threadIdx.x == 0:\n                add_to",
+        "            if True:\n                add_to",
         call("test_update", "sgd", None, F32),
     ),
     Mutant(

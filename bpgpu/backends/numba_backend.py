@@ -54,6 +54,7 @@ class Prepared:
     result: np.ndarray[Any, Any]
     zeros: np.ndarray[Any, Any]
     columns: np.ndarray[Any, Any]
+    lost: np.ndarray[Any, Any]
 
     def run(self, thread: int, first: int = 0, last: int = 0) -> None:
         """Train steps first ... last as thread 0, or help it as another."""
@@ -97,7 +98,7 @@ class NumbaBackend(Backend):
         net = plan.architecture
         L, threads = len(net.activations), self._threads(plan)
         integers = k.DATA_ENTRIES + (L + 1) * k.LAYER_COLUMNS + k.NETWORK_ENTRIES + threads * (4 * L + LINE) + TAKEN
-        numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes)
+        numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes) + _lost(plan)
         return int(
             8 * (integers + (threads + 1) * k.SHARES + k.RESULTS + _columns(plan)) + net.dtype.itemsize * numbers
         )
@@ -229,6 +230,8 @@ class NumbaBackend(Backend):
         network[[k.BATCH, k.RULE]] = plan.batch_size, getattr(k, rule.name.upper())
         columns = np.zeros((2, _columns(plan)), np.int32)
         network[[k.SEEN, k.MET]] = [x.ctypes.data for x in columns]
+        lost = np.zeros(_lost(plan), dtype)
+        network[k.LOST] = lost.ctypes.data if lost.size else 0
         numbers = np.zeros(k.NUMBERS, dtype)
         numbers[: k.L2] = rule.numbers
         numbers[k.L2], numbers[k.CLIP] = net.l2, (plan.rule and plan.rule.clip_norm) or 0.0
@@ -248,6 +251,7 @@ class NumbaBackend(Backend):
             np.zeros(k.RESULTS),
             zeros,
             columns,
+            lost,
         )
 
 
@@ -261,6 +265,15 @@ def in_place(flat: Array, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 def _columns(plan: Plan) -> int:
     """Return of how many columns of X the epoch notes which have come up in a batch."""
     return 0 if plan.nonzeros is None else plan.architecture.sizes[0]
+
+
+def _lost(plan: Plan) -> int:
+    """Return for how many sums of the gradient the epoch keeps what their roundings leave out: if X is sparse.
+
+    Products with a dense X are summed in blocks.
+    """
+    n_in, n, *_ = plan.architecture.sizes
+    return 0 if plan.nonzeros is None or plan.batch_size <= k.MANY_TERMS else n_in * n
 
 
 def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:
