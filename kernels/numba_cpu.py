@@ -171,7 +171,10 @@ def go_on(parts, last, data, layers, network, numbers, sums, shares, result):
         return True
     share = float(rows) if network[BY_WEIGHT] else weight
     accumulate(result, TOTAL_COST, LOST_COST, share * now[COST_IS])
-    accumulate(result, TOTAL_WEIGHT, LOST_WEIGHT, share)
+    if data[WEIGHT]:
+        accumulate(result, TOTAL_WEIGHT, LOST_WEIGHT, share)
+    else:  # whole numbers, which lose nothing
+        result[TOTAL_WEIGHT] += share
     now[STEP], now[PHASE_IS] = step + 1, FORWARD
     return step + 1 < last
 

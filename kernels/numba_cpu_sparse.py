@@ -56,15 +56,15 @@ def sparse_product(data, start, W, z):
     for i in range(z.shape[0]):
         row = order[start + i] if data[ORDER] else start + i
         z_ = z[i]
-        start_, stop = indptr[row], indptr[row + 1]
-        block = block_of(stop - start_)
+        first, stop = indptr[row], indptr[row + 1]
+        block = MANY_TERMS if stop - first <= MANY_TERMS else max(block_of(stop - first), MANY_TERMS // 2)
         for j in range(z_.size):
             z_[j] = T(0)
-        total += add_entries(start_, min(start_ + block, stop), indices, values, W, z_)
-        if start_ + block >= stop:
+        total += add_entries(first, min(first + block, stop), indices, values, W, z_)
+        if first + block >= stop:
             continue
         part = np.empty(z_.size, z_.dtype)
-        for e in range(start_ + block, stop, block):
+        for e in range(first + block, stop, block):
             for j in range(z_.size):
                 part[j] = T(0)
             total += add_entries(e, min(e + block, stop), indices, values, W, part)

@@ -20,7 +20,7 @@ PIECE = 1024  # numbers that are added up side by side, in vectors
 @njit(**EXACT)
 def block_of(n):
     """Return how many of n terms make a block."""
-    return max(FEW, 2 * int(math.sqrt(n)))
+    return FEW if 4 * n <= FEW * FEW else 2 * int(math.sqrt(n))
 
 
 @njit(**EXACT)
@@ -35,8 +35,12 @@ def accumulate(sums, i, lost, x):
 @njit(**EXACT)
 def weighted_sum(weight, x):
     """Return the sum of the products of two vectors, in float64."""
-    n = x.size
-    block, total = block_of(n), 0.0
+    n, total = x.size, 0.0
+    if n <= FEW:
+        for i in range(n):
+            total += weight[i] * x[i]
+        return total
+    block = block_of(n)
     for start in range(0, n, block):
         part = 0.0
         for i in range(start, min(start + block, n)):
