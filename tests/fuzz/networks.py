@@ -1,8 +1,9 @@
-"""A network on every CPU backend, through random calls in sequence: the same values, the same errors, nothing changed."""
+"""A network on every CPU backend through random calls in sequence: the same values and errors, nothing changed."""
 
 import copy
 import pickle
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Networks(RuleBasedStateMachine):
     def make(self, chosen: dict[str, Any], rows: int, entropy: int) -> None:
         sizes, (output, cost) = chosen["sizes"], chosen["output"]
         rng = np.random.default_rng(entropy)
-        masks = [rng.random(shape) < 0.7 for shape in zip(sizes, sizes[1:], strict=False)] if chosen["masked"] else None
+        masks = [rng.random(shape) < 0.7 for shape in pairwise(sizes)] if chosen["masked"] else None
         options = {key: chosen[key] for key in ("bias", "l2", "dropout", "dtype", "seed")}
         self.nets = [
             bpgpu.MLP(
