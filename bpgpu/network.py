@@ -125,9 +125,8 @@ class MLP:
         )
         net = self.architecture
         output = net.activations[-1]
-        if not output.rowwise:
-            for formula in output_formulas(output, net.cost):
-                names_used(formula)  # together they may be longer than a formula may be
+        for formula in output_formulas(output, net.cost):
+            names_used(formula)  # together they may be longer than a formula may be
         if leaves_domain(output, net.cost):
             warnings.warn(
                 f"cost {net.cost.name!r} is defined for outputs in [0, 1], but {output.name!r} also gives others, "
