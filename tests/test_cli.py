@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 import bpgpu
-from bpgpu import __main__, cli, gradcheck, tables
-from bpgpu.cli import machine, output, training
+from bpgpu import __main__, cli, gradcheck
+from bpgpu.cli import machine, output, tables, training
 from bpgpu.data import load_digits
 
 FIELDS = ["backend", "device", "dtype", "parameters", "epochs", "train_loss", "validation_loss", "metric"]

@@ -11,9 +11,10 @@ import typer
 from rich.text import Text
 
 import bpgpu
-from bpgpu import checks, tables
+from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
+from bpgpu.cli import tables
 from bpgpu.cli.output import BackendOption, JsonOption, printer, to_json
 from bpgpu.errors import lookup, unknown_name
 from bpgpu.optimizers import OPTIMIZERS
