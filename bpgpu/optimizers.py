@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from bpgpu.checks import fraction, integer, not_negative, positive
+from bpgpu.checks import MAX_STEPS, fraction, integer, not_negative, positive
 from bpgpu.errors import lookup
 
 Schedule = Callable[[int], float]
@@ -26,7 +26,7 @@ def _check(rule: Any, check: Callable[[str, Any], float], *names: str) -> None:
 
 
 def _at_least_one(name: str, value: Any) -> int:
-    return integer(name, value, 1)
+    return integer(name, value, 1, MAX_STEPS)
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class CosineDecay:
     def __post_init__(self) -> None:
         _check(self, positive, "initial", "final")
         _check(self, _at_least_one, "steps")
-        _check(self, lambda name, value: integer(name, value, 0), "warmup")
+        _check(self, lambda name, value: integer(name, value, 0, MAX_STEPS), "warmup")
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:

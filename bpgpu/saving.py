@@ -39,7 +39,6 @@ TYPES: dict[str, tuple[type, ...]] = {
     "epoch": (int,),
 }
 TENSOR_TYPES = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
-MAX_EPOCH = 2**32 - 1  # dropout counts epochs in 32 bits
 MAX_HEADER = 100_000_000  # bytes that safetensors reads
 MAX_DEPTH = 100  # of lists and dicts in metadata; JSON sets no limit, Python's stack does
 MAX_BITS = 2000  # of an integer in metadata; Python may read no more than 640 digits
@@ -152,7 +151,7 @@ def describe(net: "MLP") -> str:
         "dropout": architecture.dropout,
         "dtype": architecture.dtype.name,
         "seed": architecture.seed,
-        "epoch": checks.integer("epoch", net.epoch, 0, MAX_EPOCH),
+        "epoch": checks.integer("epoch", net.epoch, 0, checks.MAX_COUNT),
         "metadata": net.metadata,
     }
     _check(description)
@@ -168,7 +167,7 @@ def _check(description: Any) -> None:
         if type(description[key]) not in types:
             raise TypeError(f"{key} must be {' or '.join(t.__name__ for t in types)}, got {shown(description[key])}")
     checks.integer("format", description["format"], 1, FORMAT)
-    checks.integer("epoch", description["epoch"], 0, MAX_EPOCH)
+    checks.integer("epoch", description["epoch"], 0, checks.MAX_COUNT)
     metadata = description["metadata"]
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata must be a dict, got {type(metadata).__name__}")
