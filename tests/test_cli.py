@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 import bpgpu
-from bpgpu import __main__, cli, gradcheck, tables
-from bpgpu.cli import machine, output, training
+from bpgpu import __main__, cli, gradcheck
+from bpgpu.cli import machine, output, plots, tables
 from bpgpu.data import load_digits
 
 FIELDS = ["backend", "device", "dtype", "parameters", "epochs", "train_loss", "validation_loss", "metric"]
@@ -230,7 +230,7 @@ def test_plot_is_a_picture_and_text_output_tells_all(run, flowers):
 @pytest.mark.parametrize("losses", [[], [0.0, 0.0], [0.0, 1.0]])
 def test_any_losses_can_be_drawn(losses):
     picture = io.BytesIO()
-    training._plot(bpgpu.History(loss=losses, validation_loss=losses), picture, "png")
+    plots.draw_losses(bpgpu.History(loss=losses, validation_loss=losses), picture, "png")
     assert picture.getvalue().startswith(b"\x89PNG")
 
 

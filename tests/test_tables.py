@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import bpgpu
-from bpgpu import tables
+from bpgpu.cli import tables
 
 ROWS = pd.DataFrame({"x": np.arange(60.0), "c": 0.1, "y": np.arange(60) % 2})
 

@@ -7,7 +7,8 @@ import numpy as np
 import typer
 
 from bpgpu.cli.machine import accuracy, gradcheck, hardware_report, info, warmup
-from bpgpu.cli.training import export, predict, train
+from bpgpu.cli.prediction import export, predict
+from bpgpu.cli.training import train
 
 app = typer.Typer(
     add_completion=False,

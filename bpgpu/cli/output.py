@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from bpgpu.cli import tables
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
 ]
@@ -34,3 +36,7 @@ def progress() -> Callable[..., Any]:
     """Return rich's `track`, which shows a bar on a terminal and nothing elsewhere."""
     console = Console(stderr=True)
     return functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
+
+
+def measured(goal: tables.Target, score: float | None) -> str:
+    return f"{goal.metric} " + ("not defined: the targets do not vary" if score is None else f"{score:.4f}")

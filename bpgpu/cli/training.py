@@ -1,20 +1,20 @@
-"""The commands that train a network on a table, and predict with it."""
+"""The command that trains a network on a table."""
 
-import io
-import sys
-import tempfile
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.text import Text
 
 import bpgpu
-from bpgpu import checks, tables
+from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
-from bpgpu.cli.output import BackendOption, JsonOption, printer, to_json
+from bpgpu.cli import tables
+from bpgpu.cli.files import check_new_file
+from bpgpu.cli.output import BackendOption, JsonOption, measured, printer, to_json
+from bpgpu.cli.plots import check_plot, draw_losses
 from bpgpu.errors import lookup, unknown_name
 from bpgpu.optimizers import OPTIMIZERS
 
@@ -23,9 +23,6 @@ DEFAULT_NETWORK = ("128,64", 0.0)
 DIGITS_NETWORK = ("512", 0.5)
 # Mean over deviation of a column above which the raw rows and the folded weights lose three digits or more.
 MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
-
-# What the model file of `train` says of its table.
-TABLE_KEYS = {"columns", "target", "task", "classes"}
 
 
 def train(
@@ -58,10 +55,10 @@ def train(
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
     say = printer(stderr=as_json)
-    _check_new_file("--out", out)
-    _check_new_file("--plot", plot)
+    check_new_file("--out", out)
+    check_new_file("--plot", plot)
     if plot is not None:
-        _check_plot(plot)
+        check_plot(plot)
     if task not in ("auto", "classification", "regression"):
         raise unknown_name("--task", task, ["auto", "classification", "regression"])
     checks.integer("--epochs", epochs, 1)
@@ -136,12 +133,12 @@ def train(
     if out is not None:
         net.save(out)
     if plot is not None:
-        _plot(history, plot, plot.suffix[1:])
+        draw_losses(history, plot, plot.suffix[1:])
     interrupted = history.stop_reason == "interrupted"
     say(
         f"trained  {done} epochs in {seconds:.1f} s, {speed:,.0f} samples/s" + (" (interrupted)" if interrupted else "")
     )
-    say(Text.assemble((_measured(goal, score), "bold"), f" on the {len(X_test)} held-out rows"))
+    say(Text.assemble((measured(goal, score), "bold"), f" on the {len(X_test)} held-out rows"))
     say(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
     if as_json:
         result = {
@@ -162,116 +159,6 @@ def train(
     return 130 if interrupted else 0
 
 
-def predict(
-    model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' wrote.")],
-    data: Annotated[str, typer.Argument(help="Raw rows, with the columns of training; 'digits' or a file.")],
-    out: Annotated[
-        Path | None, typer.Option(help="CSV file for the predictions; standard output if not given.")
-    ] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Add one column for each class.")] = False,
-    held_out: Annotated[
-        bool, typer.Option("--held-out", help="Only the rows that training held out of this very table.")
-    ] = False,
-    backend: BackendOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Predict rows with a saved model; if they have the target column, measure the predictions too."""
-    import pandas as pd
-
-    _check_file("--out", out)
-    net = bpgpu.MLP.load(model, backend=backend)
-    about = net.metadata
-    if not about.keys() >= TABLE_KEYS:
-        raise ValueError(f"{model} was not written by 'bpgpu train': it does not name its columns; use it from Python")
-    goal = tables.Target(about["target"], about["task"], about["classes"])
-    table = tables.read_table(data, goal.text_column)
-    if probabilities and not goal.classes:
-        raise ValueError(f"--probabilities needs a classifier, but {model} is a regression")
-    if held_out:
-        if not about.keys() >= {"rows", "fraction", "split_seed"}:
-            raise ValueError(f"--held-out needs a model that held out rows of its table, but {model} used another file")
-        if about["rows"] != len(table):
-            raise ValueError(
-                f"--held-out needs the table of training, of {about['rows']} rows; {data} has {len(table)}"
-            )
-        table = table.iloc[tables.split(len(table), about["fraction"], about["split_seed"])[1]]
-    outputs = net.predict(tables.features(table, about["columns"], data, net.architecture.dtype))
-    predictions = pd.DataFrame({goal.name: goal.decode(outputs)}, index=table.index)
-    if probabilities:
-        both = outputs if goal.outputs > 1 else np.hstack([1 - outputs, outputs])
-        predictions[[f"p({label})" for label in goal.classes]] = both
-    if out is not None or not as_json:
-        tables.write_csv(predictions, out)
-    score = None
-    if goal.name in table:
-        try:
-            score = goal.score(outputs, goal.encode(table, data))
-            print(f"{_measured(goal, score)} on {len(table)} rows", file=sys.stderr)
-        except ValueError as error:  # labels are missing, or not those of training
-            print(f"note: no {goal.metric}: {error}", file=sys.stderr)
-    if as_json:
-        result = {"rows": len(table), "metric": goal.metric, "test_metric": score, "out": str(out) if out else None}
-        print(to_json(result))
-
-
-def export(
-    model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' or MLP.save wrote.")],
-    out: Annotated[Path, typer.Argument(help="File for the network, .onnx.")],
-) -> None:
-    """Write a saved model as an ONNX file, for other programs; needs: pip install "bpgpu[onnx]".
-
-    Its input is X, its output "output"; with a classifier of 'bpgpu train', "label" and "probabilities".
-    """
-    from bpgpu import onnx_export
-
-    _check_new_file("OUT", out)
-    net = bpgpu.MLP.load(model, backend="numpy")
-    labels = None
-    if net.metadata.keys() >= TABLE_KEYS and net.metadata["classes"]:
-        goal = tables.Target(*(net.metadata[key] for key in ("target", "task", "classes")))
-        labels = onnx_export.Labels(goal.classes, lambda a: goal.decode(a if goal.outputs > 1 else a[:, 1:]))
-    name = "probabilities" if labels else "output"
-    onnx_export.export(net, out, input_name="X", output_name=name, labels=labels)
-    printer()(f"{out}: X -> {'label, ' if labels else ''}{name}; the same numbers as predict, by onnxruntime")
-
-
-def _check_file(option: str, path: Path | None) -> None:
-    """Raise if the path can be seen not to be one for a file."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"{option} must name a file, got the folder {path}; add a name to it")
-    if not path.parent.is_dir():
-        raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {path.parent}")
-
-
-def _check_new_file(option: str, path: Path | None) -> None:
-    """Raise if no file can be written there or put in the place of an older one; leave nothing behind."""
-    _check_file(option, path)
-    if path is None:
-        return
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{option} must name a file, got the device {path}; give another name")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-        if path.exists():
-            path.open("ab").close()
-    except OSError as error:
-        raise ValueError(
-            f"{option} must name a file that can be written, got {path}: {error.strerror}; give another"
-        ) from error
-
-
-def _check_plot(path: Path) -> None:
-    """Raise if Matplotlib cannot draw a picture of this kind, by drawing one."""
-    try:
-        _plot(bpgpu.History(loss=[1.0], validation_loss=[1.0]), io.BytesIO(), path.suffix[1:])
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ValueError(f"--plot {path} cannot be drawn: {error}") from error
-
-
 def _hidden_sizes(text: str) -> list[int]:
     try:
         return [int(size) for size in text.split(",")] if text.strip() else []
@@ -284,27 +171,9 @@ def _rule(name: str, learning_rate: float | None) -> bpgpu.Optimizer:
     return rule() if learning_rate is None else rule(learning_rate)
 
 
-def _measured(goal: tables.Target, score: float | None) -> str:
-    return f"{goal.metric} " + ("not defined: the targets do not vary" if score is None else f"{score:.4f}")
-
-
 def _or_float64(dtype: np.dtype[Any]) -> str:
     return ", or use --dtype float64" if dtype == np.float32 else ""
 
 
 def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f} MiB"
-
-
-def _plot(history: bpgpu.History, file: Path | IO[bytes], kind: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    scale = "log" if any(loss > 0 for loss in history.loss + history.validation_loss) else "linear"
-    axes = figure.add_subplot(xlabel="epoch", ylabel="cost", yscale=scale)
-    for losses, label in ((history.loss, "training"), (history.validation_loss, "held out")):
-        axes.plot(range(1, len(losses) + 1), losses, label=label)
-    axes.legend()
-    figure.savefig(file, format=kind, dpi=150)

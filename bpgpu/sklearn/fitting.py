@@ -30,7 +30,7 @@ from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners
 from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
 from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps
-from bpgpu.sklearn.validation import ValidationMixin
+from bpgpu.sklearn.validation import ValidationMixin, check_numbers
 
 LARGEST_SPARSE = 2**31 - 1  # entries, rows and columns
 log = logging.getLogger("bpgpu")
@@ -135,6 +135,7 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
         return self
 
     def _check_options(self, incremental: bool) -> None:
+        check_numbers(self)
         if self.solver == "lbfgs":
             for name, given in (
                 ("dropout", self.dropout > 0),
