@@ -111,13 +111,13 @@ def dask_setup(server: Any) -> None:
 
 
 def _put(table: MutableMapping[Any, Any], key: Any, new: Any) -> None:
-    """Write to a table, such as the names of a module, until `uninstall`; what others write later is left alone."""
+    """Write to a table, names of a module or os.environ, until `uninstall`; what others write later is left alone."""
     missing = object()
     old = table.get(key, missing)
     table[key] = new
 
     def undo() -> None:
-        if table.get(key) is new:
+        if (table.get(key) == new) is True:  # os.environ makes its strings anew
             if old is missing:
                 del table[key]
             else:
