@@ -9,8 +9,9 @@ import typer
 
 import bpgpu
 from bpgpu.cli import tables
-from bpgpu.cli.files import check_file, check_new_file
-from bpgpu.cli.output import BackendOption, JsonOption, measured, printer, to_json
+from bpgpu.cli.files import check_files
+from bpgpu.cli.metrics import Measured
+from bpgpu.cli.output import BackendOption, JsonOption, printer, to_json, write_csv
 
 # What the model file of `train` says of its table.
 TABLE_KEYS = {"columns", "target", "task", "classes"}
@@ -32,7 +33,7 @@ def predict(
     """Predict rows with a saved model; if they have the target column, measure the predictions too."""
     import pandas as pd
 
-    check_file("--out", out)
+    check_files({"MODEL": [model], "DATA": [data] if data != "digits" else []}, {"--out": out}, devices=True)
     net = bpgpu.MLP.load(model, backend=backend)
     about = net.metadata
     if not about.keys() >= TABLE_KEYS:
@@ -48,24 +49,30 @@ def predict(
             raise ValueError(
                 f"--held-out needs the table of training, of {about['rows']} rows; {data} has {len(table)}"
             )
-        table = table.iloc[tables.split(len(table), about["fraction"], about["split_seed"])[1]]
+        strata = goal.encode(table, data) if about.get("stratified") else None
+        table = table.iloc[tables.split(len(table), about["fraction"], about["split_seed"], strata)[1]]
     outputs = net.predict(tables.features(table, about["columns"], data, net.architecture.dtype))
     predictions = pd.DataFrame({goal.name: goal.decode(outputs)}, index=table.index)
     if probabilities:
         both = outputs if goal.outputs > 1 else np.hstack([1 - outputs, outputs])
         predictions[[f"p({label})" for label in goal.classes]] = both
     if out is not None or not as_json:
-        tables.write_csv(predictions, out)
-    score = None
+        write_csv(predictions, out)
+    measured = None
     if goal.name in table:
         try:
-            score = goal.score(outputs, goal.encode(table, data))
-            print(f"{measured(goal, score)} on {len(table)} rows", file=sys.stderr)
+            measured = Measured.of(goal, outputs, goal.encode(table, data), about.get("baseline"))
+            measured.show(printer(stderr=True), f"{len(table)} rows")
         except ValueError as error:  # labels are missing, or not those of training
             print(f"note: no {goal.metric}: {error}", file=sys.stderr)
     if as_json:
-        result = {"rows": len(table), "metric": goal.metric, "test_metric": score, "out": str(out) if out else None}
-        print(to_json(result))
+        result = {"rows": len(table), "metric": goal.metric, "test_metric": None}
+        result |= {} if measured is None else measured.for_json()
+        if out is None:  # the predictions themselves, for nobody else gets them
+            records = predictions.to_dict("records")
+            numbers = predictions.index.tolist()
+            result["predictions"] = [{"row": row} | record for row, record in zip(numbers, records, strict=True)]
+        print(to_json(result | {"out": None if out is None else str(out)}))
 
 
 def export(
@@ -78,7 +85,7 @@ def export(
     """
     from bpgpu import onnx_export
 
-    check_new_file("OUT", out)
+    check_files({"MODEL": [model]}, {"OUT": out})
     net = bpgpu.MLP.load(model, backend="numpy")
     labels = None
     if net.metadata.keys() >= TABLE_KEYS and net.metadata["classes"]:

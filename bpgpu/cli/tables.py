@@ -1,9 +1,6 @@
 """Tables for the command line: reading files, encoding labels, splitting, and standardisation folded into a network."""
 
 import contextlib
-import io
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -182,7 +179,7 @@ class Target:
 
     @property
     def metric(self) -> str:
-        """What `score` computes."""
+        """The first of the metrics, which has a field of its own in the JSON."""
         return "accuracy" if self.classes else "r2"
 
     @property
@@ -215,16 +212,13 @@ class Target:
         """Return the predictions of a network as labels or numbers, shape (rows,)."""
         if not self.classes:
             return outputs[:, 0]
-        codes = outputs.argmax(axis=1) if self.outputs > 1 else (outputs[:, 0] > 0.5).astype(int)
-        labels: np.ndarray[Any, Any] = np.array(self.classes)[codes]
+        labels: np.ndarray[Any, Any] = np.array(self.classes)[self.codes(outputs)]
         return labels
 
-    def score(self, outputs: np.ndarray[Any, Any], encoded: np.ndarray[Any, Any]) -> float | None:
-        """Return accuracy, or R²; None if the targets do not vary, so that there is no R²."""
-        if self.classes:
-            return float(np.mean(self.decode(outputs) == np.array(self.classes)[encoded]))
-        spread = float(np.sum((encoded - encoded.mean()) ** 2))
-        return 1 - float(np.sum((encoded - outputs[:, 0]) ** 2)) / spread if spread else None
+    def codes(self, outputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the numbers of the classes that a network gives, shape (rows,)."""
+        codes: np.ndarray[Any, Any] = outputs.argmax(axis=1) if self.outputs > 1 else (outputs[:, 0] > 0.5).astype(int)
+        return codes
 
 
 def _refuse_missing(column: "pd.Series[Any]", name: str, source: str) -> None:
@@ -237,10 +231,14 @@ def _as_text(label: Any) -> str:
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
-def split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def split(
+    rows: int, fraction: float, seed: int, strata: np.ndarray[Any, Any] | None = None
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the row numbers of the training part and of the held-out part.
 
     The host random stream is ``numpy.random.default_rng([seed, 3]).permutation(rows)``; its first rows are held out.
+    With `strata`, the numbers of the rows' classes, the k-th of the n rows of a class in that order comes at
+    ``(k - 1/2) / n``, so that the part held out has each class in its proportion.
 
     Raises
     ------
@@ -253,11 +251,25 @@ def split(rows: int, fraction: float, seed: int) -> tuple[np.ndarray[Any, Any], 
             f"--validation {fraction:g} of {rows} rows leaves a part empty; give another fraction or a file"
         )
     order = np.random.default_rng([seed, 3]).permutation(rows)
+    if strata is not None:
+        of_class, sizes = strata[order], np.bincount(strata)
+        by_class = np.argsort(of_class, kind="stable")
+        place = np.empty(rows)
+        place[by_class] = np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        order = order[np.argsort((place + 0.5) / sizes[of_class], kind="stable")]
     return order[held_out:], order[:held_out]
 
 
 def hold_out(
-    X: Any, y: Any, columns: list[str], goal: Target, validation: str, seed: int, dtype: np.dtype[Any]
+    X: Any,
+    y: Any,
+    columns: list[str],
+    goal: Target,
+    validation: str,
+    seed: int,
+    dtype: np.dtype[Any],
+    *,
+    stratify: bool = False,
 ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
     """Return X and y of the training rows, X and y of the held-out rows, and what the model file says of the split.
 
@@ -272,22 +284,13 @@ def hold_out(
     if fraction is not None:
         if not 0 < fraction < 1:
             raise ValueError(f"--validation must be a fraction in (0, 1) or a file, got {validation}")
-        train, test = split(len(X), fraction, seed)
-        return X[train], y[train], X[test], y[test], {"rows": len(X), "fraction": fraction, "split_seed": seed}
+        train, test = split(len(X), fraction, seed, y if stratify else None)
+        about = {"rows": len(X), "fraction": fraction, "split_seed": seed, "stratified": stratify}
+        return X[train], y[train], X[test], y[test], about
     table = read_table(validation, goal.text_column)
     if goal.name not in table:
         raise ValueError(f"{validation}: must have the target column {goal.name!r}")
     return X, y, features(table, columns, validation, dtype), goal.encode(table, validation, dtype), {}
-
-
-def write_csv(predictions: pd.DataFrame, out: Path | None) -> None:
-    """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere."""
-    if out is not None:
-        predictions.to_csv(out, index_label="row", lineterminator="\n")
-        return
-    text = predictions.to_csv(index_label="row", lineterminator="\n")
-    sys.stdout.flush()
-    shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,17 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.text import Text
 
 import bpgpu
 from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
 from bpgpu.cli import tables
-from bpgpu.cli.files import check_new_file
-from bpgpu.cli.output import BackendOption, JsonOption, measured, printer, to_json
-from bpgpu.cli.plots import check_plot, draw_losses
+from bpgpu.cli.files import check_files
+from bpgpu.cli.metrics import Measured, class_weights, constant_answer
+from bpgpu.cli.outcome import KeepHistory, Outcome
+from bpgpu.cli.output import BackendOption, JsonOption, printer
+from bpgpu.cli.plots import check_plot
 from bpgpu.errors import lookup, unknown_name
 from bpgpu.optimizers import OPTIMIZERS
 
@@ -35,13 +36,26 @@ def train(
     activation: Annotated[str, typer.Option(help="Of the hidden layers: " + ", ".join(ACTIVATIONS))] = "relu",
     optimizer: Annotated[str, typer.Option(help=", ".join(OPTIMIZERS))] = "adam",
     learning_rate: Annotated[float | None, typer.Option(help="The optimizer's own if not given.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd, in [0, 1).")] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Scale the gradients of a step down to this norm where theirs is larger.")
+    ] = None,
     epochs: Annotated[int, typer.Option()] = 50,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many epochs without a smaller held-out loss, and keep the best weights."),
+    ] = None,
     batch_size: Annotated[int, typer.Option()] = 32,
     l2: Annotated[float, typer.Option(help="lambda of the penalty (lambda / 2m) sum W^2.")] = 0.0,
     dropout: Annotated[
         float | None, typer.Option(help="Of the hidden layers [0; for digits 0.5 unless --hidden is given].")
     ] = None,
     validation: Annotated[str, typer.Option(help="Part held out, in (0, 1), or a file with held-out rows.")] = "0.2",
+    stratify: Annotated[bool, typer.Option("--stratify", help="Hold the same part of each class out.")] = False,
+    class_weight: Annotated[
+        str | None,
+        typer.Option(help="Weights of classes in training: 'balanced', or LABEL=WEIGHT with commas between."),
+    ] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of the split, the weights, the shuffling and the dropout.")] = 0,
@@ -55,8 +69,14 @@ def train(
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
     say = printer(stderr=as_json)
-    check_new_file("--out", out)
-    check_new_file("--plot", plot)
+    fraction = _is_number(validation)
+    check_files(
+        {
+            "DATA": [data] if data != "digits" else [],
+            "--validation": [] if fraction or validation == "digits" else [validation],
+        },
+        {"--out": out, "--plot": plot},
+    )
     if plot is not None:
         check_plot(plot)
     if task not in ("auto", "classification", "regression"):
@@ -64,12 +84,22 @@ def train(
     checks.integer("--epochs", epochs, 1)
     checks.integer("--batch-size", batch_size, 1)
     checks.integer("--seed", seed, 0)
+    if early_stopping is not None:
+        checks.integer("--early-stopping", early_stopping, 1)
+    if stratify and not fraction:
+        raise ValueError(f"--stratify needs a part of the rows to hold out, got the file {validation}; leave one out")
+    rule = _rule(optimizer, learning_rate, momentum, clip_norm)
     number = checks.floating_dtype(dtype)
     table = tables.read_table(data)
     goal = tables.Target.find(table, target, task, data)
     columns = [column for column in table.columns if column != goal.name]
+    if stratify and not goal.classes:
+        raise ValueError(f"--stratify needs classes, but {goal.name!r} holds numbers; leave it out")
     X, y = tables.features(table, columns, data, number), goal.encode(table, data, number)
-    X_train, y_train, X_test, y_test, held_out = tables.hold_out(X, y, columns, goal, validation, seed, number)
+    X_train, y_train, X_test, y_test, held_out = tables.hold_out(
+        X, y, columns, goal, validation, seed, number, stratify=stratify
+    )
+    weights = None if class_weight is None else class_weights(goal, y_train, class_weight)
 
     preset_hidden, preset_dropout = DIGITS_NETWORK if data == "digits" and hidden is None else DEFAULT_NETWORK
     sizes = [len(columns), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
@@ -86,7 +116,6 @@ def train(
         seed=seed,
         backend=backend,
     )
-    rule = _rule(optimizer, learning_rate)
     batch_size = min(batch_size, len(X_train))
     inputs = tables.Standardisation.learn(X_train)
     outputs = None if goal.classes else tables.Standardisation.learn(y_train[:, None])
@@ -109,54 +138,38 @@ def train(
             f"note     a column's mean is {inputs.remoteness:.0f} times its deviation, too far for {number.name}; "
             f"subtract a constant from such columns{_or_float64(number)}"
         )
-    history = net.fit(
-        *scaled(X_train, y_train),
-        optimizer=rule,
-        epochs=epochs,
-        batch_size=batch_size,
-        validation_data=scaled(X_test, y_test),
-        progress=True,
-    )
+    keeper, failure = KeepHistory(), None
+    stopping = [] if early_stopping is None else [bpgpu.EarlyStopping(early_stopping)]
+    try:
+        net.fit(
+            *scaled(X_train, y_train),
+            optimizer=rule,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_data=scaled(X_test, y_test),
+            sample_weight=weights,
+            callbacks=[keeper, *stopping],
+            progress=True,
+        )
+    except bpgpu.NonFiniteError as error:
+        if not keeper.history.loss:  # the weights are those from before training
+            raise
+        failure = error
     inputs.fold_into_input(net)
     if outputs is not None:
         outputs.fold_into_output(net)
     if not np.isfinite(net.backend.to_numpy(net.parameters)).all():
-        raise ArithmeticError(
+        raise failure or ArithmeticError(
             f"the weights for raw rows are too large for {number.name}: the deviation of a column is too small, "
             f"or that of the target too large; multiply it by a constant{_or_float64(number)}"
         )
-    score = goal.score(net.predict(X_test), y_test)  # of the folded network on raw rows: what `predict` will give
-    net.metadata = {"columns": columns, "target": goal.name, "task": goal.task, "classes": goal.classes, **held_out}
-    seconds = sum(history.seconds)
-    done = len(history.loss)
-    speed = done * len(X_train) / seconds if seconds else 0.0
-    if out is not None:
-        net.save(out)
-    if plot is not None:
-        draw_losses(history, plot, plot.suffix[1:])
-    interrupted = history.stop_reason == "interrupted"
-    say(
-        f"trained  {done} epochs in {seconds:.1f} s, {speed:,.0f} samples/s" + (" (interrupted)" if interrupted else "")
-    )
-    say(Text.assemble((measured(goal, score), "bold"), f" on the {len(X_test)} held-out rows"))
-    say(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
-    if as_json:
-        result = {
-            "backend": net.backend.name,
-            "device": net.backend.device,
-            "dtype": number.name,
-            "parameters": net.architecture.n_parameters,
-            "epochs": done,
-            "train_loss": history.loss[-1] if done else None,
-            "validation_loss": history.validation_loss[-1] if history.validation_loss else None,
-            "metric": goal.metric,
-            "test_metric": score,
-            "seconds": seconds,
-            "samples_per_second": speed,
-            "model": str(out) if out else None,
-        }
-        print(to_json(result))
-    return 130 if interrupted else 0
+    answer = constant_answer(goal, y_train)
+    net.metadata = {"columns": columns, "target": goal.name, "task": goal.task, "classes": goal.classes}
+    net.metadata |= {"baseline": answer, **held_out}
+    outcome = Outcome(net, keeper.history, len(X_train), failure)
+    # Of the folded network on raw rows: what `predict` will give.
+    outcome.finish(say, lambda: Measured.of(goal, net.predict(X_test), y_test, answer), out, plot, as_json)
+    return 130 if outcome.interrupted else 0
 
 
 def _hidden_sizes(text: str) -> list[int]:
@@ -166,9 +179,20 @@ def _hidden_sizes(text: str) -> list[int]:
         raise ValueError(f"--hidden must be sizes with commas, like 128,64, got {text!r}") from None
 
 
-def _rule(name: str, learning_rate: float | None) -> bpgpu.Optimizer:
-    rule = lookup("--optimizer", name, OPTIMIZERS)
-    return rule() if learning_rate is None else rule(learning_rate)
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _rule(name: str, learning_rate: float | None, momentum: float | None, clip_norm: float | None) -> bpgpu.Optimizer:
+    kind = lookup("--optimizer", name, OPTIMIZERS)
+    if momentum is not None and kind is not bpgpu.SGD:
+        raise ValueError(f"--momentum needs --optimizer sgd, got {name}; leave one of them out")
+    given = {"learning_rate": learning_rate, "momentum": momentum, "clip_norm": clip_norm}
+    return kind(**{option: value for option, value in given.items() if value is not None})
 
 
 def _or_float64(dtype: np.dtype[Any]) -> str:
