@@ -115,8 +115,10 @@ class Measured:
     rows: int
 
     @classmethod
-    def of(cls, goal: Target, outputs: Array, encoded: Array, answer: float | None) -> "Measured":
-        """Measure the outputs of a network, and the constant answer if there is one."""
+    def of(cls, goal: Target, outputs: Array, encoded: Array, answer: Any) -> "Measured":
+        """Measure the outputs of a network, and the constant answer if it is one: a model file may hold anything."""
+        if type(answer) not in (int, float) or (goal.classes and answer not in range(len(goal.classes))):
+            answer = None
         baseline = {} if answer is None else measure_constant(goal, answer, encoded)
         return cls(
             goal, measure(goal, outputs, encoded), baseline, answer, confusion(goal, outputs, encoded), len(encoded)
@@ -159,5 +161,5 @@ class Measured:
         least = self.baseline[self.goal.metric]
         shown = "-" if least is None else f"{least:.4f}"
         say(f"baseline {self.goal.metric} {shown} if the answer were always {constant}")
-        if self.first is not None and least is not None and not self.first > least:
+        if self.first is not None and least is not None and self.first <= least:
             say(f"note     {self.goal.metric} is no better than that: the network tells nothing about these rows")
