@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from bpgpu.cli import tables
+from bpgpu.cli.targets import Target, Targets
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
@@ -38,5 +38,6 @@ def progress() -> Callable[..., Any]:
     return functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
 
 
-def measured(goal: tables.Target, score: float | None) -> str:
+def measured(goal: Target | Targets, score: float | None) -> str:
+    """Return the score with its name."""
     return f"{goal.metric} " + ("not defined: the targets do not vary" if score is None else f"{score:.4f}")

@@ -11,10 +11,13 @@ import bpgpu
 from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
-from bpgpu.cli import tables
+from bpgpu.cli import reading
+from bpgpu.cli.columns import Rows
 from bpgpu.cli.files import check_new_file
 from bpgpu.cli.output import BackendOption, JsonOption, measured, printer, to_json
 from bpgpu.cli.plots import check_plot, draw_losses
+from bpgpu.cli.preparing import Columns, predicted, prepare
+from bpgpu.cli.scaling import Standardisation
 from bpgpu.errors import lookup, unknown_name
 from bpgpu.optimizers import OPTIMIZERS
 
@@ -26,8 +29,13 @@ MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="'digits', or a .csv, .parquet, .npz or .npy file.")],
-    target: Annotated[str | None, typer.Option(help="Column to predict; the last one if not given.")] = None,
+    data: reading.DataArgument,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column to predict; the last one if not given. May be repeated: numbers, or two classes each."
+        ),
+    ] = None,
     task: Annotated[str, typer.Option(help="auto, classification or regression.")] = "auto",
     hidden: Annotated[
         str | None, typer.Option(help="Sizes of the hidden layers [128,64; for digits 512]; '' for none.")
@@ -45,6 +53,18 @@ def train(
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of the split, the weights, the shuffling and the dropout.")] = 0,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that is no input; may be repeated.")] = None,
+    ids: reading.IdOption = None,
+    encode: Annotated[
+        list[str] | None,
+        typer.Option(help="Column, or auto for all: text becomes 0 and 1, missing numbers the mean; may be repeated."),
+    ] = None,
+    sep: reading.SepOption = None,
+    decimal: reading.DecimalOption = None,
+    thousands: reading.ThousandsOption = None,
+    encoding: reading.EncodingOption = None,
+    no_header: reading.NoHeaderOption = False,
+    na: reading.NaOption = None,
     out: Annotated[Path | None, typer.Option(help="File for the model, .safetensors.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for a picture of the losses, .png.")] = None,
     as_json: JsonOption = False,
@@ -65,17 +85,19 @@ def train(
     checks.integer("--batch-size", batch_size, 1)
     checks.integer("--seed", seed, 0)
     number = checks.floating_dtype(dtype)
-    table = tables.read_table(data)
-    goal = tables.Target.find(table, target, task, data)
-    columns = [column for column in table.columns if column != goal.name]
-    X, y = tables.features(table, columns, data, number), goal.encode(table, data, number)
-    X_train, y_train, X_test, y_test, held_out = tables.hold_out(X, y, columns, goal, validation, seed, number)
+    options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na)
+    job = prepare(data, validation, seed, Columns(target, drop, ids, encode), task, options, number)
+    goal = job.goal
+    for note in job.notes:
+        say(f"note     {note}")
 
-    preset_hidden, preset_dropout = DIGITS_NETWORK if data == "digits" and hidden is None else DEFAULT_NETWORK
-    sizes = [len(columns), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
+    preset_hidden, preset_dropout = DIGITS_NETWORK if data == ["digits"] and hidden is None else DEFAULT_NETWORK
+    sizes = [len(job.inputs.names), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
     output, cost = ("identity", "mean_squared_error")
-    if goal.classes:
-        output, cost = ("softmax", "cross_entropy") if goal.outputs > 1 else ("sigmoid", "binary_cross_entropy")
+    if goal.classification:
+        output, cost = (
+            ("softmax", "cross_entropy") if goal.outputs > len(goal.each) else ("sigmoid", "binary_cross_entropy")
+        )
     net = bpgpu.MLP(
         sizes,
         [*[activation] * (len(sizes) - 2), output],
@@ -87,22 +109,24 @@ def train(
         backend=backend,
     )
     rule = _rule(optimizer, learning_rate)
-    batch_size = min(batch_size, len(X_train))
-    inputs = tables.Standardisation.learn(X_train)
-    outputs = None if goal.classes else tables.Standardisation.learn(y_train[:, None])
+    batch_size = min(batch_size, len(job.train))
+    inputs = Standardisation.learn(job.train)
+    outputs = None if goal.classification else Standardisation.learn([job.y_train.reshape(len(job.train), -1)])
 
-    def scaled(X: Any, y: Any) -> tuple[Any, Any]:
-        return inputs.apply(X), y if outputs is None else outputs.apply(y[:, None])
+    def scaled(rows: Rows, y: Any) -> tuple[Any, Any]:
+        y = y if outputs is None else outputs.apply(y.reshape(len(rows), -1))
+        return inputs.applied(rows, len(rows), number), y
 
     plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
     reason = why_auto() if backend == "auto" else "as asked"
-    say(f"data     {len(X_train)} rows to train on, {len(X_test)} held out, {len(columns)} columns")
-    say(f"target   {goal.name}: {goal.task}" + (f", {len(goal.classes)} classes" if goal.classes else ""))
+    say(f"data     {len(job.train)} rows to train on, {len(job.test)} held out, {len(job.inputs.columns)} columns")
+    for goal_ in goal.each:
+        say(f"target   {goal_.name}: {goal_.task}" + (f", {len(goal_.classes)} classes" if goal_.classes else ""))
     say(f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}")
     say(f"backend  {net.backend.name} on {net.backend.device}, {number.name}: {reason}")
     say(
         f"memory   {_mib(net.parameters.nbytes)} parameters, {_mib(plan.nbytes)} gradients, state and workspace, "
-        f"{_mib((len(X_train) + len(X_test)) * len(columns) * number.itemsize)} data"
+        f"{_mib((len(job.train) + len(job.test)) * sizes[0] * number.itemsize)} data"
     )
     if inputs.remoteness > MAX_REMOTENESS[number.name]:
         say(
@@ -110,11 +134,11 @@ def train(
             f"subtract a constant from such columns{_or_float64(number)}"
         )
     history = net.fit(
-        *scaled(X_train, y_train),
+        *scaled(job.train, job.y_train),
         optimizer=rule,
         epochs=epochs,
         batch_size=batch_size,
-        validation_data=scaled(X_test, y_test),
+        validation_data=scaled(job.test, job.y_test),
         progress=True,
     )
     inputs.fold_into_input(net)
@@ -125,11 +149,13 @@ def train(
             f"the weights for raw rows are too large for {number.name}: the deviation of a column is too small, "
             f"or that of the target too large; multiply it by a constant{_or_float64(number)}"
         )
-    score = goal.score(net.predict(X_test), y_test)  # of the folded network on raw rows: what `predict` will give
-    net.metadata = {"columns": columns, "target": goal.name, "task": goal.task, "classes": goal.classes, **held_out}
+    score = goal.score(
+        predicted(net, job.test), job.y_test
+    )  # of the folded network on raw rows: what `predict` will give
+    net.metadata = job.metadata
     seconds = sum(history.seconds)
     done = len(history.loss)
-    speed = done * len(X_train) / seconds if seconds else 0.0
+    speed = done * len(job.train) / seconds if seconds else 0.0
     if out is not None:
         net.save(out)
     if plot is not None:
@@ -138,7 +164,7 @@ def train(
     say(
         f"trained  {done} epochs in {seconds:.1f} s, {speed:,.0f} samples/s" + (" (interrupted)" if interrupted else "")
     )
-    say(Text.assemble((measured(goal, score), "bold"), f" on the {len(X_test)} held-out rows"))
+    say(Text.assemble((measured(goal, score), "bold"), f" on the {len(job.test)} held-out rows"))
     say(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
     if as_json:
         result = {
