@@ -13,8 +13,8 @@ from sklearn.metrics import confusion_matrix, f1_score, mean_absolute_error, r2_
 from sklearn.utils.class_weight import compute_sample_weight
 
 import bpgpu
-from bpgpu.cli import metrics, tables
-from bpgpu.cli.tables import Target
+from bpgpu.cli import metrics, splitting
+from bpgpu.cli.targets import Target, Targets
 
 
 def last_json(out):
@@ -42,7 +42,7 @@ def test_metrics_of_classes_are_scikit_learns(classes):
     outputs = rng.random((200, goal.outputs))
     outputs = outputs / outputs.sum(axis=1, keepdims=True) if goal.outputs > 1 else outputs
     codes = outputs.argmax(axis=1) if goal.outputs > 1 else (outputs[:, 0] > 0.5).astype(int)
-    found = metrics.Measured.of(goal, outputs, encoded, 1)
+    found = metrics.One.of(goal, outputs, encoded, 1)
     area = roc_auc_score(encoded, outputs if goal.outputs > 1 else outputs[:, 0], multi_class="ovr")
     right = {"accuracy": np.mean(codes == encoded), "f1_macro": f1_score(encoded, codes, average="macro")}
     assert found.metrics == pytest.approx(right | {"roc_auc": area})
@@ -54,7 +54,7 @@ def test_metrics_of_classes_are_scikit_learns(classes):
 def test_metrics_of_numbers_are_scikit_learns():
     rng = np.random.default_rng(1)
     truth, outputs = rng.standard_normal(100), rng.standard_normal((100, 1))
-    found = metrics.Measured.of(Target("y", "regression", []), outputs, truth, 0.25)
+    found = metrics.One.of(Target("y", "regression", []), outputs, truth, 0.25)
     assert found.metrics == pytest.approx(
         {"r2": r2_score(truth, outputs[:, 0]), "mae": mean_absolute_error(truth, outputs[:, 0])}
     )
@@ -80,7 +80,7 @@ def test_what_is_not_defined_is_null():
 @pytest.mark.parametrize("answer", [None, "no", True, 2, -1, 0.5, float("nan"), [0]])
 def test_a_model_file_may_say_anything_of_the_constant_answer(answer):
     goal = Target("y", "classification", ["a", "b"])
-    found = metrics.Measured.of(goal, np.ones((2, 1)), np.array([0, 1]), answer)
+    found = metrics.One.of(goal, np.ones((2, 1)), np.array([0, 1]), answer)
     assert (found.answer, found.baseline) == (None, {})
 
 
@@ -141,21 +141,21 @@ def test_the_held_out_part_has_each_class_in_its_proportion(run, tmp_path):
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
 def test_a_stratified_split_is_one(fraction):
     codes = np.random.default_rng(0).choice(4, 203, p=[0.6, 0.3, 0.09, 0.01])
-    train, test = tables.split(203, fraction, 5, codes)
+    train, test = splitting.split(203, fraction, 5, codes)
     assert sorted([*train, *test]) == list(range(203))
     assert len(test) == round(203 * fraction)
     sizes, held_out = np.bincount(codes, minlength=4), np.bincount(codes[test], minlength=4)
     assert np.abs(held_out - sizes * fraction).max() <= 1.5
-    assert not np.array_equal(np.sort(tables.split(203, fraction, 6, codes)[1]), np.sort(test))
+    assert not np.array_equal(np.sort(splitting.split(203, fraction, 6, codes)[1]), np.sort(test))
 
 
 def test_class_weights_are_sample_weights(run, rare):
-    goal = Target("y", "classification", ["no", "yes"])
+    goal = Targets([Target("y", "classification", ["no", "yes"])])
     codes = (rare["y"] == "yes").to_numpy().astype(int)
     np.testing.assert_allclose(metrics.class_weights(goal, codes, "balanced"), compute_sample_weight("balanced", codes))
     np.testing.assert_array_equal(metrics.class_weights(goal, codes, "yes=5"), 1 + 4 * codes)
     np.testing.assert_array_equal(metrics.class_weights(goal, codes, "no=0.5,yes=5"), 0.5 + 4.5 * codes)
-    odd = Target("y", "classification", ["a=b", 1.5])
+    odd = Targets([Target("y", "classification", ["a=b", 1.5])])
     np.testing.assert_array_equal(metrics.class_weights(odd, np.array([0, 1]), "a=b=3"), [3, 1])
     recalls = []
     for options in ([], ["--class-weight", "balanced"]):
@@ -217,7 +217,10 @@ def test_early_stopping_keeps_the_best_weights(run, rare):
             "--stratify needs a part of the rows to hold out, got the file rare.csv",
         ),
         (["--stratify", "--target", "a"], "--stratify needs classes, but 'a' holds numbers"),
-        (["--class-weight", "balanced", "--target", "a"], "--class-weight needs classes, but 'a' holds numbers"),
+        (
+            ["--class-weight", "balanced", "--target", "a"],
+            "--class-weight needs one target of classes, but 'a' holds numbers",
+        ),
         (["--class-weight", "x"], "--class-weight must be 'balanced' or like no=1,yes=5, got 'x'"),
         (["--class-weight", "yess=3"], "did you mean 'yes'?"),
         (["--class-weight", "yes=0"], "the --class-weight of 'yes' must be a finite number above 0"),
@@ -277,3 +280,25 @@ def test_the_shell_completes_commands_and_options():
         command = [sys.executable, "-m", "bpgpu"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert (done.returncode, completed in done.stdout.split()) == (0, True), done
+
+
+def test_several_targets_are_measured_one_by_one(run, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(200)
+    table = pd.DataFrame({"x": x, "u": x + 0.1 * rng.standard_normal(200), "v": rng.standard_normal(200)})
+    table.to_csv("t.csv", index=False)
+    options = ["--target", "u", "--target", "v", "--epochs", "20", "--out", "m.safetensors", "--json"]
+    _, out, err = run("train", "t.csv", *options)
+    result = last_json(out)
+    each = [result["targets"][name] for name in "uv"]
+    assert result["metrics"] == pytest.approx({name: np.mean([one[name] for one in each]) for name in ("r2", "mae")})
+    assert (result["test_metric"], result["confusion_matrix"]) == (result["metrics"]["r2"], None)
+    assert "held-out rows, u\n" in err
+    _, out, _ = run("predict", "m.safetensors", "t.csv", "--held-out", "--json")
+    assert last_json(out)["targets"] == result["targets"]
+    pd.DataFrame({"x": x, "p": x > 0, "q": rng.random(200) < 0.5}).to_csv("t.csv", index=False)
+    options = ["--target", "p", "--target", "q", "--stratify", "--epochs", "1", "--json"]
+    code, out, _ = run("train", "t.csv", *options)
+    assert (code, list(last_json(out)["targets"])) == (0, ["p", "q"])
+    code, _, err = run("train", "t.csv", "--target", "p", "--target", "q", "--class-weight", "balanced")
+    assert (code, "is one of 2 targets" in err) == (2, True)
