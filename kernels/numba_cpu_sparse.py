@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 
 from bpgpu.kernels.numba_cpu_parts import EXACT, integers, matrix
+from bpgpu.kernels.numba_cpu_softmax import plus
 from bpgpu.kernels.numba_cpu_sums import block_of
 from bpgpu.kernels.numba_cpu_tables import *
 
@@ -35,13 +36,10 @@ def add_entries(start, stop, indices, values, W, z):
 
 @njit(**EXACT)
 def add_product(x, delta, sums, lost):
-    """Add x delta to sums; `lost`, if there is one, keeps what their roundings have left out (W. Kahan)."""
+    """Add x delta to sums; `lost`, if there is one, keeps what their roundings have left out."""
     if lost.size:
         for j in range(sums.size):
-            term = x * delta[j] - lost[j]
-            after = sums[j] + term
-            lost[j] = (after - sums[j]) - term
-            sums[j] = after
+            sums[j], lost[j] = plus(sums[j], lost[j], x * delta[j])
     else:
         for j in range(sums.size):
             sums[j] += x * delta[j]

@@ -11,10 +11,9 @@ import numpy as np
 from numba import njit
 
 from bpgpu.kernels.numba_cpu_parts import EXACT, vector
-from bpgpu.kernels.numba_cpu_softmax import dot
+from bpgpu.kernels.numba_cpu_softmax import PIECE, dot_of_piece, plus
 
 FEW = 32  # terms of a block at least
-PIECE = 1024  # numbers that are added up side by side, in vectors
 
 
 @njit(**EXACT)
@@ -25,11 +24,8 @@ def block_of(n):
 
 @njit(**EXACT)
 def accumulate(sums, i, lost, x):
-    """Add x to a sum; another entry of the array keeps what its roundings have left out (W. Kahan)."""
-    term = x - sums[lost]
-    after = sums[i] + term
-    sums[lost] = (after - sums[i]) - term
-    sums[i] = after
+    """Add x to a sum; another entry of the array keeps what its roundings have left out."""
+    sums[i], sums[lost] = plus(sums[i], sums[lost], x)
 
 
 @njit(**EXACT)
@@ -55,7 +51,7 @@ def sum_of_squares(x):
     total = 0.0
     for start in range(0, x.size, PIECE):
         piece = x[start : start + PIECE]
-        total += dot(piece, piece)
+        total += dot_of_piece(piece, piece)
     return total
 
 

@@ -5,7 +5,7 @@ import math
 from numba import njit
 
 from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS
-from bpgpu.kernels.numba_cpu_sums import PIECE
+from bpgpu.kernels.numba_cpu_softmax import PIECE
 from bpgpu.kernels.numba_cpu_tables import *
 
 
