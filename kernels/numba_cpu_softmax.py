@@ -42,11 +42,14 @@ def small_and_ones(x):
 @njit(**EXACT)
 def sum_of_others(x):
     """Return the sum of a row of `exponentials` without the largest, 1: so no small one is lost beside it."""
-    small, ones = small_and_ones(x[:PIECE])
-    for start in range(PIECE, x.size, PIECE):
-        more_small, more_ones = small_and_ones(x[start : start + PIECE])
-        small += more_small
-        ones += more_ones
+    if x.size <= PIECE:
+        small, ones = small_and_ones(x)
+    else:
+        small, ones = x.dtype.type(0), x.dtype.type(0)
+        for start in range(0, x.size, PIECE):
+            more_small, more_ones = small_and_ones(x[start : start + PIECE])
+            small += more_small
+            ones += more_ones
     return small + (ones - x.dtype.type(1))  # in this order, which is why it is not in the function above
 
 
@@ -71,8 +74,10 @@ def dot_of_piece(x, y):
 @njit(**EXACT)
 def total(x):
     """Return the sum of a vector."""
-    s = total_of_piece(x[:PIECE])
-    for start in range(PIECE, x.size, PIECE):
+    if x.size <= PIECE:
+        return total_of_piece(x)
+    s = x.dtype.type(0)
+    for start in range(0, x.size, PIECE):
         s += total_of_piece(x[start : start + PIECE])
     return s
 
@@ -80,8 +85,10 @@ def total(x):
 @njit(**EXACT)
 def dot(x, y):
     """Return the sum of products of two rows."""
-    s = dot_of_piece(x[:PIECE], y[:PIECE])
-    for start in range(PIECE, x.size, PIECE):
+    if x.size <= PIECE:
+        return dot_of_piece(x, y)
+    s = x.dtype.type(0)
+    for start in range(0, x.size, PIECE):
         s += dot_of_piece(x[start : start + PIECE], y[start : start + PIECE])
     return s
 

@@ -426,8 +426,8 @@ MUTANTS = [
     Mutant(
         "penalty of the last step only",
         "update.cu",
-        "penalty[blockIdx.x] += penalty_scale * weight",
-        "penalty[blockIdx.x] = penalty_scale * weight",
+        "add_to(penalty + 2 * blockIdx.x, penalty_scale * weight * squares)",
+        "penalty[2 * blockIdx.x] = penalty_scale * weight * squares",
         update("sgd"),
     ),
     Mutant(

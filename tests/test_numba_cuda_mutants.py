@@ -171,8 +171,8 @@ MUTANTS = [
     Mutant(
         "a column of sums lost",
         GEMM,
-        "(sums0[1], sums0[2], sums0[3], sums0[0])",
-        "(sums0[1], sums0[1], sums0[3], sums0[0])",
+        "(totals0[1], totals0[2], totals0[3], totals0[0])",
+        "(totals0[1], totals0[1], totals0[3], totals0[0])",
         product("gemm_forward", (3, 4, 60)),
         256,
     ),
