@@ -29,22 +29,14 @@ def gemm(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, 
 
     A sum of many terms for few elements goes in blocks, because BLAS adds them all up one after another.
     """
-    if k <= MANY_TERMS or m * n > FEW_SUMS:
-        product(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, k, like)
-        return
-    block, size = max(block_of(k), MANY_TERMS // 2), like.itemsize
-    for start in range(0, k, block):
-        a_, b_ = a + start * size * (lda if trans_a else 1), b + start * size * (1 if trans_b else ldb)
-        terms = min(block, k - start)
-        product(function, trans_a, trans_b, alpha, a_, lda, b_, ldb, beta, c, ldc, m, n, terms, like)
-        beta = like.dtype.type(1)
-
-
-@njit(**EXACT)
-def product(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, k, like):
-    """Compute what `gemm` does, in one piece."""
-    if m * n * k > SMALL_PRODUCT:
-        blas_gemm(function, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)
+    if m * n * k > SMALL_PRODUCT or k > MANY_TERMS:
+        size = like.itemsize
+        block = max(block_of(k), MANY_TERMS // 2) if k > MANY_TERMS and m * n <= FEW_SUMS else k
+        for start in range(0, k, block):
+            a_, b_ = a + start * size * (lda if trans_a else 1), b + start * size * (1 if trans_b else ldb)
+            terms = min(block, k - start)
+            blas_gemm(function, trans_b, trans_a, n, m, terms, alpha, b_, ldb, a_, lda, beta, c, ldc)
+            beta = like.dtype.type(1)
         return
     # The call alone would take longer.
     A_ = matrix(a, k if trans_a else m, lda, like)

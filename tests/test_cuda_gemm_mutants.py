@@ -20,6 +20,7 @@ CASES = [
     Case("gemm_hidden", (5, 71, 38), activation=ACTIVATION),
     Case("gemm_gradient", (36, 66, 70), activation=ACTIVATION, decay=0.5),
     Case("gemm_gradient", (33, 5, 130), activation=ACTIVATION, decay=0.5),
+    Case("gemm_gradient", (130, 3, 2), activation=ACTIVATION),  # of three blocks of terms
 ]
 
 # name: (file, text that is in it once, what stands there instead)
