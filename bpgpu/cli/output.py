@@ -1,29 +1,55 @@
 """What the commands share: options, and ways to print for people and programs."""
 
 import functools
+import io
 import json
 import math
+import shutil
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
-from bpgpu.cli.targets import Target, Targets
+from bpgpu.writing import atomic_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
 ]
 BackendOption = Annotated[str, typer.Option(help="auto, cupy, numba-cuda, numba or numpy.")]
+COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst": "zstd"}
 
 
-def to_json(result: dict[str, Any]) -> str:
+def to_json(result: Any) -> str:
     """Return one line of JSON; infinite and undefined numbers, which JSON lacks, become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
-    }
-    return json.dumps(finite, allow_nan=False)
+    return json.dumps(_finite(result), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_csv(rows: "pd.DataFrame", out: Path | None) -> None:
+    """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere."""
+    label = "row" if "row" not in rows else "row number"
+    options: dict[str, Any] = {"index_label": label, "lineterminator": "\n"}
+    if out is not None:
+        with atomic_file(out) as file:
+            rows.to_csv(file, mode="wb", encoding="utf-8", compression=COMPRESSION.get(out.suffix.lower()), **options)
+        return
+    text = rows.to_csv(**options)
+    sys.stdout.flush()
+    shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some
 
 
 def printer(stderr: bool = False) -> Callable[..., None]:
@@ -36,8 +62,3 @@ def progress() -> Callable[..., Any]:
     """Return rich's `track`, which shows a bar on a terminal and nothing elsewhere."""
     console = Console(stderr=True)
     return functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
-
-
-def measured(goal: Target | Targets, score: float | None) -> str:
-    """Return the score with its name."""
-    return f"{goal.metric} " + ("not defined: the targets do not vary" if score is None else f"{score:.4f}")

@@ -2,9 +2,6 @@
 
 import glob
 import hashlib
-import io
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,13 +168,13 @@ def read_table(
         frame = _matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
         frame["digit"] = y
         return Table(frame, "digits", ["digit"])
-    tables = [_read_file(path, reading, text) for path in _paths(sources)]
+    tables = [_read_file(path, reading, text) for path in paths(sources)]
     table = tables[0] if len(tables) == 1 else _joined(tables)
     _set_unnamed_aside(table)
     return table
 
 
-def _paths(sources: list[str]) -> Iterator[Path]:
+def paths(sources: list[str]) -> Iterator[Path]:
     """Yield the files that arguments mean; one that exists under a name with * in it is itself."""
     for source in sources:
         path = Path(source)
@@ -339,14 +336,3 @@ def _set_unnamed_aside(table: Table) -> None:
             table.notes.append(f"{table.source}: lines end in a separator; the empty column is left out")
         elif column.is_unique and column.dtype.kind != "f":
             table.aside[name] = "numbers or names the rows, as an index does"
-
-
-def write_csv(predictions: pd.DataFrame, out: Path | None) -> None:
-    """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere."""
-    label = "row" if "row" not in predictions else "row number"
-    if out is not None:
-        predictions.to_csv(out, index_label=label, lineterminator="\n")
-        return
-    text = predictions.to_csv(index_label=label, lineterminator="\n")
-    sys.stdout.flush()
-    shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some

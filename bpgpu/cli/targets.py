@@ -80,7 +80,7 @@ class Target:
 
     @property
     def metric(self) -> str:
-        """What `score` computes."""
+        """The first of the metrics, which has a field of its own in the JSON."""
         return "accuracy" if self.classes else "r2"
 
     def encode(self, table: Table, dtype: np.dtype[Any] = np.dtype(np.float64)) -> Matrix:  # noqa: B008
@@ -119,16 +119,13 @@ class Target:
         """Return the predictions of a network as labels or numbers, shape (rows,)."""
         if not self.classes:
             return outputs[:, 0]
-        codes = outputs.argmax(axis=1) if self.outputs > 1 else (outputs[:, 0] > 0.5).astype(int)
-        labels: Matrix = np.array(self.classes)[codes]
+        labels: Matrix = np.array(self.classes)[self.codes(outputs)]
         return labels
 
-    def score(self, outputs: Matrix, encoded: Matrix) -> float | None:
-        """Return accuracy, or R²; None if the targets do not vary, so that there is no R²."""
-        if self.classes:
-            return float(np.mean(self.decode(outputs) == np.array(self.classes)[encoded]))
-        spread = float(np.sum((encoded - encoded.mean()) ** 2))
-        return 1 - float(np.sum((encoded - outputs[:, 0]) ** 2)) / spread if spread else None
+    def codes(self, outputs: Matrix) -> Matrix:
+        """Return the numbers of the classes that a network gives, shape (rows,)."""
+        codes: Matrix = outputs.argmax(axis=1) if self.outputs > 1 else (outputs[:, 0] > 0.5).astype(int)
+        return codes
 
 
 def _of_text(table: Table, name: str, task: str) -> "pd.Series[Any]":
@@ -285,13 +282,26 @@ class Targets:
 
     @property
     def metric(self) -> str:
-        """What `score` computes."""
+        """The first of the metrics."""
         return self.each[0].metric
 
     def encode(self, table: Table, dtype: np.dtype[Any] = np.dtype(np.float64)) -> Matrix:  # noqa: B008
         """Return what `Target.encode` does; of several targets a matrix, one column each."""
         columns = [target.encode(table, dtype) for target in self.each]
         return columns[0] if len(columns) == 1 else np.column_stack(columns)
+
+    def strata(self, encoded: Matrix) -> Matrix:
+        """Return what a stratified split keeps the proportions of.
+
+        Raises
+        ------
+        ValueError
+            If the targets are not classes of one column.
+        """
+        if len(self.each) > 1 or not self.classification:
+            found = "holds numbers" if len(self.each) == 1 else "are several targets"
+            raise ValueError(f"--stratify needs classes, but {quoted(self.names)} {found}; leave it out")
+        return encoded
 
     def parts(self, outputs: Matrix, encoded: Matrix | None = None) -> Iterator[tuple[Target, Matrix, Any]]:
         """Yield each target with its columns of the outputs, and its encoded column if there is one."""
@@ -300,12 +310,6 @@ class Targets:
             return
         for i, target in enumerate(self.each):
             yield target, outputs[:, i : i + 1], None if encoded is None else encoded[:, i]
-
-    def score(self, outputs: Matrix, encoded: Matrix) -> float | None:
-        """Return the mean of the targets' scores, None if one is not defined."""
-        scores = [target.score(part, true) for target, part, true in self.parts(outputs, encoded)]
-        defined = [score for score in scores if score is not None]
-        return float(np.mean(defined)) if len(defined) == len(scores) else None
 
     def predictions(self, rows: Rows, outputs: Matrix, ids: list[str], probabilities: bool) -> pd.DataFrame:
         """Return the columns of the output: ids as they stand in the table, predictions, probabilities of classes.
@@ -361,10 +365,12 @@ def _refuse_twice(what: str, names: list[str]) -> None:
         raise ValueError(f"{what} must have a name of its own, got twice: {quoted(twice)}")
 
 
-def split(rows: int, fraction: float, seed: int) -> tuple[Matrix, Matrix]:
+def split(rows: int, fraction: float, seed: int, strata: Matrix | None = None) -> tuple[Matrix, Matrix]:
     """Return the row numbers of the training part and of the held-out part.
 
     The host random stream is ``numpy.random.default_rng([seed, 3]).permutation(rows)``; its first rows are held out.
+    With `strata`, the numbers of the rows' classes, the k-th of the n rows of a class in that order comes at
+    ``(k - 1/2) / n``, so that the part held out has each class in its proportion.
 
     Raises
     ------
@@ -377,6 +383,12 @@ def split(rows: int, fraction: float, seed: int) -> tuple[Matrix, Matrix]:
             f"--validation {fraction:g} of {rows} rows leaves a part empty; give another fraction or a file"
         )
     order = np.random.default_rng([seed, 3]).permutation(rows)
+    if strata is not None:
+        of_class, sizes = strata[order], np.bincount(strata)
+        by_class = np.argsort(of_class, kind="stable")
+        place = np.empty(rows)
+        place[by_class] = np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        order = order[np.argsort((place + 0.5) / sizes[of_class], kind="stable")]
     return order[held_out:], order[:held_out]
 
 
