@@ -222,7 +222,7 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    content = pq.ParquetFile(path).read()
+    content = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20).read()  # not the file beside its content
     equal = sorted({name for name in content.column_names if content.column_names.count(name) > 1})
     if equal:
         raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them")
