@@ -83,6 +83,7 @@ class Table:
             if name not in self.frame:
                 near = unknown_name(option, name, self.names) if len(self.names) <= 8 else None
                 hint = str(near).partition("; ")[2] if near else ""
+                hint = f"repeat {option} for several" if set(name.split(",")) <= set(self.names) else hint
                 raise ValueError(
                     f"{self.source}: {option} must name a column, got {name!r}; there are {quoted(self.names)}"
                     + (f"; {hint}" if hint else "")
@@ -191,6 +192,10 @@ def _read_file(path: Path, reading: Reading, text: Callable[[list[str]], set[str
     except Exception as error:  # a damaged file can raise anything: the readers and decompressors are many
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a table: {reason}") from error
+    for name in table.names:
+        column = table.frame[name]
+        if column.dtype == object and {type(entry) for entry in column.dropna().tolist()} == {bool}:
+            table.frame[name] = column.astype("boolean")  # with missing entries, which bool cannot have
     if table.frame.empty:
         raise ValueError(f"{path}: must have at least one row and one column, got {table.frame.shape}")
     return table
