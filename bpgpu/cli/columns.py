@@ -243,7 +243,8 @@ def _codes(column: "pd.Series[Any]", seen: list[str | None]) -> Matrix:
     known = {entry: code for code, entry in enumerate(seen)}
     found, entries = pd.factorize(texts(column))  # -1 where an entry is missing
     codes: Matrix = np.array([*(known.get(entry, -1) for entry in entries), known.get(None, -1)], dtype=np.intp)
-    return codes[found]
+    numbers: Matrix = codes[found]
+    return numbers
 
 
 def _unseen(table: Table, name: str, seen: list[str | None]) -> list[str]:
