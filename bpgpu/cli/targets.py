@@ -45,9 +45,10 @@ class Target:
         """
         _refuse_missing(table, name)
         column = table.frame[name]
-        if column.dtype.kind == "O" and kind(column) == "text":
-            column = _of_text(table, name, task)
         kinds = {type(value) for value in column.tolist()}
+        if kinds == {str}:
+            column = _of_text(table, name, task)
+            kinds = {type(value) for value in column.tolist()}
         if not (kinds <= {str} or kinds <= {bool, int, float}):
             raise ValueError(
                 f"{table.source}: the target {name!r} must hold text or numbers, got "
@@ -288,6 +289,19 @@ class Targets:
         """Return what `Target.encode` does; of several targets a matrix, one column each."""
         columns = [target.encode(table, dtype) for target in self.each]
         return columns[0] if len(columns) == 1 else np.column_stack(columns)
+
+    def strata(self, encoded: Matrix) -> Matrix:
+        """Return the number of the class of each row, of several targets that of their combination.
+
+        Raises
+        ------
+        ValueError
+            If the targets are not classes.
+        """
+        if not self.classification:
+            raise ValueError(f"--stratify needs classes, but {self.names[0]!r} holds numbers; leave it out")
+        numbers: Matrix = np.unique(encoded.reshape(len(encoded), -1), axis=0, return_inverse=True)[1]
+        return numbers.ravel()
 
     def parts(self, outputs: Matrix, encoded: Matrix | None = None) -> Iterator[tuple[Target, Matrix, Any]]:
         """Yield each target with its columns of the outputs, and its encoded column if there is one."""
