@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +206,9 @@ class ProgressBar(Callback):
         if history.validation_loss:
             numbers += f"  validation {history.validation_loss[-1]:.4g}"
         numbers += f"  {training.samples / max(history.seconds[-1], 1e-9):,.0f} samples/s"
-        self._progress.update(self._task, completed=training.epoch, numbers=numbers)
+        with suppress(OSError):  # the terminal was closed, which must not cost the training
+            self._progress.update(self._task, completed=training.epoch, numbers=numbers)
 
     def on_train_end(self, training: "Training") -> None:
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()

@@ -1,5 +1,6 @@
 """The command line: train, predict, export, info, warmup, gradcheck, accuracy, hardware-report."""
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -17,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # or [onnx] would be taken for markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+GONE = (errno.EPIPE, errno.EIO)  # the reader of the output has gone, as `head` does, or the terminal was closed
 COMPLETION = "_BPGPU_COMPLETE"  # set by the shell's completion
 
 
@@ -48,10 +50,10 @@ def run(arguments: list[str]) -> int:
             code = _invoke(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
-        return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in GONE:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+            return 1
         if hasattr(error, "format_message"):  # the argument parser's own errors
             message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
         elif isinstance(error, OSError) and error.filename is not None:

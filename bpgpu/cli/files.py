@@ -72,7 +72,8 @@ def _check_file(option: str, path: Path, devices: bool) -> None:
         if real.is_dir():
             raise ValueError(f"{option} must name a file, got the folder {path}; add a name to it")
         if not real.parent.is_dir():
-            raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {real.parent}")
+            folder = real.parent if path.is_symlink() else path.parent
+            raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {folder}")
         if real.exists() and not real.is_file():
             if devices:
                 return

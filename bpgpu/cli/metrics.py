@@ -1,4 +1,4 @@
-"""How good predictions are, beside those of a constant answer."""
+"""How good predictions are, beside those of a constant answer; and the weights of classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,28 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from bpgpu.checks import positive
-from bpgpu.cli.reading import quoted
+from bpgpu.cli.columns import Matrix
 from bpgpu.cli.targets import Target, Targets
 from bpgpu.errors import unknown_name
 
-Array = np.ndarray[Any, Any]
 Metrics = dict[str, float | None]
 # With more classes, the confusion matrix is neither shown nor in the JSON.
 MAX_CONFUSION = 30
 
 
-def constant_answer(goal: Target, encoded: Array) -> float:
-    """Return the best constant answer to the targets of training: the number of the largest class, or their mean."""
-    return float(np.bincount(encoded).argmax() if goal.classes else encoded.mean())
-
-
-def constant_answers(goal: Targets, encoded: Array) -> float | list[float]:
-    """Return the best constant answer; of several targets a list."""
-    answers = [constant_answer(target, part) for target, _, part in goal.parts(encoded, encoded)]
-    return answers if len(answers) > 1 else answers[0]
-
-
-def class_weights(targets: Targets, encoded: Array, given: str) -> Array:
+def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
     """Return the weight of each row by its class.
 
     Raises
@@ -38,23 +26,20 @@ def class_weights(targets: Targets, encoded: Array, given: str) -> Array:
     ValueError
         If `given` is neither "balanced", as in scikit-learn, nor a list like ``no=1,yes=5``; others weigh 1.
     """
-    goal = targets.each[0]
-    if len(targets.each) > 1:
-        raise ValueError(f"--class-weight needs one target, got {quoted(targets.names)}; leave it out")
-    if not goal.classes:
-        raise ValueError(f"--class-weight needs classes, but {goal.name!r} holds numbers; leave it out")
-    counts = np.bincount(encoded, minlength=len(goal.classes))
+    if not goal.classification or len(goal.each) > 1:
+        holds = "holds numbers" if not goal.classification else f"is one of {len(goal.each)} targets"
+        raise ValueError(f"--class-weight needs one target of classes, but {goal.names[0]!r} {holds}; leave it out")
+    classes = goal.each[0].classes
+    counts = np.bincount(encoded, minlength=len(classes))
     if given == "balanced":
         each = len(encoded) / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return each[encoded]
-    labels = {str(label): code for code, label in enumerate(goal.classes)}
+    labels = {str(label): code for code, label in enumerate(classes)}
     each = np.ones(len(labels))
     for entry in given.split(","):
         label, equals, weight = entry.rpartition("=")
         if not equals:
-            raise ValueError(
-                f"--class-weight must be 'balanced' or like {goal.classes[0]}=1,{goal.classes[1]}=5, got {given!r}"
-            )
+            raise ValueError(f"--class-weight must be 'balanced' or like {classes[0]}=1,{classes[1]}=5, got {given!r}")
         if label not in labels:
             raise unknown_name("a label of --class-weight", label, labels)
         each[labels[label]] = positive(f"the --class-weight of {label!r}", _number(weight))
@@ -68,7 +53,13 @@ def _number(text: str) -> float | str:
         return text
 
 
-def measure(goal: Target, outputs: Array, encoded: Array) -> Metrics:
+def constant_answers(goal: Targets, encoded: Matrix) -> list[float]:
+    """Return for each target the best constant answer to the rows of training: the largest class, or the mean."""
+    columns = encoded.reshape(len(encoded), -1).T
+    return [float(np.bincount(column).argmax() if goal.classification else column.mean()) for column in columns]
+
+
+def measure(goal: Target, outputs: Matrix, encoded: Matrix) -> Metrics:
     """Measure the outputs of a network.
 
     Returns
@@ -93,7 +84,7 @@ def measure(goal: Target, outputs: Array, encoded: Array) -> Metrics:
     return {"accuracy": float(np.mean(codes == encoded)), "f1_macro": f1, "roc_auc": area}
 
 
-def measure_constant(goal: Target, answer: float, encoded: Array) -> Metrics:
+def measure_constant(goal: Target, answer: float, encoded: Matrix) -> Metrics:
     """Measure a constant answer: what a network must beat."""
     if goal.outputs > 1:
         outputs = np.zeros((len(encoded), goal.outputs))
@@ -103,106 +94,91 @@ def measure_constant(goal: Target, answer: float, encoded: Array) -> Metrics:
     return measure(goal, outputs, encoded)
 
 
-def confusion(goal: Target, outputs: Array, encoded: Array) -> Array | None:
+def confusion(goal: Target, outputs: Matrix, encoded: Matrix) -> Matrix | None:
     """Return how many rows of each class (rows) were taken for each (columns); None for numbers or many classes."""
     if not 0 < len(goal.classes) <= MAX_CONFUSION:
         return None
     from sklearn.metrics import confusion_matrix
 
-    counts: Array = confusion_matrix(encoded, goal.codes(outputs), labels=range(len(goal.classes)))
+    counts: Matrix = confusion_matrix(encoded, goal.codes(outputs), labels=range(len(goal.classes)))
     return counts
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The metrics of predictions, and what a constant answer would reach."""
+class One:
+    """The metrics of one target, those of a constant answer (empty if there is none), and the confusion matrix."""
 
     goal: Target
     metrics: Metrics
     baseline: Metrics
     answer: float | None
-    confusion: Array | None
-    rows: int
+    confusion: Matrix | None
 
     @classmethod
-    def of(cls, goal: Target, outputs: Array, encoded: Array, answer: float | None) -> "Measured":
-        """Measure the outputs of a network, and the constant answer if there is one."""
+    def of(cls, goal: Target, outputs: Matrix, encoded: Matrix, answer: Any) -> "One":
+        """Measure the outputs of a network, and the constant answer if it is one: a model file may hold anything."""
+        if type(answer) not in (int, float) or (goal.classes and answer not in range(len(goal.classes))):
+            answer = None
         baseline = {} if answer is None else measure_constant(goal, answer, encoded)
-        return cls(
-            goal, measure(goal, outputs, encoded), baseline, answer, confusion(goal, outputs, encoded), len(encoded)
-        )
-
-    @property
-    def first(self) -> float | None:
-        """The first of the metrics."""
-        return self.metrics[self.goal.metric]
-
-    def for_json(self) -> dict[str, Any]:
-        """Return what the JSON says of them."""
-        return {
-            "metric": self.goal.metric,
-            "test_metric": self.first,
-            "metrics": self.metrics,
-            "baseline": self.baseline or None,
-            "confusion_matrix": None if self.confusion is None else self.confusion.tolist(),
-        }
+        return cls(goal, measure(goal, outputs, encoded), baseline, answer, confusion(goal, outputs, encoded))
 
     def show(self, say: Callable[..., None], rows: str) -> None:
         """Print them for people; `rows` says of which rows they are."""
-        first, *others = self.metrics
-        value = "not defined: the targets do not vary" if self.first is None else f"{self.first:.4f}"
-        say(Text.assemble((f"{first} {value}", "bold"), f" on {rows}"))
-        shown = [f"{name} {'-' if self.metrics[name] is None else f'{self.metrics[name]:.4g}'}" for name in others]
-        say(f"         {', '.join(shown)}")
+        (first, value), *others = self.metrics.items()
+        shown = "not defined: the targets do not vary" if value is None else f"{value:.4f}"
+        say(Text.assemble((f"{first} {shown}", "bold"), f" on {rows}"))
+        say("         " + ", ".join(f"{name} {'-' if one is None else f'{one:.4g}'}" for name, one in others))
         if self.answer is not None:
-            self._show_baseline(say)
+            least = self.baseline[first]
+            constant = repr(self.goal.classes[int(self.answer)]) if self.goal.classes else f"{self.answer:.6g}"
+            say(f"baseline {first} {'-' if least is None else f'{least:.4f}'} if the answer were always {constant}")
+            if value is not None and least is not None and value <= least:
+                say(f"note     {first} is no better than that: the network tells nothing about these rows")
         if self.confusion is not None:
             table = Table("true / predicted", *map(str, self.goal.classes))
             for label, counts in zip(self.goal.classes, self.confusion, strict=True):
                 table.add_row(str(label), *map(str, counts))
             say(table)
 
-    def _show_baseline(self, say: Callable[..., None]) -> None:
-        constant = f"the mean, {self.answer:.6g}"
-        if self.goal.classes:
-            constant = repr(self.goal.classes[int(self.answer or 0)])
-        least = self.baseline[self.goal.metric]
-        shown = "-" if least is None else f"{least:.4f}"
-        say(f"baseline {self.goal.metric} {shown} if the answer were always {constant}")
-        if self.first is not None and least is not None and not self.first > least:
-            say(f"note     {self.goal.metric} is no better than that: the network tells nothing about these rows")
-
 
 @dataclass(frozen=True)
-class AllMeasured:
-    """What `Measured` is, of each target of a network."""
+class Measured:
+    """The metrics of all targets."""
 
-    each: list[Measured]
+    each: list[One]
+    rows: int
 
     @classmethod
-    def of(cls, goal: Targets, outputs: Array, encoded: Array, answers: Any) -> "AllMeasured":
-        """Measure the outputs of a network; `answers` is what `constant_answers` gave, or None."""
-        given = answers if isinstance(answers, list) else [answers] * len(goal.each)
-        parts = zip(goal.parts(outputs, encoded), given, strict=True)
-        return cls([Measured.of(*part, answer) for part, answer in parts])
-
-    @property
-    def rows(self) -> int:
-        """How many rows were measured."""
-        return self.each[0].rows
+    def of(cls, goal: Targets, outputs: Matrix, encoded: Matrix, answers: Any) -> "Measured":
+        """Measure the outputs of a network; `answers` has a constant one for each target, or is something else."""
+        answers = answers if isinstance(answers, list) and len(answers) == len(goal.each) else [None] * len(goal.each)
+        parts = zip(goal.parts(outputs, encoded), answers, strict=True)
+        return cls([One.of(*part, answer) for part, answer in parts], len(encoded))
 
     def for_json(self) -> dict[str, Any]:
-        """Return what the JSON says of them: of several targets the mean of the first metrics, and all of each."""
-        if len(self.each) == 1:
-            return self.each[0].for_json()
-        firsts = [measured.first for measured in self.each]
-        mean = float(np.mean([first for first in firsts if first is not None])) if None not in firsts else None
-        targets = {measured.goal.name: measured.for_json() for measured in self.each}
-        return {"metric": self.each[0].goal.metric, "test_metric": mean, "targets": targets}
+        """Return what the JSON says of them: of several targets the means, and the metrics of each."""
+        metrics = _mean([one.metrics for one in self.each])
+        matrix = self.each[0].confusion if len(self.each) == 1 else None
+        found = {
+            "metric": next(iter(metrics)),
+            "test_metric": next(iter(metrics.values())),
+            "metrics": metrics,
+            "baseline": _mean([one.baseline for one in self.each]) or None,
+            "confusion_matrix": None if matrix is None else matrix.tolist(),
+        }
+        return found if len(self.each) == 1 else found | {"targets": {one.goal.name: one.metrics for one in self.each}}
 
     def show(self, say: Callable[..., None], rows: str) -> None:
         """Print them for people; `rows` says of which rows they are."""
-        for measured in self.each:
-            if len(self.each) > 1:
-                say(f"target   {measured.goal.name}")
-            measured.show(say, rows)
+        for one in self.each:
+            one.show(say, rows if len(self.each) == 1 else f"{rows}, {one.goal.name}")
+
+
+def _mean(each: list[Metrics]) -> Metrics:
+    """Return the mean of each metric over the targets, None if it is not defined for one."""
+    found: Metrics = {}
+    for name in each[0]:
+        values = [one.get(name) for one in each]
+        defined = [value for value in values if value is not None]
+        found[name] = float(np.mean(defined)) if len(defined) == len(values) else None
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import bpgpu
 from bpgpu.cli.files import free_name
-from bpgpu.cli.metrics import AllMeasured
+from bpgpu.cli.metrics import Measured
 from bpgpu.cli.output import to_json
 from bpgpu.cli.plots import draw_losses
 from bpgpu.writing import atomic_file
@@ -72,7 +72,7 @@ class Outcome:
     def finish(
         self,
         say: Callable[..., None],
-        measure: Callable[[], AllMeasured],
+        measure: Callable[[], Measured],
         out: Path | None,
         plot: Path | None,
         as_json: bool,
@@ -120,7 +120,7 @@ class Outcome:
             raise _SavedElsewhereError(error, place) from error
         return wanted
 
-    def _json(self, measured: AllMeasured | None, model: Path | None) -> str:
+    def _json(self, measured: Measured | None, model: Path | None) -> str:
         """Return the JSON object of the command."""
         net, history = self.net, self.history
         return to_json(

@@ -28,7 +28,7 @@ COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst":
 
 def to_json(result: Any) -> str:
     """Return one line of JSON; infinite and undefined numbers, which JSON lacks, become null."""
-    return json.dumps(_finite(result), allow_nan=False)
+    return json.dumps(_finite(result), allow_nan=False, default=str)
 
 
 def _finite(value: Any) -> Any:
@@ -41,15 +41,26 @@ def _finite(value: Any) -> Any:
 
 def write_csv(rows: "pd.DataFrame", out: Path | None) -> None:
     """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere."""
-    label = "row" if "row" not in rows else "row number"
-    options: dict[str, Any] = {"index_label": label, "lineterminator": "\n"}
     if out is not None:
         with atomic_file(out) as file:
-            rows.to_csv(file, mode="wb", encoding="utf-8", compression=COMPRESSION.get(out.suffix.lower()), **options)
+            compression = COMPRESSION.get(out.suffix.lower())
+            _numbered(rows).to_csv(file, mode="wb", encoding="utf-8", compression=compression, lineterminator="\n")
         return
-    text = rows.to_csv(**options)
+    text = _numbered(rows).to_csv(lineterminator="\n")
     sys.stdout.flush()
     shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some
+
+
+def records(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return the rows as what JSON can hold, with null where an entry is missing."""
+    flat = _numbered(rows).reset_index().astype(object)
+    found: list[dict[str, Any]] = flat.where(flat.notna(), None).to_dict("records")
+    return found
+
+
+def _numbered(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the data frame with a name for the numbers of its rows that none of its columns has."""
+    return rows.rename_axis("row" if "row" not in rows else "row number")
 
 
 def printer(stderr: bool = False) -> Callable[..., None]:

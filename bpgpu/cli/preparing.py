@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bpgpu.cli.columns import AUTO, Inputs, Matrix, Rows
 from bpgpu.cli.reading import Reading, quoted
-from bpgpu.cli.tables import Table, paths, read_table
-from bpgpu.cli.targets import Targets, default_targets, fraction_of, split
+from bpgpu.cli.splitting import fraction_of, split, strata
+from bpgpu.cli.tables import Table, read_table
+from bpgpu.cli.targets import Targets, default_targets
 from bpgpu.network import MLP
 
 TABLE_KEYS = {"columns", "target", "task", "classes"}  # what the model file of `train` says of its table at least
@@ -65,7 +65,7 @@ def prepare(
     task: str,
     reading: Reading,
     dtype: np.dtype[Any],
-    stratify: bool = False,
+    stratify: bool,
 ) -> Job:
     """Read a table, choose its columns, split its rows.
 
@@ -75,8 +75,6 @@ def prepare(
         If a file cannot be read, or an option does not suit it.
     """
     fraction = fraction_of(validation)
-    if stratify and fraction is None:
-        raise ValueError(f"--stratify needs a part of the rows to hold out, got the file {validation}; leave one out")
     table = read_table(data, reading, columns.as_text)
     if reading.na is not None:  # who says what means missing is not surprised by it
         table.require("--target", columns.target or [])
@@ -99,11 +97,15 @@ def prepare(
     notes = [*table.notes, *(f"{table.source}: {name!r} {table.aside[name]}; it is no input" for name in left_out)]
     notes += _counting(table, names)
     everything = np.arange(len(table))
+    if stratify and (fraction is None or not goal.classification):
+        lacks = f"a part of the rows to hold out, got the file {validation}"
+        lacks = lacks if fraction is None else f"classes, but {goal.names[0]!r} holds numbers"
+        raise ValueError(f"--stratify needs {lacks}; leave --stratify out")
     y = goal.encode(table, dtype)
     train, test, test_table = everything, everything, table
     held_out: dict[str, Any] = {}
     if fraction is not None:
-        train, test = split(len(table), fraction, seed, goal.strata(y) if stratify else None)
+        train, test = split(len(table), fraction, seed, strata(y) if stratify else None)
         held_out = {"rows": len(table), "fraction": fraction, "split_seed": seed, "table": table.digest()}
         held_out |= {"stratified": True} if stratify else {}
     for name in encode:
@@ -129,11 +131,6 @@ def prepare(
 def as_text(goal: Targets, inputs: Inputs, ids: list[str]) -> Callable[[list[str]], set[str]]:
     """Return what `read_table` asks for, of a table for a network that is trained."""
     return lambda names: {*goal.names, *ids} - {*inputs.columns} | {*inputs.categories}
-
-
-def files(data: list[str]) -> list[Path]:
-    """Return the files that are read."""
-    return [] if data == ["digits"] else list(paths(data))
 
 
 def predicted(net: MLP, rows: Rows) -> Matrix:
@@ -171,7 +168,7 @@ class Saved:
     ids: list[str]
     split: dict[str, Any]
     stratified: bool
-    baseline: Any
+    answers: Any
 
     @classmethod
     def of(cls, model: str, net: MLP) -> "Saved":
@@ -200,7 +197,7 @@ class Saved:
                 split(*(held_out[key] for key in ("rows", "fraction", "split_seed")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{model}: what the file says of its table is damaged: {error}") from error
-        return cls(model, goal, inputs, ids, held_out, bool(about.get("stratified")), about.get("baseline"))
+        return cls(model, goal, inputs, ids, held_out, about.get("stratified") is True, about.get("baseline"))
 
     def rows(
         self, data: list[str], reading: Reading, ids: list[str], held_out: bool, dtype: np.dtype[Any]
@@ -234,7 +231,7 @@ class Saved:
                     f"--held-out needs the very table of training, but the content of {table.source} is another; "
                     "without --held-out all rows are predicted"
                 )
-            strata = self.goal.strata(self.goal.encode(table)) if self.stratified else None
-            numbers = split(len(table), about["fraction"], about["split_seed"], strata)[1]
+            classes = strata(self.goal.encode(table)) if self.stratified else None
+            numbers = split(len(table), about["fraction"], about["split_seed"], classes)[1]
         fix = "training had no such entries: train with --encode to fill them, or leave those rows out"
         return Rows(self.inputs, table, numbers), ids, [*table.notes, *self.inputs.check(table, dtype, fix)]

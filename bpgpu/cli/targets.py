@@ -1,6 +1,5 @@
-"""Targets: the columns that are predicted, what a network has to do with them, and the rows held out."""
+"""Targets: the columns that are predicted, and what a network has to do with them."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -283,26 +282,13 @@ class Targets:
 
     @property
     def metric(self) -> str:
-        """The first of the metrics."""
+        """The first of the metrics, which has a field of its own in the JSON."""
         return self.each[0].metric
 
     def encode(self, table: Table, dtype: np.dtype[Any] = np.dtype(np.float64)) -> Matrix:  # noqa: B008
         """Return what `Target.encode` does; of several targets a matrix, one column each."""
         columns = [target.encode(table, dtype) for target in self.each]
         return columns[0] if len(columns) == 1 else np.column_stack(columns)
-
-    def strata(self, encoded: Matrix) -> Matrix:
-        """Return what a stratified split keeps the proportions of.
-
-        Raises
-        ------
-        ValueError
-            If the targets are not classes of one column.
-        """
-        if len(self.each) > 1 or not self.classification:
-            found = "holds numbers" if len(self.each) == 1 else "are several targets"
-            raise ValueError(f"--stratify needs classes, but {quoted(self.names)} {found}; leave it out")
-        return encoded
 
     def parts(self, outputs: Matrix, encoded: Matrix | None = None) -> Iterator[tuple[Target, Matrix, Any]]:
         """Yield each target with its columns of the outputs, and its encoded column if there is one."""
@@ -364,46 +350,3 @@ def _refuse_twice(what: str, names: list[str]) -> None:
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise ValueError(f"{what} must have a name of its own, got twice: {quoted(twice)}")
-
-
-def split(rows: int, fraction: float, seed: int, strata: Matrix | None = None) -> tuple[Matrix, Matrix]:
-    """Return the row numbers of the training part and of the held-out part.
-
-    The host random stream is ``numpy.random.default_rng([seed, 3]).permutation(rows)``; its first rows are held out.
-    With `strata`, the numbers of the rows' classes, the k-th of the n rows of a class in that order comes at
-    ``(k - 1/2) / n``, so that the part held out has each class in its proportion.
-
-    Raises
-    ------
-    ValueError
-        If one part would be empty.
-    """
-    held_out = round(rows * fraction)
-    if not 0 < held_out < rows:
-        raise ValueError(
-            f"--validation {fraction:g} of {rows} rows leaves a part empty; give another fraction or a file"
-        )
-    order = np.random.default_rng([seed, 3]).permutation(rows)
-    if strata is not None:
-        of_class, sizes = strata[order], np.bincount(strata)
-        by_class = np.argsort(of_class, kind="stable")
-        place = np.empty(rows)
-        place[by_class] = np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        order = order[np.argsort((place + 0.5) / sizes[of_class], kind="stable")]
-    return order[held_out:], order[:held_out]
-
-
-def fraction_of(validation: str) -> float | None:
-    """Return the part of the rows to hold out, or None if `validation` names a file.
-
-    Raises
-    ------
-    ValueError
-        If it is a number outside (0, 1).
-    """
-    fraction = None
-    with contextlib.suppress(ValueError):
-        fraction = float(validation)
-    if fraction is not None and not 0 < fraction < 1:
-        raise ValueError(f"--validation must be a fraction in (0, 1) or a file, got {validation}")
-    return fraction

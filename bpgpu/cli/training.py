@@ -10,16 +10,16 @@ import bpgpu
 from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
-from bpgpu.cli import reading
+from bpgpu.cli import reading, tables
 from bpgpu.cli.columns import Rows
 from bpgpu.cli.files import check_files
-from bpgpu.cli.metrics import AllMeasured, class_weights, constant_answers
+from bpgpu.cli.metrics import Measured, class_weights, constant_answers
 from bpgpu.cli.outcome import KeepHistory, Outcome
 from bpgpu.cli.output import BackendOption, JsonOption, printer
 from bpgpu.cli.plots import check_plot
-from bpgpu.cli.preparing import Columns, files, predicted, prepare
+from bpgpu.cli.preparing import Columns, predicted, prepare
 from bpgpu.cli.scaling import Standardisation
-from bpgpu.cli.targets import fraction_of
+from bpgpu.cli.splitting import fraction_of
 from bpgpu.errors import lookup, unknown_name
 from bpgpu.optimizers import OPTIMIZERS
 
@@ -90,8 +90,8 @@ def train(
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
     say = printer(stderr=as_json)
-    held_out = [] if fraction_of(validation) is not None else [validation]
-    check_files({"DATA": files(data), "--validation": files(held_out)}, {"--out": out, "--plot": plot})
+    held_out = tables.files_of(validation) if fraction_of(validation) is None else []
+    check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
     if plot is not None:
         check_plot(plot)
     if task not in ("auto", "classification", "regression"):
@@ -106,16 +106,17 @@ def train(
     options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na)
     job = prepare(data, validation, seed, Columns(target, drop, ids, encode), task, options, number, stratify)
     goal = job.goal
+    weights = None if class_weight is None else class_weights(goal, job.y_train, class_weight)
     for note in job.notes:
         say(f"note     {note}")
-    weights = None if class_weight is None else class_weights(goal, job.y_train, class_weight)
 
     preset_hidden, preset_dropout = DIGITS_NETWORK if data == ["digits"] and hidden is None else DEFAULT_NETWORK
     sizes = [len(job.inputs.names), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
     output, cost = ("identity", "mean_squared_error")
     if goal.classification:
-        several = goal.outputs > len(goal.each)
-        output, cost = ("softmax", "cross_entropy") if several else ("sigmoid", "binary_cross_entropy")
+        output, cost = (
+            ("softmax", "cross_entropy") if goal.outputs > len(goal.each) else ("sigmoid", "binary_cross_entropy")
+        )
     net = bpgpu.MLP(
         sizes,
         [*[activation] * (len(sizes) - 2), output],
@@ -137,8 +138,8 @@ def train(
     plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
     reason = why_auto() if backend == "auto" else "as asked"
     say(f"data     {len(job.train)} rows to train on, {len(job.test)} held out, {len(job.inputs.columns)} columns")
-    for one in goal.each:
-        say(f"target   {one.name}: {one.task}" + (f", {len(one.classes)} classes" if one.classes else ""))
+    for goal_ in goal.each:
+        say(f"target   {goal_.name}: {goal_.task}" + (f", {len(goal_.classes)} classes" if goal_.classes else ""))
     say(f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}")
     say(f"backend  {net.backend.name} on {net.backend.device}, {number.name}: {reason}")
     say(
@@ -175,11 +176,11 @@ def train(
             f"the weights for raw rows are too large for {number.name}: the deviation of a column is too small, "
             f"or that of the target too large; multiply it by a constant{_or_float64(number)}"
         )
-    answer = constant_answers(goal, job.y_train)
-    net.metadata = job.metadata | {"baseline": answer}
+    answers = constant_answers(goal, job.y_train)
+    net.metadata = job.metadata | {"baseline": answers}
     outcome = Outcome(net, keeper.history, len(job.train), failure)
     # Of the folded network on raw rows: what `predict` will give.
-    outcome.finish(say, lambda: AllMeasured.of(goal, predicted(net, job.test), job.y_test, answer), out, plot, as_json)
+    outcome.finish(say, lambda: Measured.of(goal, predicted(net, job.test), job.y_test, answers), out, plot, as_json)
     return 130 if outcome.interrupted else 0
 
 
