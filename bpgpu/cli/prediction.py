@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 import bpgpu
-from bpgpu.cli import reading
+from bpgpu.cli import reading, tables
 from bpgpu.cli.files import check_files
 from bpgpu.cli.metrics import Measured
 from bpgpu.cli.output import BackendOption, JsonOption, printer, records, to_json, write_csv
-from bpgpu.cli.preparing import TABLE_KEYS, Saved, files, predicted
+from bpgpu.cli.preparing import TABLE_KEYS, Saved, predicted
 from bpgpu.cli.reading import quoted
 
 
@@ -36,14 +36,14 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Predict rows with a saved model; if they have the target column, measure the predictions too."""
-    check_files({"MODEL": [model], "DATA": files(data)}, {"--out": out}, devices=True)
+    check_files({"MODEL": [model], "DATA": tables.files_of(data)}, {"--out": out}, devices=True)
     net = bpgpu.MLP.load(model, backend=backend)
-    saved = Saved.of(str(model), net)
-    goal = saved.goal
+    job = Saved.of(str(model), net)
+    goal = job.goal
     if probabilities and not goal.classification:
         raise ValueError(f"--probabilities needs a classifier, but {model} is a regression")
     options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na)
-    rows, ids, notes = saved.rows(data, options, ids or [], held_out, net.architecture.dtype)
+    rows, ids, notes = job.rows(data, options, ids or [], held_out, net.architecture.dtype)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     outputs = predicted(net, rows)
@@ -53,7 +53,7 @@ def predict(
     measured = None
     if all(name in rows.table.frame for name in goal.names):
         try:
-            measured = Measured.of(goal, outputs, goal.encode(rows.table)[rows.numbers], saved.answers)
+            measured = Measured.of(goal, outputs, goal.encode(rows.table)[rows.numbers], job.answers)
             measured.show(printer(stderr=True), f"{len(rows)} rows")
         except ValueError as error:  # labels are missing, or not those of training
             print(f"note: no {goal.metric}: {error}", file=sys.stderr)
@@ -77,12 +77,14 @@ def export(
 
     check_files({"MODEL": [model]}, {"OUT": out})
     net = bpgpu.MLP.load(model, backend="numpy")
-    labels, names = None, ""
-    saved = Saved.of(str(model), net) if net.metadata.keys() >= TABLE_KEYS else None
-    if saved is not None and saved.inputs.describe().keys() != {"columns"}:
-        names = f"; X has the columns {quoted(saved.inputs.names, 20)}, without missing entries"
-    if saved is not None and saved.goal.classification and len(saved.goal.each) == 1:
+    labels = None
+    names = ""
+    if net.metadata.keys() >= TABLE_KEYS:
+        saved = Saved.of(str(model), net)
         goal = saved.goal.each[0]
+        if saved.inputs.describe().keys() != {"columns"}:
+            names = f"; X has the columns {quoted(saved.inputs.names, 20)}, without missing entries"
+    if net.metadata.keys() >= TABLE_KEYS and saved.goal.classification and len(saved.goal.each) == 1:
         labels = onnx_export.Labels(goal.classes, lambda a: goal.decode(a if goal.outputs > 1 else a[:, 1:]))
     name = "probabilities" if labels else "output"
     onnx_export.export(net, out, input_name="X", output_name=name, labels=labels)

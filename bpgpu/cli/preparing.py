@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bpgpu.cli.columns import AUTO, Inputs, Matrix, Rows
 from bpgpu.cli.reading import Reading, quoted
-from bpgpu.cli.splitting import fraction_of, split
-from bpgpu.cli.tables import Table, paths, read_table
+from bpgpu.cli.splitting import fraction_of, split, strata
+from bpgpu.cli.tables import Table, read_table
 from bpgpu.cli.targets import Targets, default_targets
 from bpgpu.network import MLP
 
@@ -76,8 +75,6 @@ def prepare(
         If a file cannot be read, or an option does not suit it.
     """
     fraction = fraction_of(validation)
-    if stratify and fraction is None:
-        raise ValueError(f"--stratify needs a part of the rows to hold out, got the file {validation}; leave one out")
     table = read_table(data, reading, columns.as_text)
     if reading.na is not None:  # who says what means missing is not surprised by it
         table.require("--target", columns.target or [])
@@ -100,11 +97,15 @@ def prepare(
     notes = [*table.notes, *(f"{table.source}: {name!r} {table.aside[name]}; it is no input" for name in left_out)]
     notes += _counting(table, names)
     everything = np.arange(len(table))
+    if stratify and (fraction is None or not goal.classification):
+        lacks = f"a part of the rows to hold out, got the file {validation}"
+        lacks = lacks if fraction is None else f"classes, but {goal.names[0]!r} holds numbers"
+        raise ValueError(f"--stratify needs {lacks}; leave --stratify out")
     y = goal.encode(table, dtype)
     train, test, test_table = everything, everything, table
     held_out: dict[str, Any] = {}
     if fraction is not None:
-        train, test = split(len(table), fraction, seed, goal.strata(y) if stratify else None)
+        train, test = split(len(table), fraction, seed, strata(y) if stratify else None)
         held_out = {"rows": len(table), "fraction": fraction, "split_seed": seed, "table": table.digest()}
         held_out |= {"stratified": True} if stratify else {}
     for name in encode:
@@ -130,11 +131,6 @@ def prepare(
 def as_text(goal: Targets, inputs: Inputs, ids: list[str]) -> Callable[[list[str]], set[str]]:
     """Return what `read_table` asks for, of a table for a network that is trained."""
     return lambda names: {*goal.names, *ids} - {*inputs.columns} | {*inputs.categories}
-
-
-def files(data: list[str]) -> list[Path]:
-    """Return the files that are read."""
-    return [] if data == ["digits"] else list(paths(data))
 
 
 def predicted(net: MLP, rows: Rows) -> Matrix:
@@ -235,7 +231,7 @@ class Saved:
                     f"--held-out needs the very table of training, but the content of {table.source} is another; "
                     "without --held-out all rows are predicted"
                 )
-            classes = self.goal.strata(self.goal.encode(table)) if self.stratified else None
+            classes = strata(self.goal.encode(table)) if self.stratified else None
             numbers = split(len(table), about["fraction"], about["split_seed"], classes)[1]
         fix = "training had no such entries: train with --encode to fill them, or leave those rows out"
         return Rows(self.inputs, table, numbers), ids, [*table.notes, *self.inputs.check(table, dtype, fix)]

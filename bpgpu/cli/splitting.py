@@ -48,3 +48,9 @@ def fraction_of(validation: str) -> float | None:
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"--validation must be a fraction in (0, 1) or a file, got {validation}")
     return fraction
+
+
+def strata(encoded: Matrix) -> Matrix:
+    """Return the number of the class of each row; of several targets that of their combination."""
+    numbers: Matrix = np.unique(encoded.reshape(len(encoded), -1), axis=0, return_inverse=True)[1]
+    return numbers.ravel()

@@ -169,13 +169,25 @@ def read_table(
         frame = _matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
         frame["digit"] = y
         return Table(frame, "digits", ["digit"])
-    tables = [_read_file(path, reading, text) for path in paths(sources)]
+    tables = [_read_file(path, reading, text) for path in files_of(sources)]
     table = tables[0] if len(tables) == 1 else _joined(tables)
     _set_unnamed_aside(table)
     return table
 
 
-def paths(sources: list[str]) -> Iterator[Path]:
+def files_of(sources: str | list[str]) -> list[Path]:
+    """Return the files that a table is read from.
+
+    Raises
+    ------
+    ValueError
+        If a folder is among them.
+    """
+    sources = [sources] if isinstance(sources, str) else sources
+    return [] if sources == ["digits"] else list(_paths(sources))
+
+
+def _paths(sources: list[str]) -> Iterator[Path]:
     """Yield the files that arguments mean; one that exists under a name with * in it is itself."""
     for source in sources:
         path = Path(source)

@@ -290,19 +290,6 @@ class Targets:
         columns = [target.encode(table, dtype) for target in self.each]
         return columns[0] if len(columns) == 1 else np.column_stack(columns)
 
-    def strata(self, encoded: Matrix) -> Matrix:
-        """Return the number of the class of each row, of several targets that of their combination.
-
-        Raises
-        ------
-        ValueError
-            If the targets are not classes.
-        """
-        if not self.classification:
-            raise ValueError(f"--stratify needs classes, but {self.names[0]!r} holds numbers; leave it out")
-        numbers: Matrix = np.unique(encoded.reshape(len(encoded), -1), axis=0, return_inverse=True)[1]
-        return numbers.ravel()
-
     def parts(self, outputs: Matrix, encoded: Matrix | None = None) -> Iterator[tuple[Target, Matrix, Any]]:
         """Yield each target with its columns of the outputs, and its encoded column if there is one."""
         if len(self.each) == 1:

@@ -10,14 +10,14 @@ import bpgpu
 from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
-from bpgpu.cli import reading
+from bpgpu.cli import reading, tables
 from bpgpu.cli.columns import Rows
 from bpgpu.cli.files import check_files
 from bpgpu.cli.metrics import Measured, class_weights, constant_answers
 from bpgpu.cli.outcome import KeepHistory, Outcome
 from bpgpu.cli.output import BackendOption, JsonOption, printer
 from bpgpu.cli.plots import check_plot
-from bpgpu.cli.preparing import Columns, files, predicted, prepare
+from bpgpu.cli.preparing import Columns, predicted, prepare
 from bpgpu.cli.scaling import Standardisation
 from bpgpu.cli.splitting import fraction_of
 from bpgpu.errors import lookup, unknown_name
@@ -90,8 +90,8 @@ def train(
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
     say = printer(stderr=as_json)
-    held_out = [] if fraction_of(validation) is not None else [validation]
-    check_files({"DATA": files(data), "--validation": files(held_out)}, {"--out": out, "--plot": plot})
+    held_out = tables.files_of(validation) if fraction_of(validation) is None else []
+    check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
     if plot is not None:
         check_plot(plot)
     if task not in ("auto", "classification", "regression"):
@@ -114,8 +114,9 @@ def train(
     sizes = [len(job.inputs.names), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
     output, cost = ("identity", "mean_squared_error")
     if goal.classification:
-        several = goal.outputs > len(goal.each)
-        output, cost = ("softmax", "cross_entropy") if several else ("sigmoid", "binary_cross_entropy")
+        output, cost = (
+            ("softmax", "cross_entropy") if goal.outputs > len(goal.each) else ("sigmoid", "binary_cross_entropy")
+        )
     net = bpgpu.MLP(
         sizes,
         [*[activation] * (len(sizes) - 2), output],
@@ -137,8 +138,8 @@ def train(
     plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
     reason = why_auto() if backend == "auto" else "as asked"
     say(f"data     {len(job.train)} rows to train on, {len(job.test)} held out, {len(job.inputs.columns)} columns")
-    for one in goal.each:
-        say(f"target   {one.name}: {one.task}" + (f", {len(one.classes)} classes" if one.classes else ""))
+    for goal_ in goal.each:
+        say(f"target   {goal_.name}: {goal_.task}" + (f", {len(goal_.classes)} classes" if goal_.classes else ""))
     say(f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}")
     say(f"backend  {net.backend.name} on {net.backend.device}, {number.name}: {reason}")
     say(
