@@ -325,6 +325,21 @@ __main__.main()
     assert bpgpu.MLP.load(tables / "new.safetensors").epoch >= 3
 
 
+def test_an_interrupt_while_the_model_is_saved_does_not_cost_it(run, tables, monkeypatch):
+    save, calls = bpgpu.MLP.save, []
+
+    def interrupted(net, path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        save(net, path)
+
+    monkeypatch.setattr(bpgpu.MLP, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("train", "t.csv", "--epochs", "2", "--out", "new.safetensors")
+    assert bpgpu.MLP.load("new.safetensors").epoch == 2
+
+
 @POSIX
 def test_nohup_stays_in_force(tables):
     code = ANNOUNCE.replace("(SEND)", "os.kill(os.getpid(), signal.SIGHUP)")

@@ -110,7 +110,11 @@ class Outcome:
         """Save the network; return where. What diverged replaces no older model."""
         wanted = out if self.failure is None else free_name(out, "diverged")
         try:
-            self.net.save(wanted)
+            try:
+                self.net.save(wanted)
+            except KeyboardInterrupt:  # once more, because an interrupt must not cost the training
+                self.net.save(wanted)
+                raise
         except OSError as error:  # a full disk, say: any other place is better than none
             place = Path(tempfile.mkdtemp(prefix="bpgpu-")) / wanted.name
             try:
