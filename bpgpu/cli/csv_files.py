@@ -102,6 +102,9 @@ class CsvFile:
         missing: dict[str, Any] = (
             {} if reading.na is None else {"keep_default_na": False, "na_values": ["", *reading.na]}
         )
+        for line, row in itertools.islice(self._lines(), 1):
+            if len(row) > len(self.names):  # pandas would take what is too much for an index
+                raise self._too_long(line, len(row))
         try:
             with _open(self.path) as file:
                 frame = pd.read_csv(
@@ -123,10 +126,6 @@ class CsvFile:
             if found is None:
                 raise ValueError(str(error).removeprefix("Error tokenizing data. C error: ")) from error
             raise self._too_long(int(found[2]), int(found[3])) from None
-        if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for an index
-            for line, row in self._lines():
-                if len(row) > len(self.names):
-                    raise self._too_long(line, len(row))
         if self.header and _looks_like_data(self.names, frame):
             raise ValueError(
                 f"its first line looks like data, not like names: {quoted(self.names)}; use --no-header if it is, "

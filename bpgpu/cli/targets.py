@@ -45,9 +45,10 @@ class Target:
         """
         _refuse_missing(table, name)
         column = table.frame[name]
-        if column.dtype.kind == "O" and kind(column) == "text":
-            column = _of_text(table, name, task)
         kinds = {type(value) for value in column.tolist()}
+        if kinds == {str}:
+            column = _of_text(table, name, task)
+            kinds = {type(value) for value in column.tolist()}
         if not (kinds <= {str} or kinds <= {bool, int, float}):
             raise ValueError(
                 f"{table.source}: the target {name!r} must hold text or numbers, got "
