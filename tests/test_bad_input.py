@@ -711,7 +711,7 @@ def test_a_value_whose_repr_fails():
         def __repr__(self):
             raise ZeroDivisionError
 
-    with pytest.raises(TypeError, match="^l2 must be .*got <Unprintable instance|^l2 must be .*an object of type"):
+    with pytest.raises(TypeError, match=r"^l2 must be .*got <Unprintable instance|^l2 must be .*an object of type"):
         bpgpu.MLP(**OWN | {"l2": Unprintable()})
 
 
