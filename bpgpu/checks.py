@@ -1,5 +1,6 @@
 """Checks of what a user passes in. Each raises one sentence: the argument, what was expected, what came, the fix."""
 
+import inspect
 import math
 import numbers
 import os
@@ -205,6 +206,22 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
+
+
+def function(name: str, value: Any, arguments: Sequence[str], hint: str = "") -> Any:
+    """Return `value`, or raise ``TypeError`` if it is not a function that takes such arguments, by position."""
+    expected = f"{name} must be a function of {' and '.join(arguments)}"
+    if not callable(value) or isinstance(value, type):  # a class would only make an object
+        raise TypeError(f"{expected}, got {value!r}{hint}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of a function in C, which does not tell
+        return value
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{expected}, got {value!r}: {error}{hint}") from None
+    return value
 
 
 def integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> int:

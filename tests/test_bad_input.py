@@ -225,6 +225,7 @@ WHOLE_NUMBERS = [
     (True, TypeError),
 ]
 VALIDATION = r"validation_data must be \(X, y\) or \(X, y, sample_weight\), got "
+CONSTANT = bpgpu.LearningRateSchedule(lambda epoch, history: 0.1)
 BAD_FIT = [
     *(({"epochs": x}, error, f"epochs must be .*at least 1, got {x!r}") for x, error in WHOLE_NUMBERS),
     *(({"batch_size": x}, error, f"batch_size must be .*at least 1, got {x!r}") for x, error in WHOLE_NUMBERS),
@@ -250,6 +251,20 @@ BAD_FIT = [
     ),
     ({"callbacks": bpgpu.EarlyStopping(monitor="loss")}, TypeError, "callbacks must be .*got"),
     ({"callbacks": [print]}, TypeError, "callbacks.* must be .*got"),
+    ({"callbacks": [bpgpu.EarlyStopping]}, TypeError, "callbacks must be .*got"),
+    ({"callbacks": None}, TypeError, "callbacks must be .*got None"),
+    (
+        {"callbacks": [bpgpu.Checkpoint(".")]},
+        ValueError,
+        "the path of the Checkpoint must be that of a file, but . is a",
+    ),
+    ({"callbacks": [CONSTANT, CONSTANT]}, ValueError, "callbacks must have one LearningRateSchedule at most"),
+    (
+        {"callbacks": [CONSTANT], "optimizer": bpgpu.SGD(bpgpu.StepDecay(0.1, 0.5, 2))},
+        ValueError,
+        r"LearningRateSchedule would override the optimizer's own schedule, StepDecay\(",
+    ),
+    *(({name: "no"}, TypeError, f"{name} must be True or False, got 'no'") for name in ("shuffle", "progress")),
     *(
         ({"optimizer": bpgpu.SGD(lambda step, x=x: x)}, ValueError, f"learning_rate must be .*{x} .*schedule at step 0")
         for x in (0, -1.0, math.nan, math.inf)
@@ -414,6 +429,24 @@ def test_bad_thetas(thetas, options, error, message):
     ("kind", "options", "error", "message"),
     [
         (bpgpu.EarlyStopping, {"patience": 0}, ValueError, "patience must be at least 1, got 0"),
+        (bpgpu.EarlyStopping, {"restore_best": "no"}, TypeError, "restore_best must be True or False, got 'no'"),
+        (bpgpu.EarlyStopping, {"monitor": None}, ValueError, "monitor must be one of .*got None"),
+        (bpgpu.Checkpoint, {"path": 3}, TypeError, "path must be a path, got 3"),
+        (bpgpu.Checkpoint, {"path": "x", "monitor": ""}, ValueError, "monitor must be one of .*got ''"),
+        *(
+            (bpgpu.Checkpoint, {"path": path}, ValueError, "path must have no placeholder but {epoch}, .*got ")
+            for path in ("net-{epoch:03d}.safetensors", "{epoch}-{val_loss:.2f}", "{loss}", "{epoch}/net")
+        ),
+        (
+            bpgpu.LearningRateSchedule,
+            {"schedule": bpgpu.StepDecay(0.3, 0.5, 2)},
+            TypeError,
+            "schedule must be a function of the epoch and the history, got StepDecay.*learning_rate of an optimizer",
+        ),
+        *(
+            (bpgpu.LearningRateSchedule, {"schedule": schedule}, TypeError, "schedule must be a function of the epoch")
+            for schedule in (0.1, None, lambda epoch: 0.1, bpgpu.CosineDecay)
+        ),
         (bpgpu.EarlyStopping, {"patience": 2.5}, TypeError, "patience must be an integer of at least 1, got 2.5"),
         (bpgpu.EarlyStopping, {"min_delta": -1}, ValueError, "min_delta must be a finite number, 0 or more, got -1"),
         *(

@@ -4,21 +4,20 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 import bpgpu
-from bpgpu.cli import tables
-from bpgpu.cli.files import check_file, check_new_file
-from bpgpu.cli.output import BackendOption, JsonOption, measured, printer, to_json
-
-# What the model file of `train` says of its table.
-TABLE_KEYS = {"columns", "target", "task", "classes"}
+from bpgpu.cli import reading, tables
+from bpgpu.cli.files import check_files
+from bpgpu.cli.metrics import Measured
+from bpgpu.cli.output import BackendOption, JsonOption, printer, records, to_json, write_csv
+from bpgpu.cli.preparing import TABLE_KEYS, Saved, predicted
+from bpgpu.cli.reading import quoted
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' wrote.")],
-    data: Annotated[str, typer.Argument(help="Raw rows, with the columns of training; 'digits' or a file.")],
+    data: reading.DataArgument,
     out: Annotated[
         Path | None, typer.Option(help="CSV file for the predictions; standard output if not given.")
     ] = None,
@@ -26,46 +25,44 @@ def predict(
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Only the rows that training held out of this very table.")
     ] = False,
+    ids: reading.IdOption = None,
+    sep: reading.SepOption = None,
+    decimal: reading.DecimalOption = None,
+    thousands: reading.ThousandsOption = None,
+    encoding: reading.EncodingOption = None,
+    no_header: reading.NoHeaderOption = False,
+    na: reading.NaOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Predict rows with a saved model; if they have the target column, measure the predictions too."""
-    import pandas as pd
-
-    check_file("--out", out)
+    check_files({"MODEL": [model], "DATA": tables.files_of(data)}, {"--out": out}, devices=True)
     net = bpgpu.MLP.load(model, backend=backend)
-    about = net.metadata
-    if not about.keys() >= TABLE_KEYS:
-        raise ValueError(f"{model} was not written by 'bpgpu train': it does not name its columns; use it from Python")
-    goal = tables.Target(about["target"], about["task"], about["classes"])
-    table = tables.read_table(data, goal.text_column)
-    if probabilities and not goal.classes:
+    job = Saved.of(str(model), net)
+    goal = job.goal
+    if probabilities and not goal.classification:
         raise ValueError(f"--probabilities needs a classifier, but {model} is a regression")
-    if held_out:
-        if not about.keys() >= {"rows", "fraction", "split_seed"}:
-            raise ValueError(f"--held-out needs a model that held out rows of its table, but {model} used another file")
-        if about["rows"] != len(table):
-            raise ValueError(
-                f"--held-out needs the table of training, of {about['rows']} rows; {data} has {len(table)}"
-            )
-        table = table.iloc[tables.split(len(table), about["fraction"], about["split_seed"])[1]]
-    outputs = net.predict(tables.features(table, about["columns"], data, net.architecture.dtype))
-    predictions = pd.DataFrame({goal.name: goal.decode(outputs)}, index=table.index)
-    if probabilities:
-        both = outputs if goal.outputs > 1 else np.hstack([1 - outputs, outputs])
-        predictions[[f"p({label})" for label in goal.classes]] = both
+    options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na)
+    rows, ids, notes = job.rows(data, options, ids or [], held_out, net.architecture.dtype)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    outputs = predicted(net, rows)
+    predictions = goal.predictions(rows, outputs, ids, probabilities)
     if out is not None or not as_json:
-        tables.write_csv(predictions, out)
-    score = None
-    if goal.name in table:
+        write_csv(predictions, out)
+    measured = None
+    if all(name in rows.table.frame for name in goal.names):
         try:
-            score = goal.score(outputs, goal.encode(table, data))
-            print(f"{measured(goal, score)} on {len(table)} rows", file=sys.stderr)
+            measured = Measured.of(goal, outputs, goal.encode(rows.table)[rows.numbers], job.answers)
+            measured.show(printer(stderr=True), f"{len(rows)} rows")
         except ValueError as error:  # labels are missing, or not those of training
             print(f"note: no {goal.metric}: {error}", file=sys.stderr)
     if as_json:
-        result = {"rows": len(table), "metric": goal.metric, "test_metric": score, "out": str(out) if out else None}
-        print(to_json(result))
+        result = {"rows": len(rows), "metric": goal.metric, "test_metric": None}
+        result |= {} if measured is None else measured.for_json()
+        if out is None:  # they are nowhere else
+            result["predictions"] = records(predictions)
+        print(to_json(result | {"out": None if out is None else str(out)}))
 
 
 def export(
@@ -78,12 +75,17 @@ def export(
     """
     from bpgpu import onnx_export
 
-    check_new_file("OUT", out)
+    check_files({"MODEL": [model]}, {"OUT": out})
     net = bpgpu.MLP.load(model, backend="numpy")
     labels = None
-    if net.metadata.keys() >= TABLE_KEYS and net.metadata["classes"]:
-        goal = tables.Target(*(net.metadata[key] for key in ("target", "task", "classes")))
+    names = ""
+    if net.metadata.keys() >= TABLE_KEYS:
+        saved = Saved.of(str(model), net)
+        goal = saved.goal.each[0]
+        if saved.inputs.describe().keys() != {"columns"}:
+            names = f"; X has the columns {quoted(saved.inputs.names, 20)}, without missing entries"
+    if net.metadata.keys() >= TABLE_KEYS and saved.goal.classification and len(saved.goal.each) == 1:
         labels = onnx_export.Labels(goal.classes, lambda a: goal.decode(a if goal.outputs > 1 else a[:, 1:]))
     name = "probabilities" if labels else "output"
     onnx_export.export(net, out, input_name="X", output_name=name, labels=labels)
-    printer()(f"{out}: X -> {'label, ' if labels else ''}{name}; the same numbers as predict, by onnxruntime")
+    printer()(f"{out}: X -> {'label, ' if labels else ''}{name}; the same numbers as predict, by onnxruntime{names}")

@@ -5,16 +5,21 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.text import Text
 
 import bpgpu
 from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
-from bpgpu.cli import tables
-from bpgpu.cli.files import check_new_file
-from bpgpu.cli.output import BackendOption, JsonOption, measured, printer, to_json
-from bpgpu.cli.plots import check_plot, draw_losses
+from bpgpu.cli import reading, tables
+from bpgpu.cli.columns import Rows
+from bpgpu.cli.files import check_files
+from bpgpu.cli.metrics import Measured, class_weights, constant_answers
+from bpgpu.cli.outcome import KeepHistory, Outcome
+from bpgpu.cli.output import BackendOption, JsonOption, printer
+from bpgpu.cli.plots import check_plot
+from bpgpu.cli.preparing import Columns, predicted, prepare
+from bpgpu.cli.scaling import Standardisation
+from bpgpu.cli.splitting import fraction_of
 from bpgpu.errors import lookup, unknown_name
 from bpgpu.optimizers import OPTIMIZERS
 
@@ -26,8 +31,13 @@ MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="'digits', or a .csv, .parquet, .npz or .npy file.")],
-    target: Annotated[str | None, typer.Option(help="Column to predict; the last one if not given.")] = None,
+    data: reading.DataArgument,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column to predict; the last one if not given. May be repeated: numbers, or two classes each."
+        ),
+    ] = None,
     task: Annotated[str, typer.Option(help="auto, classification or regression.")] = "auto",
     hidden: Annotated[
         str | None, typer.Option(help="Sizes of the hidden layers [128,64; for digits 512]; '' for none.")
@@ -35,16 +45,41 @@ def train(
     activation: Annotated[str, typer.Option(help="Of the hidden layers: " + ", ".join(ACTIVATIONS))] = "relu",
     optimizer: Annotated[str, typer.Option(help=", ".join(OPTIMIZERS))] = "adam",
     learning_rate: Annotated[float | None, typer.Option(help="The optimizer's own if not given.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd, in [0, 1).")] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Scale the gradients of a step down to this norm where theirs is larger.")
+    ] = None,
     epochs: Annotated[int, typer.Option()] = 50,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many epochs without a smaller held-out loss, and keep the best weights."),
+    ] = None,
     batch_size: Annotated[int, typer.Option()] = 32,
     l2: Annotated[float, typer.Option(help="lambda of the penalty (lambda / 2m) sum W^2.")] = 0.0,
     dropout: Annotated[
         float | None, typer.Option(help="Of the hidden layers [0; for digits 0.5 unless --hidden is given].")
     ] = None,
     validation: Annotated[str, typer.Option(help="Part held out, in (0, 1), or a file with held-out rows.")] = "0.2",
+    stratify: Annotated[bool, typer.Option("--stratify", help="Hold the same part of each class out.")] = False,
+    class_weight: Annotated[
+        str | None,
+        typer.Option(help="Weights of classes in training: 'balanced', or LABEL=WEIGHT with commas between."),
+    ] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of the split, the weights, the shuffling and the dropout.")] = 0,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that is no input; may be repeated.")] = None,
+    ids: reading.IdOption = None,
+    encode: Annotated[
+        list[str] | None,
+        typer.Option(help="Column, or auto for all: text becomes 0 and 1, missing numbers the mean; may be repeated."),
+    ] = None,
+    sep: reading.SepOption = None,
+    decimal: reading.DecimalOption = None,
+    thousands: reading.ThousandsOption = None,
+    encoding: reading.EncodingOption = None,
+    no_header: reading.NoHeaderOption = False,
+    na: reading.NaOption = None,
     out: Annotated[Path | None, typer.Option(help="File for the model, .safetensors.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for a picture of the losses, .png.")] = None,
     as_json: JsonOption = False,
@@ -55,8 +90,8 @@ def train(
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
     say = printer(stderr=as_json)
-    check_new_file("--out", out)
-    check_new_file("--plot", plot)
+    held_out = tables.files_of(validation) if fraction_of(validation) is None else []
+    check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
     if plot is not None:
         check_plot(plot)
     if task not in ("auto", "classification", "regression"):
@@ -64,18 +99,24 @@ def train(
     checks.integer("--epochs", epochs, 1)
     checks.integer("--batch-size", batch_size, 1)
     checks.integer("--seed", seed, 0)
+    if early_stopping is not None:
+        checks.integer("--early-stopping", early_stopping, 1)
+    rule = _rule(optimizer, learning_rate, momentum, clip_norm)
     number = checks.floating_dtype(dtype)
-    table = tables.read_table(data)
-    goal = tables.Target.find(table, target, task, data)
-    columns = [column for column in table.columns if column != goal.name]
-    X, y = tables.features(table, columns, data, number), goal.encode(table, data, number)
-    X_train, y_train, X_test, y_test, held_out = tables.hold_out(X, y, columns, goal, validation, seed, number)
+    options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na)
+    job = prepare(data, validation, seed, Columns(target, drop, ids, encode), task, options, number, stratify)
+    goal = job.goal
+    weights = None if class_weight is None else class_weights(goal, job.y_train, class_weight)
+    for note in job.notes:
+        say(f"note     {note}")
 
-    preset_hidden, preset_dropout = DIGITS_NETWORK if data == "digits" and hidden is None else DEFAULT_NETWORK
-    sizes = [len(columns), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
+    preset_hidden, preset_dropout = DIGITS_NETWORK if data == ["digits"] and hidden is None else DEFAULT_NETWORK
+    sizes = [len(job.inputs.names), *_hidden_sizes(preset_hidden if hidden is None else hidden), goal.outputs]
     output, cost = ("identity", "mean_squared_error")
-    if goal.classes:
-        output, cost = ("softmax", "cross_entropy") if goal.outputs > 1 else ("sigmoid", "binary_cross_entropy")
+    if goal.classification:
+        output, cost = (
+            ("softmax", "cross_entropy") if goal.outputs > len(goal.each) else ("sigmoid", "binary_cross_entropy")
+        )
     net = bpgpu.MLP(
         sizes,
         [*[activation] * (len(sizes) - 2), output],
@@ -86,77 +127,61 @@ def train(
         seed=seed,
         backend=backend,
     )
-    rule = _rule(optimizer, learning_rate)
-    batch_size = min(batch_size, len(X_train))
-    inputs = tables.Standardisation.learn(X_train)
-    outputs = None if goal.classes else tables.Standardisation.learn(y_train[:, None])
+    batch_size = min(batch_size, len(job.train))
+    inputs = Standardisation.learn(job.train)
+    outputs = None if goal.classification else Standardisation.learn([job.y_train.reshape(len(job.train), -1)])
 
-    def scaled(X: Any, y: Any) -> tuple[Any, Any]:
-        return inputs.apply(X), y if outputs is None else outputs.apply(y[:, None])
+    def scaled(rows: Rows, y: Any) -> tuple[Any, Any]:
+        y = y if outputs is None else outputs.apply(y.reshape(len(rows), -1))
+        return inputs.applied(rows, len(rows), number), y
 
     plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
     reason = why_auto() if backend == "auto" else "as asked"
-    say(f"data     {len(X_train)} rows to train on, {len(X_test)} held out, {len(columns)} columns")
-    say(f"target   {goal.name}: {goal.task}" + (f", {len(goal.classes)} classes" if goal.classes else ""))
+    say(f"data     {len(job.train)} rows to train on, {len(job.test)} held out, {len(job.inputs.columns)} columns")
+    for goal_ in goal.each:
+        say(f"target   {goal_.name}: {goal_.task}" + (f", {len(goal_.classes)} classes" if goal_.classes else ""))
     say(f"network  {'-'.join(map(str, sizes))}, {activation}, {output}, {cost}, dropout {net.architecture.dropout:g}")
     say(f"backend  {net.backend.name} on {net.backend.device}, {number.name}: {reason}")
     say(
         f"memory   {_mib(net.parameters.nbytes)} parameters, {_mib(plan.nbytes)} gradients, state and workspace, "
-        f"{_mib((len(X_train) + len(X_test)) * len(columns) * number.itemsize)} data"
+        f"{_mib((len(job.train) + len(job.test)) * sizes[0] * number.itemsize)} data"
     )
     if inputs.remoteness > MAX_REMOTENESS[number.name]:
         say(
             f"note     a column's mean is {inputs.remoteness:.0f} times its deviation, too far for {number.name}; "
             f"subtract a constant from such columns{_or_float64(number)}"
         )
-    history = net.fit(
-        *scaled(X_train, y_train),
-        optimizer=rule,
-        epochs=epochs,
-        batch_size=batch_size,
-        validation_data=scaled(X_test, y_test),
-        progress=True,
-    )
+    keeper, failure = KeepHistory(), None
+    stopping = [] if early_stopping is None else [bpgpu.EarlyStopping(early_stopping)]
+    try:
+        net.fit(
+            *scaled(job.train, job.y_train),
+            optimizer=rule,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_data=scaled(job.test, job.y_test),
+            sample_weight=weights,
+            callbacks=[keeper, *stopping],
+            progress=True,
+        )
+    except bpgpu.NonFiniteError as error:
+        if not keeper.history.loss:  # the weights are those from before training
+            raise
+        failure = error
     inputs.fold_into_input(net)
     if outputs is not None:
         outputs.fold_into_output(net)
     if not np.isfinite(net.backend.to_numpy(net.parameters)).all():
-        raise ArithmeticError(
+        raise failure or ArithmeticError(
             f"the weights for raw rows are too large for {number.name}: the deviation of a column is too small, "
             f"or that of the target too large; multiply it by a constant{_or_float64(number)}"
         )
-    score = goal.score(net.predict(X_test), y_test)  # of the folded network on raw rows: what `predict` will give
-    net.metadata = {"columns": columns, "target": goal.name, "task": goal.task, "classes": goal.classes, **held_out}
-    seconds = sum(history.seconds)
-    done = len(history.loss)
-    speed = done * len(X_train) / seconds if seconds else 0.0
-    if out is not None:
-        net.save(out)
-    if plot is not None:
-        draw_losses(history, plot, plot.suffix[1:])
-    interrupted = history.stop_reason == "interrupted"
-    say(
-        f"trained  {done} epochs in {seconds:.1f} s, {speed:,.0f} samples/s" + (" (interrupted)" if interrupted else "")
-    )
-    say(Text.assemble((measured(goal, score), "bold"), f" on the {len(X_test)} held-out rows"))
-    say(f"model    {out}" if out else "model    not kept: add --out model.safetensors")
-    if as_json:
-        result = {
-            "backend": net.backend.name,
-            "device": net.backend.device,
-            "dtype": number.name,
-            "parameters": net.architecture.n_parameters,
-            "epochs": done,
-            "train_loss": history.loss[-1] if done else None,
-            "validation_loss": history.validation_loss[-1] if history.validation_loss else None,
-            "metric": goal.metric,
-            "test_metric": score,
-            "seconds": seconds,
-            "samples_per_second": speed,
-            "model": str(out) if out else None,
-        }
-        print(to_json(result))
-    return 130 if interrupted else 0
+    answers = constant_answers(goal, job.y_train)
+    net.metadata = job.metadata | {"baseline": answers}
+    outcome = Outcome(net, keeper.history, len(job.train), failure)
+    # Of the folded network on raw rows: what `predict` will give.
+    outcome.finish(say, lambda: Measured.of(goal, predicted(net, job.test), job.y_test, answers), out, plot, as_json)
+    return 130 if outcome.interrupted else 0
 
 
 def _hidden_sizes(text: str) -> list[int]:
@@ -166,9 +191,12 @@ def _hidden_sizes(text: str) -> list[int]:
         raise ValueError(f"--hidden must be sizes with commas, like 128,64, got {text!r}") from None
 
 
-def _rule(name: str, learning_rate: float | None) -> bpgpu.Optimizer:
-    rule = lookup("--optimizer", name, OPTIMIZERS)
-    return rule() if learning_rate is None else rule(learning_rate)
+def _rule(name: str, learning_rate: float | None, momentum: float | None, clip_norm: float | None) -> bpgpu.Optimizer:
+    kind = lookup("--optimizer", name, OPTIMIZERS)
+    if momentum is not None and kind is not bpgpu.SGD:
+        raise ValueError(f"--momentum needs --optimizer sgd, got {name}; leave one of them out")
+    given = {"learning_rate": learning_rate, "momentum": momentum, "clip_norm": clip_norm}
+    return kind(**{option: value for option, value in given.items() if value is not None})
 
 
 def _or_float64(dtype: np.dtype[Any]) -> str:

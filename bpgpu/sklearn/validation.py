@@ -17,28 +17,6 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from bpgpu import checks
-from bpgpu.errors import shown
-
-# What scikit-learn computes with as floats; it checks their ranges, but not that they are in the range of a float.
-REALS = ("alpha", "learning_rate_init", "power_t", "tol", "epsilon")
-
-
-def check_numbers(estimator: Any) -> None:
-    """Raise ``ValueError`` for an integer that no float can hold, or a hidden layer that no machine can."""
-    for name in REALS:
-        value = getattr(estimator, name, 0.0)
-        try:
-            float(value)
-        except OverflowError:
-            raise ValueError(f"{name} must be at most about 1.8e308, got {shown(value)}") from None
-        except (TypeError, ValueError):  # a stranger's subclass may have something else under this name
-            continue
-    sizes = estimator.hidden_layer_sizes
-    for index, size in enumerate(sizes if hasattr(sizes, "__len__") else [sizes]):
-        if isinstance(size, int) and size > checks.MAX_SIZE:
-            raise ValueError(f"hidden_layer_sizes[{index}] must be at most {checks.MAX_SIZE}, got {shown(size)}")
-
 
 class ValidationMixin(BaseMultilayerPerceptron):
     """Data to validate on: those that `fit` got, or a part of X."""
