@@ -52,9 +52,9 @@ def folder() -> Path | None:
 def _compiled(place: Path) -> Path:
     """Return where Numba keeps what is compiled from files in a folder."""
     given: str = vars(config)["CACHE_DIR"]
-    return (
-        Path(given, _CacheLocator.get_suitable_cache_subpath(str(place / "x.py"))) if given else place / "__pycache__"
-    )
+    if not given:
+        return place / "__pycache__"
+    return Path(given, _CacheLocator.get_suitable_cache_subpath(str(place / "x.py")))  # type: ignore[no-untyped-call]
 
 
 def _is_own(path: Path) -> bool:
