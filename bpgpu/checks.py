@@ -236,12 +236,12 @@ def integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> i
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer of at least {minimum}, got {shown(value)}")
-    value = int(value)
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {shown(value)}")
-    if value > maximum:
-        raise ValueError(f"{name} must be at most {maximum}, got {shown(value)}")
-    return value
+    whole = int(value)
+    if whole < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {shown(whole)}")
+    if whole > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {shown(whole)}")
+    return whole
 
 
 def positive(name: str, value: Any, where: str = "") -> float:
