@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks import gpu_step, numba_static
 from bpgpu import optimizers
-from bpgpu.activations import ACTIVATIONS
+from bpgpu.activations import ACTIVATIONS, SOFTMAX
 from bpgpu.costs import COSTS, output_formulas
 from bpgpu.kernels import cuda_kernels
 from bpgpu.writing import atomic_file
@@ -100,7 +100,7 @@ def instances(file: str) -> dict[tuple[str, ...], dict[str, str]]:
             if sigma is not None:
                 table |= {"sigma": sigma.value, "sigma_prime": sigma.derivative}
             if cost is not None:
-                table |= {"cost_value": cost.value, "cost_gradient": cost.gradient}
+                table["cost_value"], table["cost_gradient"] = output_formulas(SOFTMAX, cost)
             if sigma is not None and cost is not None:
                 table["cost_value"], table["cost_delta"] = output_formulas(sigma, cost)
             names = tuple(row.name for row in (sigma, cost) if row is not None)

@@ -56,8 +56,7 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
             with open(handle, "wb", closefd=False) as file:
                 yield file
             os.fsync(handle)
-            if old is not None:
-                _make_like(temporary, handle, old)
+            _make_like(temporary, handle, old)
             if sys.platform != "win32":
                 temporary.replace(target)
         finally:
@@ -82,12 +81,13 @@ def _is_about(filename: object, target: Path | int) -> bool:
 def _target(path: Path) -> Path | int:
     """Return the path behind all symbolic links, or the number if it is an open descriptor of this process."""
     for _ in range(MAX_LINKS):
-        path = path.parent.resolve() / path.name
+        path = Path(os.path.realpath(path.parent)) / path.name
         if path.parent in (Path("/dev/fd"), Path(f"/proc/{os.getpid()}/fd")) and path.name.isdecimal():
             return int(path.name)
-        if not path.is_symlink():
+        try:
+            path = path.parent / path.readlink()
+        except OSError:  # it is no link; what is wrong with it otherwise shows when it is used
             return path
-        path = path.parent / path.readlink()
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
@@ -120,14 +120,13 @@ def _create(target: Path, *, private: bool) -> tuple[int, Path]:
         os.close(handle)  # another process took it for stale before it was locked
 
 
-def _make_like(path: Path, handle: int, old: os.stat_result) -> None:
-    """Give a new file the owner, as far as the user may, and the permissions of the old one."""
-    if sys.platform != "win32":
-        new = os.fstat(handle)
-        if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-            with suppress(PermissionError):
-                os.fchown(handle, old.st_uid, old.st_gid)
-    path.chmod(old.st_mode & 0o777)
+def _make_like(path: Path, handle: int, old: os.stat_result | None) -> None:
+    """Give a new file the owner, as far as the user may, and the permissions of the old one, if there is one."""
+    new = os.fstat(handle)
+    if sys.platform != "win32" and old is not None and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(PermissionError):
+            os.fchown(handle, old.st_uid, old.st_gid)
+    path.chmod((old or new).st_mode & 0o777)
 
 
 def _delete_stale(target: Path) -> None:

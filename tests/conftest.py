@@ -11,6 +11,12 @@ from bpgpu.__main__ import ENDING
 from tests.simgpu.state import forget_backends
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzz", "random calls (tests/test_fuzz.py)")
+    group.addoption("--fuzz-calls", type=int, default=1000, help="how many calls each machine makes, about")
+    group.addoption("--fuzz-seed", type=int, default=0, help="other calls")
+
+
 @pytest.fixture(autouse=True)
 def ctrl_c():
     """Let SIGINT interrupt, also where the tests were started with it ignored, as in the background of a script."""

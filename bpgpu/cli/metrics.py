@@ -130,7 +130,7 @@ class One:
         say("         " + ", ".join(f"{name} {'-' if one is None else f'{one:.4g}'}" for name, one in others))
         if self.answer is not None:
             least = self.baseline[first]
-            constant = repr(self.goal.classes[int(self.answer)]) if self.goal.classes else f"{self.answer:.6g}"
+            constant = repr(self.goal.classes[int(self.answer)]) if self.goal.classes else f"{self.answer:.10g}"
             say(f"baseline {first} {'-' if least is None else f'{least:.4f}'} if the answer were always {constant}")
             if value is not None and least is not None and value <= least:
                 say(f"note     {first} is no better than that: the network tells nothing about these rows")

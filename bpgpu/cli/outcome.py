@@ -117,7 +117,7 @@ class Outcome:
                 self.net.save(place)
             except OSError:
                 raise error from None
-            raise _SavedElsewhereError(error, place) from error
+            raise _SavedElsewhereError(error, wanted, place) from error
         return wanted
 
     def _json(self, measured: Measured | None, model: Path | None) -> str:
@@ -144,6 +144,6 @@ class Outcome:
 class _SavedElsewhereError(OSError):
     """The model could not be saved where it was asked for, but in `place`."""
 
-    def __init__(self, error: OSError, place: Path) -> None:
-        super().__init__(error.errno, f"{error.strerror}; the model was saved as {place}", error.filename)
+    def __init__(self, error: OSError, wanted: Path, place: Path) -> None:
+        super().__init__(error.errno, f"{error.strerror}; the model was saved as {place}", str(wanted))
         self.place = place
