@@ -101,7 +101,7 @@ class Target:
                 raise ValueError(
                     f"{table.source}: the target {self.name!r} must hold numbers, got {table.first(self.name, wrong)}"
                 )
-            column = numbers.astype(object).where(numbers.notna(), column)
+            column = numbers.astype(object).where(numbers.notna(), column) if self.classes else numbers
         if not self.classes:
             return _finite(table, self.name, column, dtype)
         labels = texts(column).tolist() if as_they_stand else column.tolist()
