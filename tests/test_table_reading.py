@@ -171,6 +171,7 @@ UNREADABLE = {
     "headless text": (["p,x,s", "e,x,s", "p,y,k", "p,x,s"], "its first line looks like data"),
     "headless and equal": (["0,0,1", "1,2,0"], "the same name: '0'; rename them, or use --no-header"),
     "empty": (["", ""], "it is empty"),
+    "unclosed": (["a,b,y", "1,2,no", '3,"4,no'], "a quotation mark is not closed, about line 3"),
     "zeros": (["a,b", "1,\0"], "holds zero bytes"),
 }
 
@@ -272,6 +273,23 @@ def test_rows_whose_target_is_said_to_be_missing_are_left_out(run, write):
     assert "r2 " in err
     code, _, err = run("predict", "m.safetensors", "t.csv", "--held-out")
     assert (code, "of 117 rows, read with the same options; t.csv has 120" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("", "1 missing or infinite entries, the first '' in line 42; leave those rows out, which --na '' does"),
+        ("N/A", "the first 'N/A' in line 42; if that is a label, use --na ''"),
+        ("inf", "the target 'y' must be finite, got 'inf' in line 42"),
+        ("1e39", "the target 'y' has entries too large for float32, the first '1e39' in line 42"),
+    ],
+)
+def test_targets_that_are_no_numbers_after_all(run, write, entry, message):
+    numbers = [entry if i == 40 else f"{20 + a}" for i, a in enumerate(A)]
+    code, _, err = run("train", write("t.csv", "a,b,y", *lines_of(numbers)), *FAST)
+    assert (code, message in err, err.count("\n")) == (2, True, 1), err
+    if "--na" in err:
+        assert trained(run, "t.csv", "--na", entry)[0]["rows"] == N - 1
 
 
 @pytest.mark.parametrize("label", ["None", "NA", "null"])
@@ -457,6 +475,11 @@ def test_the_numbers_that_encoding_gives():
         ({"c": [f"name {i}" for i in range(N)]}, ["--encode", "auto"], "'c' has 120 different entries in 120 rows"),
         ({"c": [None] * N}, ["--encode", "auto"], "the column 'c' is empty; leave it out with --drop 'c'"),
         ({"c": [None, *range(N - 1)]}, [], "missing or infinite entries: 'c'; 'c' has 1, the first '' in line 2; fill"),
+        (
+            {"c": ["1e400", None, *range(N - 2)]},
+            ["--encode", "c"],
+            "'c' has 1, the first '1e400' in line 2; correct the",
+        ),
         ({f"column {i}": "x" for i in range(30)}, [], "'column 7' and 22 more; 'column 0' holds 'x' in line 2"),
     ],
 )
