@@ -151,7 +151,7 @@ def test_targets_that_a_model_file_cannot_hold_are_refused(values, named, task):
 
 def test_infinite_targets_count_as_missing():
     with pytest.raises(
-        ValueError, match="the target 'y' has 1 missing or infinite entries, the first 'inf' in row 1; leave"
+        ValueError, match="the target 'y' has 1 missing or infinite entries, the first 'inf' in row 1; correct"
     ):
         Target.find(Table(pd.DataFrame({"x": [1, 2, 3], "y": [1.0, np.inf, 2.0]}), "t"), "y", "auto")
 

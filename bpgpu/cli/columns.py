@@ -24,6 +24,8 @@ def kind(column: "pd.Series[Any]") -> str:
         return "number"
     if column.dtype.kind in "mMc":
         return str(column.dtype)
+    if isinstance(column.dtype, pd.StringDtype):
+        return "text"
     kinds = {type(value) for value in column.dropna().unique().tolist()} if _hashable(column) else {list}
     if kinds <= {str, bool, int, float}:
         return "text"
@@ -310,6 +312,8 @@ def _refuse_holes(table: Table, names: list[str], dtype: np.dtype[Any], fix: str
     if holes:
         name = holes[0]
         wrong = ~np.isfinite(bad[name])
+        if np.isinf(bad[name]).any():
+            wrong, fix = np.isinf(bad[name]), "correct the infinite entries, or leave columns out with --drop NAME"
         raise ValueError(
             f"{table.source}: these columns have missing or infinite entries: {quoted(holes)}; "
             f"{name!r} has {wrong.sum():,}, the first {table.first(name, wrong)}; {fix}"

@@ -25,6 +25,7 @@ HEAD = 1 << 18  # bytes that are looked at before the file is read
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+UNCLOSED = re.compile(r"EOF inside string starting at row (\d+)")
 TOO_LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 
 
@@ -122,6 +123,9 @@ class CsvFile:
         except UnicodeDecodeError:
             raise _not_text(self.path, self.encoding) from None
         except pd.errors.ParserError as error:
+            found = UNCLOSED.search(str(error))
+            if found is not None:
+                raise ValueError(f"a quotation mark is not closed, about line {int(found[1]) + 1}") from None
             found = TOO_LONG.search(str(error))
             if found is None:
                 raise ValueError(str(error).removeprefix("Error tokenizing data. C error: ")) from error

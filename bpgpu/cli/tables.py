@@ -114,7 +114,7 @@ class Table:
         """Return a column of text as numbers, booleans if all are; NaN where an entry is neither."""
         text = self.frame[name].astype(object)
         if text.dropna().isin(list(BOOLEANS)).all():
-            return text.map(BOOLEANS)
+            return text.map(BOOLEANS).astype("boolean")  # which may be missing
         plain = text.map(lambda entry: entry.strip() if isinstance(entry, str) else entry)
         if self.thousands is not None:
             plain = plain.map(lambda entry: entry.replace(self.thousands, "") if isinstance(entry, str) else entry)
@@ -169,7 +169,15 @@ def read_table(
         frame = _matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
         frame["digit"] = y
         return Table(frame, "digits", ["digit"])
-    tables = [_read_file(path, reading, text) for path in files_of(sources)]
+    chosen: list[set[str]] = []
+
+    def of_the_first(names: list[str]) -> set[str]:
+        """Return the same columns for all files, whatever their order is."""
+        if not chosen:
+            chosen.append(text(names))
+        return chosen[0]
+
+    tables = [_read_file(path, reading, of_the_first) for path in files_of(sources)]
     table = tables[0] if len(tables) == 1 else _joined(tables)
     _set_unnamed_aside(table)
     return table
