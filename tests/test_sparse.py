@@ -5,7 +5,6 @@ import pytest
 from scipy import sparse
 
 import bpgpu
-from bpgpu import checks
 from bpgpu.backends import cpu_blas, numba_backend
 from bpgpu.plan import Data, Plan
 from tests.simgpu import device
@@ -361,7 +360,7 @@ def test_too_much_for_int32():
     with pytest.raises(
         ValueError, match=r"X must have fewer than 2\^31 entries, rows and columns, got shape \(4, 2147"
     ):
-        checks.compressed_rows("X", X, np.dtype("float32"))
+        compressed_rows("X", X, np.dtype("float32"))
 
 
 def test_sparse_targets_are_refused():
