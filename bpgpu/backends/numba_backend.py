@@ -3,10 +3,8 @@
 import ctypes
 import functools
 import logging
-import os
 import platform
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bpgpu import forks
 from bpgpu.backends import contract
 from bpgpu.backends.addresses import Addresses
 from bpgpu.backends.base import Backend
@@ -38,11 +37,6 @@ from bpgpu.plan import Data, Plan
 # 0.85 times as long on both as on one, and one of 2^19 as long.
 GRAIN = 2**20
 _log = logging.getLogger("bpgpu")
-# Held while Numba may compile. A fork waits for it: the child would have LLVM as another thread had left it, locked.
-_compiling = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    _unlock = _compiling.release
-    os.register_at_fork(before=_compiling.acquire, after_in_parent=_unlock, after_in_child=_unlock)
 INT32 = np.dtype(np.int32)
 LARGEST = 2**31 - 1  # of an integer of BLAS
 CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
@@ -122,7 +116,7 @@ class NumbaBackend(Backend):
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
         if type(plan.rule) in RULES:
-            with _compiling:
+            with forks.whole:
                 plan.prepared = self._prepare(plan)
 
     def run_epoch(
@@ -158,7 +152,7 @@ class NumbaBackend(Backend):
     ) -> float:
         data = contract.epoch(plan, data, order, parameters, learning_rates, epoch)
         if plan.prepared is None:
-            with _compiling:
+            with forks.whole:
                 plan.prepared = self._prepare(plan)
         prepared: Prepared = plan.prepared
         net, kernel = plan.architecture, rule_kernel(plan.rule)
