@@ -33,13 +33,14 @@ class Addresses:
         """
         if array is None:
             return 0
-        if not (isinstance(array, np.ndarray) and array.dtype == dtype and array.flags.c_contiguous):
+        flags = array.flags if isinstance(array, np.ndarray) else None
+        if flags is None or array.dtype != dtype or not flags.c_contiguous:
             raise TypeError(f"{name} must be a contiguous NumPy array of {dtype}, got {array!r:.60}")
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-        if not array.flags.aligned:
+        if not flags.aligned:
             raise ValueError(f"{name} must lie where a {dtype} may, at a multiple of its size; pass a copy")
-        if written and not array.flags.writeable:
+        if written and not flags.writeable:
             raise ValueError(f"{name} must be writeable, as it is changed in place, and is read-only; pass a copy")
         self._arrays.append(array)
         return int(array.ctypes.data)

@@ -160,7 +160,7 @@ class NumbaBackend(Backend):
         states = iter(plan.state)
         m = next(states) if kernel.keeps_m else None
         v = next(states) if kernel.keeps_v else None
-        X, y, T, flat = data.X, data.y, net.dtype, (net.n_parameters,)
+        X, y, T, flat = data.X, data.y, net.dtype, parameters.shape
         indptr, indices, values = (X.indptr, X.indices, X.data) if is_sparse(X) else (None, None, X)
         targets, labels = (None, y) if y.ndim == 1 else (y, None)
         read: list[tuple[str, Any, tuple[int, ...], np.dtype[Any]]] = [
