@@ -1,12 +1,13 @@
 """How many threads the BLAS libraries of this process have: held down while epochs run, and put back after them."""
 
-import functools
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from bpgpu import forks
 
 
 @dataclass(eq=False)
@@ -39,10 +40,12 @@ class BlasThreads:
         found = ThreadpoolController().select(user_api="blas").lib_controllers
         found = [library for library in found if getattr(library, "threading_layer", "") != "sequential"]
         with self._lock:
-            before = dict(zip((library.filepath for library in self._libraries), self._before, strict=False))
-            self._before = [before.get(library.filepath, library.num_threads) for library in found]
+            if self._holds:
+                before = dict(zip((library.filepath for library in self._libraries), self._before, strict=True))
+                self._before = [before.get(library.filepath, library.num_threads) for library in found]
             self._libraries = found
-            self._apply()
+            if self._holds:
+                self._apply()
 
     def now(self) -> list[int]:
         """Return how many threads each library has."""
@@ -66,14 +69,17 @@ class BlasThreads:
             yield
         finally:
             with self._lock:
-                self._apply([other for other in self._holds if other is not hold])
-                self._holds.remove(hold)
+                others = [other for other in self._holds if other is not hold]
+                self._apply(others)
+                self._holds = others
 
     def _apply(self, holds: list[_Hold] | None = None) -> None:
         """Set the libraries to what these holds, by default those that there are, leave them."""
         limits = [hold.limit for hold in (self._holds if holds is None else holds)]
         for library, before in zip(self._libraries, self._before, strict=True):
-            library.set_num_threads(min([before, *limits]))
+            # From version 3.8 on, threadpoolctl does nothing in all threads but one; here they agree among themselves.
+            set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
+            set_threads(min([before, *limits]))
 
     def after_fork(self) -> None:
         """Forget, in a child process, what other threads held: they are not there, and will not let it go.
@@ -88,10 +94,15 @@ class BlasThreads:
             self._holds = kept
 
 
-@functools.cache
+_made: list[BlasThreads] = []
+
+
 def blas_threads() -> BlasThreads:
     """Return the object of this process: each of several would put back what another had set."""
-    made = BlasThreads()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=made.after_fork)
-    return made
+    if not _made:
+        with forks.whole:
+            if not _made:
+                _made.append(BlasThreads())
+                if hasattr(os, "register_at_fork"):
+                    os.register_at_fork(after_in_child=_made[0].after_fork)
+    return _made[0]

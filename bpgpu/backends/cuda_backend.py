@@ -82,6 +82,7 @@ class CudaBackend(Backend):
                 cuda_epoch.Epoch.of(plan, self, parameters, contract.samples(plan, data))
 
     def place(self, data: Data, plan: Plan) -> Data:
+        data = contract.samples(plan, data)
         if not on_host(data.X):
             return self._on_device(data)
         if plan.rule is None:  # a forward pass: the labels and weights of a batch, and the squares of the weights
