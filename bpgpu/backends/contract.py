@@ -246,5 +246,5 @@ def epoch(plan: Plan, data: Data, order: Any, parameters: Array, learning_rates:
         _fit(("order", order, (n,)))
     if len(learning_rates) != steps:
         raise ValueError(f"learning_rates must hold one for each of {steps} steps, got {len(learning_rates)}")
-    checks.integer("epoch", epoch, 0, 2**32 - 1)
+    checks.integer("epoch", epoch, 0, checks.MAX_COUNT)
     return accepted

@@ -22,6 +22,7 @@ from bpgpu.backends.cpu_threads import allowed_threads, helpers
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.memory import Array
 from bpgpu.backends.rules import RULES, rule_kernel
+from bpgpu.checks import MAX_SIZE
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.interop import is_sparse
@@ -38,7 +39,6 @@ from bpgpu.plan import Data, Plan
 GRAIN = 2**20
 _log = logging.getLogger("bpgpu")
 INT32 = np.dtype(np.int32)
-LARGEST = 2**31 - 1  # of an integer of BLAS
 CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
 
 
@@ -205,9 +205,9 @@ class NumbaBackend(Backend):
         """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
         net, batch, rule = plan.architecture, plan.batch(plan.batch_size), rule_kernel(plan.rule)
         L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
-        if max(plan.batch_size, *net.sizes) > LARGEST:
+        if plan.batch_size > MAX_SIZE:
             raise ValueError(
-                f"layers and batches may have 2^31 - 1 neurons and rows, got {net.sizes} and {plan.batch_size}"
+                f"batch_size must be at most {MAX_SIZE}, as BLAS counts rows in 32 bits, got {plan.batch_size}"
             )
         layers = np.zeros((L + 1, k.LAYER_COLUMNS), np.int64)
         layers[:, k.SIZE] = net.sizes
@@ -225,8 +225,8 @@ class NumbaBackend(Backend):
                 layers[l, [k.ACTIVATE, k.DERIVE]] = compiled.activation(sigma.value, sigma.derivative, dtype)
         sigma, cost = net.activations[-1], net.cost
         network = np.zeros(k.NETWORK_ENTRIES, np.int64)
+        value, delta = output_formulas(sigma, cost)
         if not sigma.rowwise:
-            value, delta = output_formulas(sigma, cost)
             if value == cost.value:  # the chain rule, its second factor by the activation's own function
                 delta = cost.gradient
             else:
@@ -237,7 +237,7 @@ class NumbaBackend(Backend):
         elif cost == CROSS_ENTROPY:
             network[k.OUTPUT] = k.SOFTMAX_CROSS_ENTROPY
         else:
-            network[[k.OUTPUT, k.COST]] = k.SOFTMAX, compiled.cost(cost.value, cost.gradient, dtype)
+            network[[k.OUTPUT, k.COST]] = k.SOFTMAX, compiled.cost(value, delta, dtype)
         zeros = np.zeros(max(net.sizes), dtype)
         network[[k.GEMM, k.GIVE_WAY]] = self._blas.gemm[dtype], self._give_way
         network[k.ZEROS] = addresses.of("zeros", zeros, zeros.shape, dtype)

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from bpgpu.backends import get_backend
-from bpgpu.callbacks import Callback, ProgressBar
+from bpgpu.callbacks import Callback, ProgressBar, checked
 from bpgpu.network import MLP
 from bpgpu.plan import Architecture
 from bpgpu.sklearn import networks
@@ -34,10 +34,8 @@ class Listeners:
 
     def __init__(self, estimator: Any, X: Any, y: Any, has_validation: bool) -> None:
         self.estimator, self.X, self.y = estimator, X, y
-        self.bpgpus: list[Callback] = [*(estimator.callbacks or ()), *([ProgressBar()] if estimator.progress else [])]
-        for callback in self.bpgpus:
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callback!r}")
+        given = checked(() if estimator.callbacks is None else estimator.callbacks)
+        self.bpgpus: list[Callback] = [*given, *([ProgressBar()] if estimator.progress else [])]
         self.stopped = ""
         self.root: Any = None
         self.has_validation = has_validation
@@ -74,7 +72,7 @@ class Listeners:
         estimator = self.estimator
         if self.bpgpus:
             training, history = self.training, self.training.history
-            history.loss.append(loss)
+            history.loss.append(float(loss))
             history.seconds.append(time.perf_counter() - self.since)
             history.learning_rate.append(training.learning_rate or estimator._optimizer.learning_rate)
             if validation_loss is not None:
