@@ -18,8 +18,8 @@ from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOpti
 from bpgpu.activations import get_activation
 from bpgpu.backends import get_backend, why_auto
 from bpgpu.backends.base import Backend
+from bpgpu.backends.blas_threads import blas_threads
 from bpgpu.backends.cpu_threads import at_most
-from bpgpu.backends.numpy_backend import blas_libraries
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Plan
 from bpgpu.sklearn import checks, networks, weights
@@ -43,18 +43,13 @@ def automatic() -> tuple[Backend, str]:
     return get_backend("auto"), why_auto()
 
 
-def blas_threads() -> int:
-    """Return how many threads BLAS has."""
-    return max((library.num_threads for library in blas_libraries().lib_controllers), default=1)
-
-
 @contextmanager
 def limited(n_threads: int | None) -> Iterator[None]:
     """Hold BLAS and the compiled engine at `n_threads`, where they would take more."""
     if n_threads is None:
         yield
         return
-    with at_most(n_threads), blas_libraries().limit(limits=min(n_threads, blas_threads())):
+    with at_most(n_threads), blas_threads().at_most(n_threads):
         yield
 
 
@@ -169,7 +164,7 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
         report.backend = "scikit-learn" if backend is None else backend.name
         report.device = f"CPU ({platform.machine()})" if backend is None else backend.device
         report.reason, report.dtype, report.samples = reason, self.coefs_[0].dtype.name, X.shape[0]
-        report.threads = getattr(plan and plan.prepared, "threads", None) or blas_threads()
+        report.threads = getattr(plan and plan.prepared, "threads", None) or max(blas_threads().now(), default=1)
         # Every product three times, but for the error of the input, which nobody asks for.
         first, *others = self.coefs_
         inputs = X.nnz // X.shape[0] if issparse(X) else len(first)

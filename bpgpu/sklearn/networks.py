@@ -10,11 +10,11 @@ from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
 
 from bpgpu.activations import IDENTITY, SOFTMAX, Activation, get_activation, layer_activations, unchecked
 from bpgpu.backends import get_backend
-from bpgpu.checks import compressed_rows
 from bpgpu.costs import BINARY_CROSS_ENTROPY, COSTS, CROSS_ENTROPY, Cost
 from bpgpu.kernels import formulas
 from bpgpu.optimizers import SGD, Adam, Optimizer, get_optimizer
 from bpgpu.plan import Architecture, Data
+from bpgpu.sparse import compressed_rows
 
 Array = np.ndarray[Any, Any]
 
