@@ -14,8 +14,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
-from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
+from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.utils.class_weight import compute_sample_weight
 
 from bpgpu.activations import get_activation
@@ -25,7 +24,7 @@ from bpgpu.backends.cpu_threads import at_most
 from bpgpu.backends.numpy_backend import blas_libraries
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Plan
-from bpgpu.sklearn import networks
+from bpgpu.sklearn import networks, overrides
 from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners
 from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
@@ -60,7 +59,7 @@ def limited(n_threads: int | None) -> Iterator[None]:
         yield
 
 
-class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseMultilayerPerceptron):
+class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, perceptron.BaseMultilayerPerceptron):
     """What `MLPClassifier` and `MLPRegressor` put in the place of scikit-learn's training.
 
     The methods are scikit-learn's inner seams, with its arguments. Initial weights, the split for early stopping,
@@ -155,6 +154,8 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
 
     def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Any, Any]:
         """Let scikit-learn draw the next layer's weights by its own activation, the output's by the last hidden one."""
+        if self.activation in perceptron.ACTIVATIONS if isinstance(self.activation, str) else False:
+            return super()._init_coef(fan_in, fan_out, dtype)  # type: ignore[no-any-return]
         chosen, layers = self.activation, networks.hidden(self)
         if layers:
             layer = layers[min(len(self.coefs_), len(layers) - 1)]
@@ -165,11 +166,13 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
             self.activation = chosen
         return W, b
 
-    def _where(self, X: Any, y: Any, weight: Any) -> tuple[Backend | None, str]:
+    def _where(self, X: Any, y: Any, weight: Any, layer_units: Any) -> tuple[Backend | None, str]:
         """Return the backend that trains, and why; None where scikit-learn has to."""
         backend, reason = automatic() if self.backend == "auto" else (get_backend(self.backend), "asked for by name")
-        obstacle = ""
-        if issparse(y):
+        obstacle = overrides.obstacle(self, X, y, layer_units)
+        if obstacle:
+            pass
+        elif issparse(y):
             obstacle = "y is sparse"
         elif issparse(X) and max(X.nnz, *X.shape) > LARGEST_SPARSE:
             obstacle = "X is sparse and too large for int32"
@@ -179,21 +182,27 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
             obstacle = "a sample weight is negative"
         if not obstacle:
             return backend, reason
-        if only := networks.only_here(self):
-            raise ValueError(f"{obstacle}, which only scikit-learn can train on, and {' and '.join(only)} only bpgpu")
+        self._refuse_what_is_only_here(obstacle)
         return None, obstacle
+
+    def _refuse_what_is_only_here(self, obstacle: str) -> None:
+        if only := networks.only_here(self):
+            raise ValueError(
+                f"only scikit-learn can train this ({obstacle}), and only bpgpu can train with {' and '.join(only)}; "
+                "change one of the two"
+            )
 
     def _begin(self, X: Any, backend: Backend | None, reason: str, plan: Plan | None) -> None:
         """Enter in the report, and in the log, where this fit runs."""
         report = self._report
         report.backend = "scikit-learn" if backend is None else backend.name
         report.device = f"CPU ({platform.machine()})" if backend is None else backend.device
-        report.reason, report.dtype, report.samples = reason, self.coefs_[0].dtype.name, X.shape[0]
+        report.reason, report.dtype, report.samples = reason, np.asarray(self.coefs_[0]).dtype.name, X.shape[0]
         report.threads = getattr(plan and plan.prepared, "threads", None) or blas_threads()
         # Every product three times, but for the error of the input, which nobody asks for.
-        first, *others = self.coefs_
-        inputs = X.nnz // X.shape[0] if issparse(X) else len(first)
-        report.multiply_adds = 2 * inputs * first.shape[1] + 3 * sum(W.size for W in others)
+        inputs = X.nnz // X.shape[0] if issparse(X) else X.shape[1]
+        first, *others = (np.size(W) for W in self.coefs_)
+        report.multiply_adds = 2 * inputs * first // X.shape[1] + 3 * sum(others)
         report.lap("prepare")
         log.info("%s.fit runs on %s (%s): %s", type(self).__name__, report.backend, report.device, reason)
 
@@ -210,6 +219,12 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
         incremental: bool,
     ) -> None:
         self._report.lap("checks")
+        work = (activations, deltas, coef_grads, intercept_grads)
+        if reason := overrides.of_the_loop():
+            self._refuse_what_is_only_here(reason)
+            self._begin(X, None, reason, None)
+            super()._fit_stochastic(X, y, sample_weight, *work, layer_units, incremental)
+            return
         resumes = self._before is not None and hasattr(self, "_optimizer")
         if resumes:
             self._random_state = self._before
@@ -227,17 +242,17 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
             held_out = (*held_out, self._label_binarizer.inverse_transform(y_val) if is_classifier(self) else y_val)
         listeners = Listeners(self, X, y, held_out is not None)
         batch_size = self._rows_of_a_batch(X.shape[0])
-        backend, reason = self._where(X, y, weight)
+        backend, reason = self._where(X, y, weight, layer_units)
         # With a backend on a GPU, what is done here is in the order of its own work.
         with nullcontext() if backend is None else backend.ordered():
             steps: BackendSteps | ReferenceSteps
             if backend is None:
-                steps = ReferenceSteps(self, X, y, weight, batch_size)
+                steps = ReferenceSteps(self, X, y, weight, batch_size, work)
                 self._begin(X, None, reason, None)
             else:
                 steps = BackendSteps(self, X, y, weight, batch_size, backend)
                 self._begin(X, backend, reason, steps.plan)
-            self._train(steps, (X, y, weight, batch_size), held_out, listeners, resumes, incremental)
+            self._train(steps, (X, y, weight, batch_size, work), held_out, listeners, resumes, incremental)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         self._report.lap("validation")
@@ -245,7 +260,7 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
     def _train(
         self,
         steps: BackendSteps | ReferenceSteps,
-        data: tuple[Any, Any, Any, int],
+        data: tuple[Any, Any, Any, int, Any],
         held_out: tuple[Any, Any, Any, Any] | None,
         listeners: Listeners,
         resumes: bool,
@@ -261,10 +276,8 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
             self.n_iter_ = 0
             for _ in range(self.max_iter):
                 listeners.epoch_begins(steps)
-                if self.shuffle:  # what sklearn.utils.shuffle does, which checks more than it shuffles
-                    places = np.arange(n_samples, dtype=np.int32)
-                    self._random_state.shuffle(places)
-                    order = order[places]
+                if self.shuffle:
+                    order = overrides.shuffled(order, self._random_state)
                 taken = order if self.shuffle else None
                 try:
                     self.loss_ = steps.epoch(taken)
@@ -303,7 +316,7 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
         if self.optimizer is not None:
             return networks.RuleOptimizer(parameters, networks.given_rule(self))
         if self.solver == "sgd":
-            return SGDOptimizer(
+            return perceptron.SGDOptimizer(
                 parameters,
                 self.learning_rate_init,
                 self.learning_rate,
@@ -311,7 +324,7 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
                 self.nesterovs_momentum,
                 self.power_t,
             )
-        return AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
+        return perceptron.AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
     def _rows_of_a_batch(self, n_samples: int) -> int:
         if self.batch_size == "auto":
@@ -355,7 +368,7 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *work: Any) -> None:
         self._report.lap("checks")
-        backend, reason = self._where(X, y, sample_weight)
+        backend, reason = self._where(X, y, sample_weight, work[-1])
         self._objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
         self._begin(X, backend, reason, None)
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.neural_network._base import ACTIVATIONS, LOSS_FUNCTIONS
+from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
 
 from bpgpu.activations import IDENTITY, SOFTMAX, Activation, get_activation, layer_activations, unchecked
@@ -97,13 +97,24 @@ def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> D
 def only_here(estimator: Any) -> list[str]:
     """Return the parameters whose values scikit-learn cannot train with."""
     found = {
-        "activation": not isinstance(estimator.activation, str) or estimator.activation not in ACTIVATIONS,
+        "activation": not isinstance(estimator.activation, str) or estimator.activation not in perceptron.ACTIVATIONS,
         "dropout": estimator.dropout > 0,
         "optimizer": estimator.optimizer is not None,
-        "loss": not isinstance(estimator.loss, str) or estimator.loss not in LOSS_FUNCTIONS,
+        "loss": is_own_loss(estimator),
         "label_smoothing": smoothing(estimator) > 0,
     }
     return [name for name, used in found.items() if used]
+
+
+def is_own_loss(estimator: Any) -> bool:
+    """Return whether the loss is one that scikit-learn lacks."""
+    return isinstance(estimator.loss, Cost) or estimator.loss in LOSSES
+
+
+def are_distributions(y: Any) -> bool:
+    """Return whether the targets of a row sum to 1, as softmax is computed with its cross-entropy."""
+    sums = y.sum(axis=1)
+    return bool((sums == 1).all() if y.dtype == bool else (abs(sums - 1) <= 4 * np.finfo(sums.dtype).eps).all())
 
 
 def smoothing(estimator: Any) -> float:
@@ -112,11 +123,11 @@ def smoothing(estimator: Any) -> float:
 
 
 def targets(estimator: Any, y: Any, dtype: np.dtype[Any]) -> Array:
-    """Return targets as the backends take them: labels of classes that exclude each other, floats else."""
+    """Return targets as the backends take them: labels if each row is one class, floats else."""
     part, softmax = smoothing(estimator), estimator.out_activation_ == "softmax"
     if part:
         y = np.asarray(y, dtype) * (1 - part) + part / (y.shape[1] if softmax else 2)
-    elif softmax:
+    elif softmax and y.dtype == bool:
         return np.ascontiguousarray(y.argmax(axis=1), np.int32)
     return np.ascontiguousarray(y, dtype)
 
@@ -125,9 +136,9 @@ def loss(estimator: Any, y: Any, a: Array, weight: Array | None) -> float:
     """Return the loss of outputs without the penalty, as scikit-learn computes its own."""
     if smoothing(estimator):
         y = targets(estimator, y, a.dtype)
-    name = "binary_log_loss" if estimator.out_activation_ == "logistic" else estimator.loss
-    if name in LOSS_FUNCTIONS:
-        return float(LOSS_FUNCTIONS[name](y, a, weight))
+    if not is_own_loss(estimator):
+        binary = estimator.loss == "log_loss" and estimator.out_activation_ == "logistic"
+        return float(perceptron.LOSS_FUNCTIONS["binary_log_loss" if binary else estimator.loss](y, a, weight))
     given = cost(estimator, a.shape[1])
     values = formulas.numpy_function(given.value, a.dtype)(None, a, y.astype(a.dtype))
     rows = values.mean(axis=1) if given.reduction == "mean" else values.sum(axis=1)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.metrics import get_scorer
-from sklearn.model_selection import train_test_split
-from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -18,7 +17,7 @@ from sklearn.utils.validation import (
 )
 
 
-class ValidationMixin(BaseMultilayerPerceptron):
+class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     """Data to validate on: those that `fit` got, or a part of X."""
 
     _given_validation: Any
@@ -37,7 +36,7 @@ class ValidationMixin(BaseMultilayerPerceptron):
             else:
                 random_state = copy.deepcopy(self._split_state)
         arrays = (X, y) if weight is None else (X, y, weight)
-        parts = train_test_split(
+        parts = perceptron.train_test_split(
             *arrays,
             random_state=random_state,
             test_size=self.validation_fraction,
