@@ -127,7 +127,7 @@ def test_a_fitted_model_is_plain_numpy():
     file.seek(0)
     for again in (pickle.loads(content), joblib.load(file), copy.deepcopy(mine)):
         assert (again.predict_proba(X) == mine.predict_proba(X)).all()
-        assert again.fit_report_ == mine.fit_report_
+        assert not hasattr(again, "fit_report_")
 
 
 def test_unpickles_where_the_backend_is_not():

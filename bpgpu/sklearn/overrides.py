@@ -75,6 +75,8 @@ def _obstacles(estimator: Any, X: Any, y: Any, layer_units: Sequence[int]) -> It
         names = (*names, AFTER_AN_EPOCH)
     for name in _replaced(estimator, names, METHODS_IN):
         yield _not_original(f"{type(estimator).__name__}.{name}")
+    if lbfgs and not _is_original(perceptron.BaseMultilayerPerceptron._loss_grad_lbfgs, "_loss_grad_lbfgs", METHODS_IN):
+        yield _not_original("_loss_grad_lbfgs")
     for name in READ:
         if hasattr(type(estimator), name):
             yield f"{type(estimator).__name__}.{name} is an attribute of the class"
@@ -129,7 +131,10 @@ def _strange_network(estimator: Any, X: Any, y: Any, layer_units: Sequence[int],
         yield "the layers are not those of hidden_layer_sizes"
     if not all(array.flags.writeable for array in arrays):
         yield "coefs_ or intercepts_ are read-only"
-    if any(np.may_share_memory(*pair) for pair in combinations(arrays, 2)):
+    if len({id(array) for array in arrays}) < len(arrays) or (
+        any(array.base is not None for array in arrays)
+        and any(np.may_share_memory(*pair) for pair in combinations(arrays, 2))
+    ):
         yield "coefs_ and intercepts_ share memory"
 
 
@@ -153,10 +158,10 @@ def _strange_optimizer(estimator: Any) -> Iterator[str]:
 
 
 def _replaced(owner: Any, names: Iterable[str], places: tuple[str, ...]) -> Iterator[str]:
-    """Yield the methods that the object, or a class of it, has from elsewhere."""
-    own, classes = vars(owner), type(owner).__mro__
+    """Yield the methods that the object has from elsewhere."""
+    own, kind = vars(owner), type(owner)
     for name in names:
-        if name in own or not all(_is_original(vars(c)[name], name, places) for c in classes if name in vars(c)):
+        if name in own or not _is_original(getattr(kind, name), name, places):
             yield name
 
 
