@@ -4,18 +4,20 @@ from typing import Any
 
 import numpy as np
 
+from bpgpu.sklearn import parameters
+
 
 def options(estimator: Any, incremental: bool) -> None:
     """Check that parameters that scikit-learn lacks go with the others."""
     if estimator.solver == "lbfgs":
         for name, given in (
-            ("dropout", estimator.dropout > 0),
-            ("optimizer", estimator.optimizer is not None),
-            ("callbacks", bool(estimator.callbacks)),
+            ("dropout", parameters.value(estimator, "dropout") > 0),
+            ("optimizer", parameters.value(estimator, "optimizer") is not None),
+            ("callbacks", bool(parameters.value(estimator, "callbacks"))),
         ):
             if given:
                 raise ValueError(f"{name} needs a stochastic solver, got solver='lbfgs'")
-    if incremental and getattr(estimator, "class_weight", None) == "balanced":
+    if incremental and parameters.value(estimator, "class_weight") == "balanced":
         raise ValueError(
             "class_weight='balanced' is not supported for partial_fit, which does not see all samples; compute "
             "the weights with sklearn.utils.class_weight.compute_class_weight and pass them as a dict"

@@ -13,6 +13,7 @@ from scipy.sparse import issparse
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import _multilayer_perceptron as perceptron
+from sklearn.utils._param_validation import validate_parameter_constraints
 
 from bpgpu.activations import get_activation
 from bpgpu.backends import get_backend, why_auto
@@ -24,6 +25,7 @@ from bpgpu.plan import Plan
 from bpgpu.sklearn import checks, networks, overrides, weights
 from bpgpu.sklearn.habits import StateMixin, warn
 from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners
+from bpgpu.sklearn.parameters import constraints, value
 from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
 from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps, in_given_arrays
@@ -75,6 +77,9 @@ class BackendMixin(
     _by_class: Any = None
     _objective: Objective | None = None
 
+    def _validate_params(self) -> None:
+        validate_parameter_constraints(constraints(self), self.get_params(deep=False), type(self).__name__)
+
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(
         self,
@@ -116,7 +121,7 @@ class BackendMixin(
         self._report = FitReport()
         self._before = getattr(self, "_random_state", None) if self.warm_start == "resume" else None
         try:
-            with limited(self.n_threads):
+            with limited(value(self, "n_threads")):
                 super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
             self._keep_report(self._report)
         finally:
@@ -132,7 +137,8 @@ class BackendMixin(
             self._by_class = weights.by_class(self, y)
         else:
             checks.numeric(y)
-        return X if self.dtype is None else X.astype(self.dtype, copy=False), y
+        dtype = value(self, "dtype")
+        return X if dtype is None else X.astype(dtype, copy=False), y
 
     def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Any, Any]:
         """Let scikit-learn draw the next layer's weights by its own activation, the output's by the last hidden one."""
@@ -150,7 +156,8 @@ class BackendMixin(
 
     def _where(self, X: Any, y: Any, weight: Any, layer_units: Any) -> tuple[Backend | None, str]:
         """Return the backend that trains, and why; None where scikit-learn has to."""
-        backend, reason = automatic() if self.backend == "auto" else (get_backend(self.backend), "asked for by name")
+        chosen = value(self, "backend")
+        backend, reason = automatic() if chosen == "auto" else (get_backend(chosen), "asked for by name")
         obstacle = overrides.obstacle(self, X, y, layer_units)
         if obstacle:
             pass
@@ -213,7 +220,7 @@ class BackendMixin(
             self._random_state = self._before
         if not (incremental or resumes) or not hasattr(self, "_optimizer"):
             self._optimizer = self._new_optimizer()
-            if self.dropout:  # drawn from a copy, so that dropout leaves the order of the samples alone
+            if value(self, "dropout"):  # drawn from a copy, so that dropout leaves the order of the samples alone
                 self._dropout_seed = int(copy.deepcopy(self._random_state).randint(2**31))
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -296,7 +303,7 @@ class BackendMixin(
 
     def _new_optimizer(self) -> Any:
         parameters = self.coefs_ + self.intercepts_
-        if self.optimizer is not None:
+        if value(self, "optimizer") is not None:
             return networks.RuleOptimizer(parameters, networks.given_rule(self))
         if self.solver == "sgd":
             return perceptron.SGDOptimizer(

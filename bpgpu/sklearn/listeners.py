@@ -7,7 +7,7 @@ from bpgpu.backends import get_backend
 from bpgpu.callbacks import Callback, ProgressBar
 from bpgpu.network import MLP
 from bpgpu.plan import Architecture
-from bpgpu.sklearn import networks
+from bpgpu.sklearn import networks, parameters
 from bpgpu.sklearn.steps import BackendSteps, ReferenceSteps, flatten
 from bpgpu.training import History, Training
 
@@ -34,7 +34,9 @@ class Listeners:
 
     def __init__(self, estimator: Any, X: Any, y: Any, has_validation: bool) -> None:
         self.estimator, self.X, self.y = estimator, X, y
-        self.bpgpus: list[Callback] = [*(estimator.callbacks or ()), *([ProgressBar()] if estimator.progress else [])]
+        self.bpgpus: list[Callback] = [*(parameters.value(estimator, "callbacks") or ())]
+        if parameters.value(estimator, "progress"):
+            self.bpgpus.append(ProgressBar())
         for callback in self.bpgpus:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callback!r}")

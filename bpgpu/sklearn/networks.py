@@ -15,6 +15,7 @@ from bpgpu.costs import BINARY_CROSS_ENTROPY, COSTS, CROSS_ENTROPY, Cost
 from bpgpu.kernels import formulas
 from bpgpu.optimizers import SGD, Adam, Optimizer, get_optimizer
 from bpgpu.plan import Architecture, Data
+from bpgpu.sklearn import parameters
 
 Array = np.ndarray[Any, Any]
 
@@ -49,7 +50,7 @@ def cost(estimator: Any, outputs: int) -> Cost:
             return COSTS["half_squared_error"]
         value, gradient = "0.5 * (y - a) ** 2", "a - y"
     else:
-        numbers = {"d": repr(float(estimator.huber_delta)), "q": repr(float(estimator.quantile))}
+        numbers = {"d": repr(float(parameters.value(estimator, "huber_delta"))), "q": repr(float(parameters.value(estimator, "quantile")))}
         value, gradient = (formula.format(**numbers) for formula in LOSSES[loss])
     if outputs > 1:
         value = f"({value}) / {outputs}"
@@ -78,7 +79,7 @@ def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
         cost=loss,
         bias=True,
         l2=float(estimator.alpha),
-        dropout=float(estimator.dropout),
+        dropout=float(parameters.value(estimator, "dropout")),
         dtype=dtype,
         seed=getattr(estimator, "_dropout_seed", 0),
         by_weight=True,
@@ -98,8 +99,8 @@ def only_here(estimator: Any) -> list[str]:
     """Return the parameters whose values scikit-learn cannot train with."""
     found = {
         "activation": not isinstance(estimator.activation, str) or estimator.activation not in perceptron.ACTIVATIONS,
-        "dropout": estimator.dropout > 0,
-        "optimizer": estimator.optimizer is not None,
+        "dropout": parameters.value(estimator, "dropout") > 0,
+        "optimizer": parameters.value(estimator, "optimizer") is not None,
         "loss": is_own_loss(estimator),
         "label_smoothing": smoothing(estimator) > 0,
     }
@@ -119,7 +120,7 @@ def are_distributions(y: Any) -> bool:
 
 def smoothing(estimator: Any) -> float:
     """Return how much of a label's probability goes to all labels alike."""
-    return float(getattr(estimator, "label_smoothing", 0.0))
+    return float(parameters.value(estimator, "label_smoothing") or 0.0)
 
 
 def targets(estimator: Any, y: Any, dtype: np.dtype[Any]) -> Array:
@@ -187,9 +188,10 @@ class RuleOptimizer(BaseOptimizer):
 
 def given_rule(estimator: Any) -> Optimizer:
     """Return the rule that the parameter `optimizer` names, at scikit-learn's learning rate, or is."""
-    if isinstance(estimator.optimizer, Optimizer):
-        return estimator.optimizer
-    return dataclasses.replace(get_optimizer(estimator.optimizer), learning_rate=float(estimator.learning_rate_init))
+    chosen = parameters.value(estimator, "optimizer")
+    if isinstance(chosen, Optimizer):
+        return chosen
+    return dataclasses.replace(get_optimizer(chosen), learning_rate=float(estimator.learning_rate_init))
 
 
 def rule(optimizer: Any) -> Optimizer:

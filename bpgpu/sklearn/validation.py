@@ -16,6 +16,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from bpgpu.sklearn import parameters
+
 
 class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     """Data to validate on: those that `fit` got, or a part of X."""
@@ -69,11 +71,12 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the score that early stopping goes by."""
-        if self.scoring is None:
+        scoring = parameters.value(self, "scoring")
+        if scoring is None:
             return float(super()._score(X, y, sample_weight))
-        if self.scoring == "loss":
+        if scoring == "loss":
             return float(-self.validation_loss_curve_[-1])
-        scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
+        scorer = get_scorer(scoring) if isinstance(scoring, str) else scoring
         given = {} if sample_weight is None else {"sample_weight": sample_weight}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X does not have valid feature names")  # inside, X is an array
