@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from bpgpu import onnx_export
 from bpgpu.activations import Activation, get_activation
 from bpgpu.backends.base import Backend
-from bpgpu.costs import Cost
+from bpgpu.costs import BINARY_CROSS_ENTROPY, Cost
 from bpgpu.network import MLP
 from bpgpu.sklearn import networks, parameters
 
@@ -157,10 +157,15 @@ def network(kind: type[MLP], estimator: Any, backend: str | Backend) -> Any:
         estimator = own.from_sklearn(estimator)
     found = networks.architecture(estimator, np.result_type(*estimator.coefs_, *estimator.intercepts_))
     # Of one output: its value and its gradient agree, and the sum over the outputs is what scikit-learn descends along.
-    costs = {"identity": lambda: networks.cost(estimator, 1), "exp": lambda: POISSON}
+    costs = {
+        "identity": lambda: networks.cost(estimator, 1),
+        "exp": lambda: POISSON,
+        "logistic": lambda: BINARY_CROSS_ENTROPY,
+    }
+    own = {networks.EXP: EXP, networks.LOGISTIC: get_activation("logistic")}
     net = kind(
         found.sizes,
-        [EXP if activation == networks.EXP else activation for activation in found.activations],
+        [own.get(activation, activation) for activation in found.activations],
         costs.get(estimator.out_activation_, lambda: found.cost)(),
         l2=found.l2,
         dropout=found.dropout,

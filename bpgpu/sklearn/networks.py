@@ -1,6 +1,7 @@
 """What a scikit-learn estimator is to bpgpu: its network, with its losses as costs, and its rule."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
 from bpgpu.activations import IDENTITY, SOFTMAX, Activation, get_activation, layer_activations, unchecked
 from bpgpu.backends import get_backend
 from bpgpu.checks import compressed_rows
-from bpgpu.costs import BINARY_CROSS_ENTROPY, COSTS, CROSS_ENTROPY, Cost
+from bpgpu.costs import COSTS, CROSS_ENTROPY, Cost
 from bpgpu.kernels import formulas
 from bpgpu.optimizers import SGD, Adam, Optimizer, get_optimizer
 from bpgpu.plan import Architecture, Data
@@ -24,6 +25,8 @@ EXP = unchecked(Activation, name="exp", value="exp(z)", derivative="1")
 POISSON = unchecked(
     Cost, name="poisson", value="where(y == 0, 0, y * log(y / a)) - y + a", gradient="a - y", reduction="sum"
 )
+# The same of the log-loss.
+LOGISTIC = unchecked(Activation, name="logistic", value=get_activation("logistic").value, derivative="1")
 # Losses of a regression beside scikit-learn's, for one output; q is the quantile, d the delta of Huber's.
 LOSSES = {
     "absolute_error": ("abs(a - y)", "where(a > y, 1, where(a < y, -1, 0))"),
@@ -50,7 +53,8 @@ def cost(estimator: Any, outputs: int) -> Cost:
             return COSTS["half_squared_error"]
         value, gradient = "0.5 * (y - a) ** 2", "a - y"
     else:
-        numbers = {"d": repr(float(parameters.value(estimator, "huber_delta"))), "q": repr(float(parameters.value(estimator, "quantile")))}
+        chosen = {"d": parameters.value(estimator, "huber_delta"), "q": parameters.value(estimator, "quantile")}
+        numbers = {name: repr(float(number)) for name, number in chosen.items()}
         value, gradient = (formula.format(**numbers) for formula in LOSSES[loss])
     if outputs > 1:
         value = f"({value}) / {outputs}"
@@ -65,14 +69,16 @@ def hidden(estimator: Any) -> tuple[Activation, ...]:
 def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
     """Return the network of an estimator that scikit-learn has initialised."""
     sizes = [len(estimator.coefs_[0]), *map(len, estimator.intercepts_)]
+    largest = math.inf
     if estimator.out_activation_ == "identity":
         output, loss = IDENTITY, cost(estimator, sizes[-1])
+    elif estimator.out_activation_ == "exp":
+        output, loss = EXP, POISSON
+    elif estimator.out_activation_ == "logistic":
+        output, loss = LOGISTIC, log_loss(dtype)
     else:
-        output, loss = {
-            "softmax": (SOFTMAX, CROSS_ENTROPY),
-            "logistic": (get_activation("sigmoid"), BINARY_CROSS_ENTROPY),
-            "exp": (EXP, POISSON),
-        }[estimator.out_activation_]
+        output, loss = SOFTMAX, CROSS_ENTROPY
+        largest = -math.log(np.finfo(dtype).eps)
     return Architecture(
         sizes=tuple(sizes),
         activations=(*hidden(estimator), output),
@@ -83,7 +89,18 @@ def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
         dtype=dtype,
         seed=getattr(estimator, "_dropout_seed", 0),
         by_weight=True,
+        largest_cost=largest,
     )
+
+
+def log_loss(dtype: np.dtype[Any]) -> Cost:
+    """Return scikit-learn's log-loss of logistic outputs, which takes no probability for less than eps.
+
+    With softmax, where one class of a row is right, that is a largest cost of a row.
+    """
+    eps = repr(float(np.finfo(dtype).eps))
+    value = f"-(y * log(max(a, {eps})) + (1 - y) * log(max(1 - a, {eps})))"
+    return unchecked(Cost, name="log_loss", value=value, gradient="a - y", reduction="sum")
 
 
 def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> Data:
