@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from bpgpu.activations import ACTIVATIONS
+from bpgpu.activations import ACTIVATIONS, SOFTMAX
 from bpgpu.costs import COSTS, output_formulas
 
 FILE = "numba_cuda"  # in a row, where the CUDA C++ kernels have the file they are in
@@ -64,10 +64,9 @@ def jobs(architectures: tuple[str, ...], ends: tuple[str, ...], longest: tuple[s
         wanted, seen = numba_cuda.formulas_of(kernel), set()
         for sigma, cost in pairs:
             value, delta = output_formulas(sigma, cost)
+            table = {"sigma": sigma.value, "sigma_prime": sigma.derivative, "cost_value": value, "cost_delta": delta}
             if "cost_gradient" in wanted:
-                value = cost.value
-            table = {"sigma": sigma.value, "sigma_prime": sigma.derivative, "cost_gradient": cost.gradient}
-            table |= {"cost_value": value, "cost_delta": delta}
+                table["cost_value"], table["cost_gradient"] = output_formulas(SOFTMAX, cost)
             expressions = {name: table[name] for name in wanted}
             if tuple(expressions.values()) in seen:
                 continue

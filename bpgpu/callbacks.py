@@ -1,14 +1,16 @@
 """Callbacks: what a user hangs on the training loop."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpgpu import checks
 from bpgpu.checks import not_negative, positive
-from bpgpu.errors import unknown_name
+from bpgpu.errors import shown, unknown_name
 
 if TYPE_CHECKING:
     from bpgpu.training import Training
@@ -94,9 +96,9 @@ class EarlyStopping(_Monitor):
         restore_best: bool = True,
     ) -> None:
         super().__init__(monitor)
+        self.restore_best = checks.flag("restore_best", restore_best)
         self.patience = checks.integer("patience", patience, 1)
         self.min_delta = not_negative("min_delta", min_delta)
-        self.restore_best = restore_best
         self.best_epoch = 0
 
     def on_train_begin(self, training: "Training") -> None:
@@ -131,14 +133,20 @@ class Checkpoint(_Monitor):
     Parameters
     ----------
     path : path-like
-        ``{epoch}`` in it stands for the epoch, counted from 1 over the life of the network.
+        ``{epoch}`` in its name stands for the epoch, counted from 1 over the life of the network.
     monitor : {"validation_loss", "loss"}, optional
         Save only when this loss has improved.
     """
 
     def __init__(self, path: str | PathLike[str], *, monitor: str | None = None) -> None:
-        super().__init__(monitor or "loss")
+        super().__init__("loss" if monitor is None else monitor)
+        if not isinstance(path, str | PathLike):
+            raise TypeError(f"path must be a path, got {path!r}")
         self.path = Path(path)
+        if "{epoch}" in str(self.path.parent) or re.search(r"\{\w+[:}]", self.path.name.replace("{epoch}", "")):
+            raise ValueError(
+                f"path must have no placeholder but {{epoch}}, and that in the name of the file only, got {str(path)!r}"
+            )
         self.every_epoch = monitor is None
 
     def check(self, training: "Training", *, has_validation: bool) -> None:
@@ -146,6 +154,8 @@ class Checkpoint(_Monitor):
             super().check(training, has_validation=has_validation)
         if not self.path.parent.is_dir():
             raise ValueError(f"the folder of the Checkpoint {self.path} must exist; make it first")
+        if self.path.is_dir():
+            raise ValueError(f"the path of the Checkpoint must be that of a file, but {self.path} is a folder")
 
     def on_epoch_end(self, training: "Training") -> None:
         if self.improved(training) or self.every_epoch:
@@ -160,14 +170,36 @@ class LearningRateSchedule(Callback):
     ----------
     schedule : function
         Takes the epochs finished in this fit and the history, returns the learning rate of the next epoch.
+
+    Raises
+    ------
+    TypeError
+        If the schedule does not take these two.
     """
 
     def __init__(self, schedule: Callable[[int, Any], float]) -> None:
-        self.schedule = schedule
+        hint = "; a schedule by step, such as bpgpu.StepDecay, is the learning_rate of an optimizer"
+        self.schedule = checks.function("schedule", schedule, ["the epoch", "the history"], hint)
+
+    def check(self, training: "Training", *, has_validation: bool) -> None:
+        if callable(training.optimizer.learning_rate):
+            raise ValueError(
+                "LearningRateSchedule would override the optimizer's own schedule, "
+                f"{training.optimizer.learning_rate!r}; pass one of the two"
+            )
 
     def on_epoch_begin(self, training: "Training") -> None:
         rate = self.schedule(training.epoch, training.history)
         training.learning_rate = positive("learning_rate", rate, f" from its schedule at epoch {training.epoch}")
+
+
+def checked(callbacks: Any) -> Sequence[Callback]:
+    """Return `callbacks`, or raise if they are no sequence of callbacks, or if one would override another."""
+    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {shown(callbacks)}")
+    if sum(isinstance(callback, LearningRateSchedule) for callback in callbacks) > 1:
+        raise ValueError("callbacks must have one LearningRateSchedule at most: the last would override the others")
+    return callbacks
 
 
 class ProgressBar(Callback):
@@ -205,7 +237,9 @@ class ProgressBar(Callback):
         if history.validation_loss:
             numbers += f"  validation {history.validation_loss[-1]:.4g}"
         numbers += f"  {training.samples / max(history.seconds[-1], 1e-9):,.0f} samples/s"
-        self._progress.update(self._task, completed=training.epoch, numbers=numbers)
+        with suppress(OSError):  # the terminal was closed, which must not cost the training
+            self._progress.update(self._task, completed=training.epoch, numbers=numbers)
 
     def on_train_end(self, training: "Training") -> None:
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()

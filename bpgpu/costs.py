@@ -93,16 +93,17 @@ def get_cost(cost: str | Cost) -> Cost:
 
 
 def output_formulas(activation: Activation, cost: Cost) -> tuple[str, str]:
-    """Return what an elementwise output layer computes: expressions in z, a and y for the cost and for dC/dz.
+    """Return what an output layer computes: expressions in z, a and y for the cost and for dC/dz.
 
     Of one output of one sample, before weights and reduction. For the pairs of `formulas.PAIRS` they are written from
-    z, so that they stay exact where a is rounded to 0 or 1; any other pair is the chain rule itself.
+    z, so that they stay exact where a is rounded to 0 or 1; any other pair is the chain rule itself. Behind softmax the
+    second is dC/da, and z stands for 1 - a.
     """
     names = (activation.name, cost.name)
     if names in formulas.PAIRS and activation == ACTIVATIONS.get(names[0]) and cost == COSTS.get(names[1]):
         value, delta = formulas.PAIRS[names]
         return value, delta
-    if activation.derivative == "1":
+    if activation.rowwise or activation.derivative == "1":
         return cost.value, cost.gradient
     return cost.value, f"({cost.gradient}) * ({activation.derivative})"
 

@@ -125,9 +125,8 @@ class MLP:
         )
         net = self.architecture
         output = net.activations[-1]
-        if not output.rowwise:
-            for formula in output_formulas(output, net.cost):
-                names_used(formula)  # together they may be longer than a formula may be
+        for formula in output_formulas(output, net.cost):
+            names_used(formula)  # together they may be longer than a formula may be
         if leaves_domain(output, net.cost):
             warnings.warn(
                 f"cost {net.cost.name!r} is defined for outputs in [0, 1], but {output.name!r} also gives others, "
@@ -138,6 +137,7 @@ class MLP:
         masks = checks.connectivity(connectivity, net.sizes, net.dtype)
         biases: Sequence[Array | None]
         if isinstance(init, str):
+            checks.within_memory(f"the {net.n_parameters:,} initial parameters of sizes", 8 * net.n_parameters)
             weights = initial_weights(init, net.seed, net.sizes, net.activations)
             biases = [np.zeros(n) if net.bias else None for n in net.sizes[1:]]
         else:
@@ -212,8 +212,11 @@ class MLP:
         return self.backend.hand_back(out, X)
 
     @_ordered
-    def loss(self, X: Array, y: Array, sample_weight: Array | None = None) -> float:
+    def loss(self, X: Array, y: Array, sample_weight: Array | None = None, *, penalty: bool = True) -> float:
         """Return C: the weighted mean of the samples' costs plus the penalty, without dropout.
+
+        The penalty is that of X as one batch, so it depends on the number of rows. Without it, losses of different data
+        are comparable with each other and with ``History.validation_loss``.
 
         Parameters
         ----------
@@ -222,6 +225,8 @@ class MLP:
             Targets; of one dimension, the labels 0 ... n_L - 1, or the targets of a single output.
         sample_weight : array, shape (n,), optional
             0 or more, not all 0.
+        penalty : bool
+            Whether the penalty is added.
 
         Returns
         -------
@@ -232,8 +237,9 @@ class MLP:
         ValueError, TypeError
             If an array is not as described or not finite.
         """
+        penalty = checks.flag("penalty", penalty)
         data = self._data(X, y, sample_weight)
-        return self._loss(data, self._inference(data))
+        return self._loss(data, self._inference(data), penalty=penalty)
 
     @_ordered
     def backprop(
@@ -259,13 +265,14 @@ class MLP:
         ValueError, TypeError
             If an array is not as described or not finite.
         """
-        step = checks.integer("step", step, 0, 2**32 - 1)
+        step = checks.integer("step", step, 0, checks.MAX_COUNT)
+        epoch = checks.integer("epoch", self.epoch, 0, checks.MAX_COUNT)
         data = self._data(X, y, sample_weight)
         plan = Plan(self.architecture, len(data), self.backend, masks=self.masks, nonzeros=data.nonzeros).allocate()
         batch = plan.batch(len(data))
         self.backend.load_batch(batch, self.backend.place(data, plan), slice(None))
         with np.errstate(all="ignore"):  # what is not finite shows in the result
-            C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=self.epoch, step=step)
+            C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=epoch, step=step)
         return C, list(zip(plan.dW, plan.db, strict=True))
 
     @_ordered
@@ -300,7 +307,7 @@ class MLP:
         batch_size : int
             At least 1; more than n means n.
         validation_data : tuple (X, y) or (X, y, sample_weight), optional
-            Its cost is computed after each epoch.
+            Its loss, without the penalty, is computed after each epoch.
         sample_weight : array, shape (n,), optional
         shuffle : bool
             Whether each epoch takes the samples in a new order, from ``numpy.random.default_rng([seed, 1, epoch])``.
@@ -315,7 +322,8 @@ class MLP:
         Raises
         ------
         ValueError, TypeError
-            If an argument is not as described; the network is unchanged.
+            If an argument is not as described; the network is unchanged. If a schedule gives a wrong learning rate, or
+            raises, in a later epoch: the network is as the last finished epoch left it.
         NonFiniteError
             If a cost or gradient is not finite; the weights are those of the last finite epoch.
         """
@@ -499,7 +507,7 @@ class MLP:
         plan = Plan(inference, min(len(data), CHUNK), self.backend, nonzeros=data.nonzeros)
         return plan.within_memory().allocate()
 
-    def _loss(self, data: Data, plan: Plan) -> float:
+    def _loss(self, data: Data, plan: Plan, *, penalty: bool) -> float:
         total_cost = total_weight = 0.0
         for rows in _chunks(len(data), plan.batch_size):
             batch = plan.batch(rows.stop - rows.start)
@@ -509,7 +517,8 @@ class MLP:
             total_cost += batch_weight * cost
             total_weight += batch_weight
         net = self.architecture
-        return total_cost / total_weight + self.backend.penalty(self.parameters[: net.n_weights], net.l2 / len(data))
+        decay = net.l2 / len(data) if penalty else 0.0
+        return total_cost / total_weight + self.backend.penalty(self.parameters[: net.n_weights], decay)
 
     def _input(self, X: Array, name: str = "X") -> Array:
         net = self.architecture

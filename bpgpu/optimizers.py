@@ -13,20 +13,20 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from bpgpu.checks import fraction, integer, not_negative, positive
+from bpgpu.checks import MAX_STEPS, flag, fraction, function, integer, not_negative, positive
 from bpgpu.errors import lookup
 
 Schedule = Callable[[int], float]
 
 
-def _check(rule: Any, check: Callable[[str, Any], float], *names: str) -> None:
+def _check(rule: Any, check: Callable[[str, Any], Any], *names: str) -> None:
     """Check fields of a frozen dataclass; a NumPy scalar becomes Python's, which does not change an array's dtype."""
     for name in names:
         object.__setattr__(rule, name, check(name, getattr(rule, name)))
 
 
 def _at_least_one(name: str, value: Any) -> int:
-    return integer(name, value, 1)
+    return integer(name, value, 1, MAX_STEPS)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Optimizer:
     Raises
     ------
     ValueError, TypeError
-        If a number is out of range, with its name.
+        If a number is out of range, with its name, or a schedule does not take a step.
     """
 
     learning_rate: float | Schedule = 1e-2
@@ -51,7 +51,9 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.learning_rate):
+        if callable(self.learning_rate):
+            function("learning_rate", self.learning_rate, ["the step"])
+        else:
             _check(self, positive, "learning_rate")
         if self.clip_norm is not None:
             _check(self, positive, "clip_norm")
@@ -114,6 +116,7 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self, fraction, "momentum")
+        _check(self, flag, "nesterov")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, got 0; pass momentum=0.9")
 
@@ -199,6 +202,7 @@ class Adam(Optimizer):
         super().__post_init__()
         _check(self, fraction, "beta1", "beta2")
         _check(self, positive, "epsilon")
+        _check(self, flag, "epsilon_hat")
 
     def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
         p -= eta * self._direction(g, state, t, xp)
@@ -292,6 +296,22 @@ class CosineDecay:
     """Linear warm-up to `initial` in `warmup` steps, then half a cosine down to `final` at step `steps`.
 
     Loshchilov and Hutter 2017, without restarts.
+
+    Parameters
+    ----------
+    initial : float
+        Above 0.
+    steps : int
+        At least 1; the warm-up is part of them.
+    final : float
+        Above 0, at most `initial`.
+    warmup : int
+        0 or more, less than `steps`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is not as described.
     """
 
     initial: float
@@ -302,7 +322,14 @@ class CosineDecay:
     def __post_init__(self) -> None:
         _check(self, positive, "initial", "final")
         _check(self, _at_least_one, "steps")
-        _check(self, lambda name, value: integer(name, value, 0), "warmup")
+        _check(self, lambda name, value: integer(name, value, 0, MAX_STEPS), "warmup")
+        if self.final > self.initial:
+            raise ValueError(
+                f"final must be at most initial, {self.initial:g}, got {self.final:g}; pass "
+                f"final={self.initial / 100:g} or a larger initial"
+            )
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup must be less than steps, {self.steps}, of which it is a part, got {self.warmup}")
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:

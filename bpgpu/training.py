@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpgpu import checks
-from bpgpu.callbacks import Callback, ProgressBar
-from bpgpu.errors import NonFiniteError
+from bpgpu.callbacks import Callback, ProgressBar, checked
+from bpgpu.errors import NonFiniteError, shown
 from bpgpu.optimizers import Optimizer, get_optimizer
 from bpgpu.plan import Data, Plan
 
@@ -26,9 +26,12 @@ class History:
     Attributes
     ----------
     loss : list of float
-        Mean of C over the batches of the epoch, each taken before its update, with dropout.
+        Mean of C over the batches of the epoch, each taken before its update, with dropout and the penalty: what
+        training descends.
     validation_loss : list of float
-        C of the validation data after the epoch; empty without them, NaN where Ctrl-C came in between.
+        ``net.loss(X, y, penalty=False)`` of the validation data after the epoch: without the penalty, which depends on
+        the number of rows, so it is the same however often the rows are repeated. Empty without validation data, NaN
+        where Ctrl-C came in between.
     learning_rate : list of float
         Of the first step of the epoch.
     seconds : list of float
@@ -93,12 +96,17 @@ def fit(
     """Train `net` on checked data; see `MLP.fit`."""
     rule = get_optimizer(optimizer)
     epochs = checks.integer("epochs", epochs, 1)
+    done = checks.integer("epoch", net.epoch, 0, checks.MAX_COUNT)
+    if epochs > checks.MAX_COUNT - done:
+        raise ValueError(
+            f"epochs must be at most {checks.MAX_COUNT - done}, got {shown(epochs)}: the network has trained for "
+            f"{done}, and counts no further than {checks.MAX_COUNT}"
+        )
     batch_size = min(checks.integer("batch_size", batch_size, 1), len(data))
     history = History()
     training = Training(net, rule, history, epochs, len(data))
-    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
-        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callbacks!r}")
-    listeners = [*callbacks, *([ProgressBar()] if progress else [])]
+    shuffle = checks.flag("shuffle", shuffle)
+    listeners = [*checked(callbacks), *([ProgressBar()] if checks.flag("progress", progress) else [])]
     for listener in listeners:
         listener.check(training, has_validation=validation is not None)
     plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks, data.nonzeros).allocate()
@@ -146,10 +154,12 @@ def _train_epoch(
     loss = net.backend.run_epoch(
         plan, data, order, parameters=net.parameters, learning_rates=learning_rates, epoch=net.epoch
     )
+    if not math.isfinite(loss):  # each cost was finite, but not their sum
+        raise NonFiniteError(net.epoch + 1, steps, len(net.architecture.activations), "cost")
     seconds, validation_loss = time.perf_counter() - start, math.nan
     try:
         if validation is not None:
-            validation_loss = net._loss(*validation)
+            validation_loss = net._loss(*validation, penalty=False)
     finally:  # the epoch is in the weights, also if its validation is interrupted
         net.epoch += 1
         history.loss.append(loss)

@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, tuple[str, str]] = {
         "0.5 * z * erfc(-0.7071067811865476 * z)",
         "0.5 * erfc(-0.7071067811865476 * z) + 0.3989422804014327 * z * exp(-0.5 * z * z)",
     ),
-    "silu": ("z * sigmoid(z)", "sigmoid(z) * (1 + z * (1 - sigmoid(z)))"),
+    "silu": ("z * sigmoid(z)", "sigmoid(z) * (1 + z * sigmoid(-z))"),
 }
 
 # Other names in use for rows of the tables.
@@ -54,19 +54,43 @@ COSTS: dict[str, tuple[str, str, str]] = {
     "squared_error": ("(y - a) ** 2", "2 * (a - y)", "sum"),
     "mean_squared_error": ("(y - a) ** 2", "2 * (a - y)", "mean"),
     "binary_cross_entropy": (
-        "-(y * log(max(a, 1e-30)) + (1 - y) * log(max(1 - a, 1e-30)))",
+        # log1p, for 1 - a would round a small a away; the number is log(1e-30).
+        "-(y * log(max(a, 1e-30)) + (1 - y) * max(log1p(-min(a, 1)), -69.07755278982137))",
         "where(1 - a > 1e-30, (1 - y) / max(1 - a, 1e-30), 0) - where(a > 1e-30, y / max(a, 1e-30), 0)",
         "sum",
     ),
     "cross_entropy": ("-y * log(max(a, 1e-30))", "where(a > 1e-30, -y / max(a, 1e-30), 0)", "sum"),
 }
 
-# (output activation, cost): (value, delta = dC/dz), where the pair is better written from z than as
-# gradient * derivative. With the sigmoid the quotient of the two would be 0/0 once a is rounded to 0 or 1.
-PAIRS: dict[tuple[str, str], tuple[str, str]] = {
-    ("sigmoid", "binary_cross_entropy"): ("softplus(z) - z * y", "a - y"),
-    ("sigmoid", "cross_entropy"): ("y * softplus(-z)", "y * (a - 1)"),
+# Output activations that come near a bound, where a - y and sigma' cancel: both written from z.
+_NEAR_BOUNDS: dict[str, tuple[str, str]] = {
+    "sigmoid": ("(1 - y) * a - y * sigmoid(-z)", "a * sigmoid(-z)"),
+    # a = sigmoid(2 z) - sigmoid(-2 z), and the two add up to 1.
+    "tanh": (
+        "where(abs(z) < 0.5, a - y, (1 - y) * sigmoid(2 * z) - (1 + y) * sigmoid(-2 * z))",
+        "4 * sigmoid(2 * z) * sigmoid(-2 * z)",
+    ),
+    "elu": ("where(z < -0.5, exp(min(z, 0)) - (1 + y), a - y)", "exp(min(z, 0))"),
 }
+
+# (output activation, cost): (value, delta = dC/dz), where the pair is better written from z than as
+# gradient * derivative: once a is rounded to 0 or 1, that is 0/0, or 0 where it should be small. For targets 0 and 1
+# all are exact to a few roundings of the result, however small it is.
+PAIRS: dict[tuple[str, str], tuple[str, str]] = {
+    ("sigmoid", "binary_cross_entropy"): (
+        "(1 - y) * max(z, 0) - y * min(z, 0) + log1p(exp(-abs(z)))",
+        "(1 - y) * a - y * sigmoid(-z)",
+    ),
+    ("sigmoid", "cross_entropy"): ("y * softplus(-z)", "-y * sigmoid(-z)"),
+}
+for _name, (_error, _slope) in _NEAR_BOUNDS.items():
+    PAIRS[_name, "half_squared_error"] = f"0.5 * ({_error}) ** 2", f"({_error}) * ({_slope})"
+    PAIRS[_name, "squared_error"] = f"({_error}) ** 2", f"2 * ({_error}) * ({_slope})"
+    PAIRS[_name, "mean_squared_error"] = PAIRS[_name, "squared_error"]
+# Behind softmax these are value and gradient dC/da, and z stands for 1 - a, which the kernels know exactly.
+PAIRS["softmax", "half_squared_error"] = "0.5 * ((1 - y) * a - y * z) ** 2", "(1 - y) * a - y * z"
+PAIRS["softmax", "squared_error"] = "((1 - y) * a - y * z) ** 2", "2 * ((1 - y) * a - y * z)"
+PAIRS["softmax", "mean_squared_error"] = PAIRS["softmax", "squared_error"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 
 from numba import njit
 
-from bpgpu.kernels.numba_cpu_math import exp
+from bpgpu.kernels.numba_cpu_math import exp, select
 from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, matrix
 
 
@@ -24,6 +24,24 @@ def exponentials(z, b, a, largest):
     flat = matrix(address(a), 1, a.size, a)[0]
     for i in range(flat.size):
         flat[i] = exp(flat[i])
+
+
+@njit(**SUMS)
+def small_and_ones(x):
+    """Return the sum of what is not 1, and how many are."""
+    T = x.dtype.type
+    small, ones = T(0), T(0)
+    for j in range(x.size):
+        small += select(x[j] == T(1), T(0), x[j])
+        ones += select(x[j] == T(1), T(1), T(0))
+    return small, ones
+
+
+@njit(**EXACT)
+def sum_of_others(x):
+    """Return the sum of a row of `exponentials` without the largest, 1: so no small one is lost beside it."""
+    small, ones = small_and_ones(x)
+    return small + (ones - x.dtype.type(1))  # in this order, which is why it is not in the function above
 
 
 @njit(**SUMS)
@@ -49,7 +67,7 @@ def softmax(z, b, a):
     """Compute z + b into z and its softmax into a, row by row."""
     exponentials(z, b, a, b[:0])
     for i in range(z.shape[0]):
-        inverse = z.dtype.type(1) / total(a[i])
+        inverse = z.dtype.type(1) / (z.dtype.type(1) + sum_of_others(a[i]))
         for j in range(z.shape[1]):
             a[i, j] *= inverse
 
@@ -64,6 +82,40 @@ def softmax_delta(delta, a):
 
 
 @njit(**EXACT)
+def complements(a, out):
+    """Compute 1 - a of a softmax: of a row's largest as the sum of the others, for it may be rounded to 1."""
+    T = a.dtype.type
+    for i in range(a.shape[0]):
+        m, rest = 0, T(0)
+        for j in range(a.shape[1]):
+            out[i, j] = T(1) - a[i, j]
+            if a[i, j] > a[i, m]:
+                m = j
+        for j in range(a.shape[1]):
+            rest += a[i, j] if j != m else T(0)
+        out[i, m] = rest
+
+
+@njit(**EXACT)
+def softmax_cost_delta(delta, a):
+    """Do what `softmax_delta` does, for the largest a of a row as ``a_m (g_m (1 - a_m) - sum_{k != m} g_k a_k)``."""
+    T = a.dtype.type
+    for i in range(a.shape[0]):
+        m, rest, others = 0, T(0), T(0)
+        for j in range(1, a.shape[1]):
+            if a[i, j] > a[i, m]:
+                m = j
+        for j in range(a.shape[1]):
+            if j != m:
+                rest += a[i, j]
+                others += delta[i, j] * a[i, j]
+        own = delta[i, m]
+        for j in range(a.shape[1]):
+            delta[i, j] = a[i, j] * (delta[i, j] - (others + own * a[i, m]))
+        delta[i, m] = a[i, m] * (own * rest - others)
+
+
+@njit(**EXACT)
 def times_logarithm(y, log_a):
     """Return y log a, 0 where y is 0 even if the logarithm is -infinity."""
     return y * log_a if y != 0 else y
@@ -71,18 +123,19 @@ def times_logarithm(y, log_a):
 
 @njit(**EXACT)
 def softmax_cross_entropy(z, b, a, y, delta, scale, cost):
-    """Compute softmax, -sum_k y_k log a_k and delta; sum_k y_k is 1 for probabilities."""
+    """Compute softmax, -sum_k y_k log a_k and delta, as ``bpgpu/backends/softmax.py`` does."""
     T = z.dtype.type
     exponentials(z, b, a, cost)
     for i in range(z.shape[0]):
-        sum_a, sum_y, value = total(a[i]), total(y[i]), T(0)
-        largest, log_total, inverse = cost[i], math.log(sum_a), T(1) / sum_a
+        rest, sum_y, value = sum_of_others(a[i]), total(y[i]), T(0)
+        largest, log_total, inverse = cost[i], math.log1p(rest), T(1) / (T(1) + rest)
         for j in range(z.shape[1]):
             if y[i, j] != 0:
                 value -= y[i, j] * (z[i, j] - largest - log_total)
+            complement = select(a[i, j] == T(1), rest, T(1) + rest - a[i, j]) * inverse
             aj = a[i, j] * inverse
             a[i, j] = aj
-            delta[i, j] = (sum_y * aj - y[i, j]) * scale[i]
+            delta[i, j] = ((sum_y - y[i, j]) * aj - y[i, j] * complement) * scale[i]
         cost[i] = value
 
 
@@ -114,7 +167,7 @@ def softmax_binary_cross_entropy(z, b, a, y, delta, scale, cost):
         log_total = math.log1p(odds)
         log_others = top - largest + math.log(rest) - log_total  # log(1 - a_m)
         a[i, m] = T(1) / (T(1) + odds)
-        error_m, quotients = a[i, m] - y[i, m], T(0)
+        error_m, quotients = (T(1) - y[i, m]) * a[i, m] - y[i, m] * odds / (T(1) + odds), T(0)
         value = times_logarithm(y[i, m], -log_total) + times_logarithm(T(1) - y[i, m], log_others)
         for j in range(n):
             if j != m:
@@ -126,7 +179,7 @@ def softmax_binary_cross_entropy(z, b, a, y, delta, scale, cost):
         for j in range(n):
             aj, yj = a[i, j], y[i, j]
             if j == m:
-                delta[i, j] = (aj - yj - aj * quotients) * scale[i]
+                delta[i, j] = (error_m - aj * quotients) * scale[i]
             else:
                 others = quotients - (aj - yj) / (T(1) - aj)
                 delta[i, j] = (aj - yj - aj * others - delta[i, j] / rest * error_m) * scale[i]

@@ -8,8 +8,10 @@ from numba import njit
 
 from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, blas_gemm, call, integers, matrix, vector
 from bpgpu.kernels.numba_cpu_softmax import (
+    complements,
     softmax,
     softmax_binary_cross_entropy,
+    softmax_cost_delta,
     softmax_cross_entropy,
     softmax_delta,
 )
@@ -158,8 +160,9 @@ def forward_and_back(part, start, r0, r1, p, x, step, data, layers, network, num
     elif network[OUTPUT] == SOFTMAX_BINARY_CROSS_ENTROPY:
         softmax_binary_cross_entropy(z_, b_, a_, y_, delta_, scale_, cost_)
     elif network[OUTPUT] == SOFTMAX:
-        call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
-        softmax_delta(delta_, a_)
+        complements(a_, delta_)
+        call(network[COST], (delta, a, y, delta, scale, cost, rows, n, factor, sum_delta))
+        softmax_cost_delta(delta_, a_)
     else:
         call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
         if layers[L, DERIVE]:

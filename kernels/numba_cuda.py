@@ -15,18 +15,14 @@ from bpgpu.kernels import formulas as compiler
 from bpgpu.kernels._numba_cuda_shim import cuda, math
 from bpgpu.kernels.cuda_kernels import NAMES
 from bpgpu.kernels.numba_cuda_gemm import gemm_forward, gemm_gradient, gemm_hidden
-from bpgpu.kernels.numba_cuda_parts import THREADS, Kind
-from bpgpu.kernels.numba_cuda_rows import (
-    advance,
-    bias_softmax,
-    dropout,
-    gather,
-    hidden_softmax,
+from bpgpu.kernels.numba_cuda_output import (
     output_delta,
     softmax_binary_cross_entropy,
     softmax_cost,
     softmax_cross_entropy,
 )
+from bpgpu.kernels.numba_cuda_parts import THREADS, Kind
+from bpgpu.kernels.numba_cuda_rows import advance, bias_softmax, dropout, gather, hidden_softmax
 from bpgpu.kernels.numba_cuda_update import (
     adam,
     adamw,

@@ -87,7 +87,10 @@ def output_module(dtype):
 
 @functools.cache
 def softmax_module(dtype):
-    cases = {name: {"cost_value": cost.value, "cost_gradient": cost.gradient} for name, cost in COSTS.items()}
+    cases = {}
+    for name, cost in COSTS.items():
+        value, gradient = output_formulas(ACTIVATIONS["softmax"], cost)
+        cases[name] = {"cost_value": value, "cost_gradient": gradient}
     return combined("output_softmax.cu", dtype, cases)
 
 

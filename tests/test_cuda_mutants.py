@@ -38,7 +38,8 @@ def output():
 
 def output_softmax(kernel="softmax_cross_entropy", cost="cross_entropy"):
     cost = COSTS[cost]
-    built = checks.module("output_softmax.cu", F32, cost_value=cost.value, cost_gradient=cost.gradient)
+    value, gradient = output_formulas(ACTIVATIONS["softmax"], cost)
+    built = checks.module("output_softmax.cu", F32, cost_value=value, cost_gradient=gradient)
     checks.check_output(built.get_function(kernel), ACTIVATIONS["softmax"], cost, F32)
 
 
@@ -263,13 +264,15 @@ MUTANTS = [
     ),
     Mutant("latch overwritten", COMMON, "if (!all_finite && ctl[0] == 0)", "if (!all_finite)", latch_kept),
     # output_softmax.cu
-    Mutant("targets taken to add up to 1", "output_softmax.cu", "sum_y * ai - yi", "ai - yi", output_softmax),
+    Mutant(
+        "targets taken to add up to 1", "output_softmax.cu", "(sum_y - yi) * ai", "(T(1) - yi) * ai", output_softmax
+    ),
     Mutant("0 log 0", "output_softmax.cu", "y == T(0) ? T(0) : y * log_a", "y * log_a", sure_outputs),
     Mutant(
         "Jacobian without its sum",
         "output_softmax.cu",
-        "(delta[i] - a[i] * sum_ga) * share",
-        "(delta[i] - a[i]) * share",
+        "T(1) - ai) - ai * others) * share",
+        "T(1) - ai) - ai) * share",
         output_softmax_cost,
     ),
     Mutant(

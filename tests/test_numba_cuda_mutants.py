@@ -74,7 +74,7 @@ class Mutant(NamedTuple):
     threads: int = 64
 
 
-PARTS, GEMM, ROWS, UPDATE = (f"numba_cuda_{name}" for name in ("parts", "gemm", "rows", "update"))
+PARTS, GEMM, OUTPUT, ROWS, UPDATE = (f"numba_cuda_{name}" for name in ("parts", "gemm", "output", "rows", "update"))
 DECAY = "        if W.size > 0 and decay != T(0):\n            v += decay * W[row, column]\n"
 MASK = "        if mask.size > 0:\n            v *= mask[row, column]\n"
 MUTANTS = [
@@ -221,24 +221,26 @@ MUTANTS = [
     Mutant("maximum forgotten", ROWS, "math.exp(a[row, j] - largest)", "math.exp(a[row, j])", softmax),
     Mutant(
         "threads without a row leave",
-        ROWS,
+        OUTPUT,
         "            stop = n if row < rows else 0\n            value = T(0)\n",
         "            if row >= rows:\n                break\n            stop = n\n            value = T(0)\n",
         output,
     ),
     Mutant(
         "rows behind the last",
-        ROWS,
+        OUTPUT,
         "            stop = n if row < rows else 0\n            value = T(0)",
         "            stop = n\n            value = T(0)",
         output,
     ),
-    Mutant("z not written back", ROWS, "                z[row, j] = zi\n", "", output),
-    Mutant("total not added to", ROWS, "total_cost[row] += value", "total_cost[row] = value", output),
-    Mutant("targets taken to add up to 1", ROWS, "(sum_y * ai - yi)", "(ai - yi)", cross_entropy),
-    Mutant("1 - a as a difference", ROWS, "times(T(1) - yi, log_others)", "times(T(1) - yi, math.log1p(-ai))", binary),
-    Mutant("two threads have the largest", ROWS, "if owner != T(lane)", "if owner == T(-2)", binary),
-    Mutant("Jacobian without its sum", ROWS, "(delta[row, j] - ai * sum_ga)", "(delta[row, j] - ai)", any_cost),
+    Mutant("z not written back", OUTPUT, "                z[row, j] = zi\n", "", output),
+    Mutant("total not added to", OUTPUT, "total_cost[row] += value", "total_cost[row] = value", output),
+    Mutant("targets taken to add up to 1", OUTPUT, "(sum_y - yi) * ai", "(T(1) - yi) * ai", cross_entropy),
+    Mutant(
+        "1 - a as a difference", OUTPUT, "times(T(1) - yi, log_others)", "times(T(1) - yi, math.log1p(-ai))", binary
+    ),
+    Mutant("two threads have the largest", OUTPUT, "if owner != T(lane)", "if owner == T(-2)", binary),
+    Mutant("Jacobian without its sum", OUTPUT, "- ai * (sum_top + (sum_others - ga))", "- ai", any_cost),
     Mutant("order from its beginning", ROWS, "source = order[source]", "source = order[row]", gather),
     Mutant("wrong column of the schedule", ROWS, "schedule[s, 3]", "schedule[s, 2]", gather),
     Mutant(

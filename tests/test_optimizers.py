@@ -246,6 +246,50 @@ def test_bad_schedule_numbers(schedule, name, wrong):
         dataclasses.replace(schedule, **{name: wrong})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"initial": 1e-7, "steps": 100}, "^final must be at most initial, 1e-07, got 1e-06; pass final=1e-09 or"),
+        ({"initial": 0.1, "steps": 9, "final": 0.2}, "^final must be at most initial, 0.1, got 0.2"),
+        ({"initial": 1.0, "steps": 5, "warmup": 9}, "^warmup must be less than steps, 5, .*got 9"),
+        ({"initial": 1.0, "steps": 5, "warmup": 5}, "^warmup must be less than steps, 5, .*got 5"),
+    ],
+)
+def test_a_cosine_decay_that_contradicts_itself_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bpgpu.CosineDecay(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"initial": 0.1, "steps": 1}, {"initial": 0.1, "steps": 9, "warmup": 8}])
+def test_a_cosine_decay_never_rises_after_its_warmup_and_ends_at_its_final_rate(arguments):
+    decay = bpgpu.CosineDecay(**arguments)
+    rates = [decay(step) for step in range(decay.warmup, 20)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], decay(decay.steps)) == (decay.initial, pytest.approx(decay.final))
+
+
+@pytest.mark.parametrize("rule", [bpgpu.SGD, bpgpu.RMSprop, bpgpu.Adam, bpgpu.AdamW])
+@pytest.mark.parametrize(
+    "schedule", [lambda epoch, history: 0.1, lambda: 0.1, bpgpu.StepDecay, bpgpu.CosineDecay, lambda *, step: 0.1]
+)
+def test_a_schedule_that_does_not_take_the_step_is_refused_at_once(rule, schedule):
+    with pytest.raises(TypeError, match=r"^learning_rate must be a function of the step, got "):
+        rule(schedule)
+
+
+@pytest.mark.parametrize("schedule", [lambda step, scale=0.1: scale, lambda *steps: 0.1, math.exp])
+def test_a_schedule_may_take_more_than_the_step(schedule):
+    assert bpgpu.SGD(schedule).rate(0) > 0
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_flags_of_rules_are_checked(value):
+    with pytest.raises(TypeError, match=r"^nesterov must be True or False, got "):
+        bpgpu.SGD(0.1, momentum=0.9, nesterov=value)
+    with pytest.raises(TypeError, match=r"^epsilon_hat must be True or False, got "):
+        bpgpu.Adam(epsilon_hat=value)
+
+
 def test_nesterov_needs_momentum():
     with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
         bpgpu.SGD(0.1, nesterov=True)

@@ -293,19 +293,16 @@ def after_an_epoch(cls):
 
 
 def alpha(cls):
-    class Growing(cls):
-        steps = 0
-
+    class Relative(cls):
         @property
-        def alpha(self):
-            self.steps += 1
-            return self.steps / 100
+        def alpha(self):  # read in every step
+            return 0.1 * np.abs(self.coefs_[0]).max() if hasattr(self, "coefs_") else 0.1
 
         @alpha.setter
         def alpha(self, value):
             pass
 
-    return Growing
+    return Relative
 
 
 SUBCLASSES = [backprop, in_place, forward, after_an_epoch, alpha]

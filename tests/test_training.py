@@ -108,6 +108,39 @@ def test_history(make_net, data):
     assert (again.validation_loss, again.loss) == ([], history.loss[:1])
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_validation_loss_and_early_stopping_are_those_of_rows_however_often_repeated(backend):
+    """The penalty, lambda / 2m, depends on how many there are; so it is not in the validation loss."""
+    rng = np.random.default_rng(1)
+    X, X_val = rng.normal(size=(200, 10)), rng.normal(size=(20, 10))
+    y, y_val = (((x[:, 0] * x[:, 1] + 0.3 * rng.normal(size=len(x))) > 0).astype(int) for x in (X, X_val))
+    found = []
+    for times in (1, 50):
+        options = {"l2": 0.5, "seed": 0, "dtype": "float64", "backend": backend}
+        net = bpgpu.MLP([10, 30, 2], ["tanh", "softmax"], "cross_entropy", **options)
+        stopping = bpgpu.EarlyStopping(patience=8)
+        validation = np.repeat(X_val, times, axis=0), np.repeat(y_val, times)
+        history = net.fit(X, y, optimizer=bpgpu.Adam(0.01), epochs=60, validation_data=validation, callbacks=[stopping])
+        assert min(history.validation_loss) == net.loss(*validation, penalty=False)
+        found.append((stopping.best_epoch, len(history.loss), history.validation_loss))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][1] < 60
+    np.testing.assert_allclose(found[0][2], found[1][2], rtol=1e-12)
+
+
+def test_loss_with_and_without_the_penalty(make_net, data):
+    X, y = data(20)
+    net, plain = make_net(l2=0.3), make_net()
+    squares = sum(float((W**2).sum()) for W in net.weights)
+    assert net.loss(X, y, penalty=False) == plain.loss(X, y)
+    assert net.loss(X, y) == pytest.approx(plain.loss(X, y) + 0.3 / (2 * 20) * squares, rel=1e-14)
+    history = net.fit(X, y, optimizer=bpgpu.SGD(1e-30), epochs=1, batch_size=5, validation_data=(X, y))
+    assert history.validation_loss == [plain.loss(X, y)]
+    assert history.loss == [pytest.approx(plain.loss(X, y) + 0.3 / (2 * 5) * squares, rel=1e-14)]
+    with pytest.raises(TypeError, match=r"^penalty must be True or False, got 0"):
+        net.loss(X, y, penalty=0)
+
+
 def test_validation_does_not_touch_the_training(make_net, data):
     X, y = data(20)
     nets = make_net(dropout=0.3), make_net(dropout=0.3)

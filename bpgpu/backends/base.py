@@ -5,6 +5,7 @@ same arguments and the same side effects. Rows are samples. ``out`` arguments ar
 but for `update`, whose name says so.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from bpgpu.activations import IDENTITY, Activation
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.memory import Array, Memory
-from bpgpu.backends.softmax import binary_cross_entropy, softmax
+from bpgpu.backends.softmax import any_cost, binary_cross_entropy, cross_entropy, softmax
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.interop import is_sparse
@@ -70,7 +71,7 @@ class Backend(Memory):
         z = self._product(a_prev, W, out=out if out_z is None else out_z)
         if b is not None:
             z += b
-        out[...] = softmax(self.xp, z)[0] if activation.rowwise else self._evaluate(activation.value, z=z)
+        out[...] = softmax(self.xp, z) if activation.rowwise else self._evaluate(activation.value, z=z)
 
     def dropout(self, x: Array, dropout: Dropout, *, out: Array) -> None:
         """Compute ``x / (1 - rate)`` where the element is kept and 0 where it is dropped, whatever it was.
@@ -118,21 +119,16 @@ class Backend(Memory):
         out_cost : array, shape (B,)
             Receives the cost of each row, without its scale.
         """
+        value, delta = output_formulas(activation, cost)
         if activation.rowwise:
-            out_a[...], log_a = softmax(self.xp, z)
             if cost == BINARY_CROSS_ENTROPY and z.shape[1] > 1:
-                _, values, out_delta[...] = binary_cross_entropy(self.xp, z, y)
+                out_a[...], values, out_delta[...] = binary_cross_entropy(self.xp, z, y)
             elif cost == CROSS_ENTROPY:
-                # -sum_k y_k log a_k from z, and sum_k y_k (a_i - [i = k]); sum_k y_k is 1 for probabilities.
-                # Where y is 0 its term is 0, also where log a is -inf.
-                values = self.xp.where(y == 0, z.dtype.type(0), -y * log_a)
-                out_delta[...] = y.sum(axis=1, keepdims=True) * out_a - y
+                out_a[...], values, out_delta[...] = cross_entropy(self.xp, z, y)
             else:
-                values = self._evaluate(cost.value, a=out_a, y=y)
-                g_a = self._evaluate(cost.gradient, a=out_a, y=y) * out_a
-                out_delta[...] = g_a - out_a * g_a.sum(axis=1, keepdims=True)
+                functions = (functools.partial(self._evaluate, formula) for formula in (value, delta))
+                out_a[...], values, out_delta[...] = any_cost(self.xp, z, y, *functions)
         else:
-            value, delta = output_formulas(activation, cost)
             out_a[...] = self._evaluate(activation.value, z=z)
             values = self._evaluate(value, z=z, a=out_a, y=y)
             out_delta[...] = self._evaluate(delta, z=z, a=out_a, y=y)

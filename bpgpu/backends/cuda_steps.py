@@ -146,14 +146,14 @@ class Steps:
     ) -> list[Launch]:
         """Activation, costs of the rows and delta of the output layer; `total` adds up the weighted costs."""
         rows, n = z.shape
+        value, slope = output_formulas(activation, cost)
         if activation.rowwise:
             exact = cost == CROSS_ENTROPY or (cost == BINARY_CROSS_ENTROPY and n > 1)
             kernel = f"softmax_{cost.name}" if exact else "softmax_cost"
-            formulas = {"cost_value": cost.value, "cost_gradient": cost.gradient}
+            formulas = {"cost_value": value, "cost_gradient": slope}
         else:
             kernel = "output_delta"
-            value, delta_formula = output_formulas(activation, cost)
-            formulas = {"sigma": activation.value, "cost_value": value, "cost_delta": delta_formula}
+            formulas = {"sigma": activation.value, "cost_value": value, "cost_delta": slope}
         factor = 1 / n if cost.reduction == "mean" else 1.0
         arguments = (z, a, delta, row_cost, b, y, scale, weight, total, rows, n, factor, control)
         return [self.launcher.bind(kernel, z.dtype, (blocks(rows * WARP),), arguments, formulas=formulas)]

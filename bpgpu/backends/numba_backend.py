@@ -206,8 +206,8 @@ class NumbaBackend(Backend):
                 layers[l, [k.ACTIVATE, k.DERIVE]] = compiled.activation(sigma.value, sigma.derivative, dtype)
         sigma, cost = net.activations[-1], net.cost
         network = np.zeros(k.NETWORK_ENTRIES, np.int64)
+        value, delta = output_formulas(sigma, cost)
         if not sigma.rowwise:
-            value, delta = output_formulas(sigma, cost)
             if value == cost.value:  # the chain rule, its second factor by the activation's own function
                 delta = cost.gradient
             else:
@@ -218,7 +218,7 @@ class NumbaBackend(Backend):
         elif cost == CROSS_ENTROPY:
             network[k.OUTPUT] = k.SOFTMAX_CROSS_ENTROPY
         else:
-            network[[k.OUTPUT, k.COST]] = k.SOFTMAX, compiled.cost(cost.value, cost.gradient, dtype)
+            network[[k.OUTPUT, k.COST]] = k.SOFTMAX, compiled.cost(value, delta, dtype)
         zeros = np.zeros(max(net.sizes), dtype)
         network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._blas.gemm[dtype], self._give_way, zeros.ctypes.data
         network[[k.Y, k.SCALE, k.ROW_COST]] = [x.ctypes.data for x in (batch.y, batch.scale, batch.cost)]

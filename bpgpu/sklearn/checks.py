@@ -4,11 +4,33 @@ from typing import Any
 
 import numpy as np
 
+from bpgpu.checks import MAX_SIZE
+from bpgpu.errors import shown
 from bpgpu.sklearn import parameters
+
+# What scikit-learn computes with as floats; it checks their ranges, but not that they are in the range of a float.
+REALS = ("alpha", "learning_rate_init", "power_t", "tol", "epsilon")
+
+
+def numbers(estimator: Any) -> None:
+    """Raise ``ValueError`` for an integer that no float can hold, or a hidden layer that no machine can."""
+    for name in REALS:
+        value = getattr(estimator, name, 0.0)
+        try:
+            float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must be at most about 1.8e308, got {shown(value)}") from None
+        except (TypeError, ValueError):  # a stranger's subclass may have something else under this name
+            continue
+    sizes = estimator.hidden_layer_sizes
+    for index, size in enumerate(sizes if hasattr(sizes, "__len__") else [sizes]):
+        if isinstance(size, int) and size > MAX_SIZE:
+            raise ValueError(f"hidden_layer_sizes[{index}] must be at most {MAX_SIZE}, got {shown(size)}")
 
 
 def options(estimator: Any, incremental: bool) -> None:
     """Check that parameters that scikit-learn lacks go with the others."""
+    numbers(estimator)
     if estimator.solver == "lbfgs":
         for name, given in (
             ("dropout", parameters.value(estimator, "dropout") > 0),

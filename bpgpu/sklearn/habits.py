@@ -79,11 +79,17 @@ def loss_type(estimator: Any, y: Any, weight: Any, dtype: np.dtype[Any], batch_s
     name = "binary_log_loss" if estimator.out_activation_ == "logistic" else estimator.loss
     if not isinstance(name, str) or name not in LOSS_FUNCTIONS:
         return np.float64
-    kinds = y.dtype, None if weight is None else weight.dtype, dtype
-    return _loss_type(name, y.shape[1] > 1, *kinds, 0.5 * estimator.alpha * dtype.type(1), type(batch_size))
+    kinds: Any = (
+        y.dtype,
+        None if weight is None else weight.dtype,
+        dtype,
+        0.5 * estimator.alpha * dtype.type(1),
+        type(batch_size),
+    )
+    return _loss_type(name, y.shape[1] > 1, *kinds)
 
 
-@functools.cache
+@functools.lru_cache(typed=True)
 def _loss_type(name: str, several: bool, y: Any, weight: Any, dtype: Any, penalty: Any, rows: Any) -> Any:
     """Try it: the promotions of its formula are not for us to repeat."""
     targets, ones = np.ones((1, 1 + several), y), None if weight is None else np.ones(1, weight)

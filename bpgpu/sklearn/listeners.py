@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from bpgpu.backends import get_backend
-from bpgpu.callbacks import Callback, ProgressBar
+from bpgpu.callbacks import Callback, ProgressBar, checked
 from bpgpu.network import MLP
 from bpgpu.plan import Architecture
 from bpgpu.sklearn import networks, parameters
@@ -34,12 +34,10 @@ class Listeners:
 
     def __init__(self, estimator: Any, X: Any, y: Any, has_validation: bool) -> None:
         self.estimator, self.X, self.y = estimator, X, y
-        self.bpgpus: list[Callback] = [*(parameters.value(estimator, "callbacks") or ())]
+        given = parameters.value(estimator, "callbacks")
+        self.bpgpus: list[Callback] = [*checked(() if given is None else given)]
         if parameters.value(estimator, "progress"):
             self.bpgpus.append(ProgressBar())
-        for callback in self.bpgpus:
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callback!r}")
         self.stopped = ""
         self.root: Any = None
         self.has_validation = has_validation

@@ -27,13 +27,20 @@ __device__ __forceinline__ Largest add_bias(T* z, const T* b, long long start, i
     return found;
 }
 
-// Adds b to the z of a row; leaves exp(z - largest) in a.
-__device__ __forceinline__ void exponentials(T* z, T* a, const T* b, long long start, int n, T& largest, T& total)
+// Adds b to the z of a row; leaves exp(z - largest) in a. rest is their sum without the largest, 1, so that no small one
+// is lost beside it: 1 - a of the largest is rest / (1 + rest). Of several that are 1, all but one are in it.
+__device__ __forceinline__ void exponentials(T* z, T* a, const T* b, long long start, int n, T& largest, T& rest)
 {
     largest = warp_max(add_bias(z, b, start, n).first);
-    total = T(0);
-    for (int j = lane_index(); j < n; j += WARP) total += a[start + j] = exp(z[start + j] - largest);
-    total = warp_sum(total);
+    T others = T(0), ones = T(0);
+    for (int j = lane_index(); j < n; j += WARP) {
+        const T v = a[start + j] = exp(z[start + j] - largest);
+        if (v == T(1))
+            ones += T(1);
+        else
+            others += v;
+    }
+    rest = warp_sum(others) + (warp_sum(ones) - T(1));
 }
 
 // y log a, 0 where y is 0, also if log a is -infinity.
@@ -47,15 +54,16 @@ extern "C" __global__ void softmax_cross_entropy(
     bool all_finite = true;
     for (long long row = warp_index(); row < rows; row += warp_count()) {
         const long long start = row * n;
-        T largest, total, sum_y = T(0), sum = T(0);
-        exponentials(z, a, b, start, n, largest, total);
+        T largest, rest, sum_y = T(0), sum = T(0);
+        exponentials(z, a, b, start, n, largest, rest);
         for (int j = lane_index(); j < n; j += WARP) sum_y += y[start + j];
         sum_y = warp_sum(sum_y);
-        const T log_total = log(total), share = factor * scale[row];
+        const T total = T(1) + rest, log_total = log1p(rest), share = factor * scale[row];
         for (int j = lane_index(); j < n; j += WARP) {
             const long long i = start + j;
+            const T complement = (a[i] == T(1) ? rest : total - a[i]) / total;  // 1 - a_i
             const T ai = a[i] / total, log_ai = z[i] - largest - log_total, yi = y[i];
-            const T di = (sum_y * ai - yi) * share;
+            const T di = ((sum_y - yi) * ai - yi * complement) * share;
             sum -= times_log(yi, log_ai);
             a[i] = ai;
             delta[i] = di;
@@ -95,7 +103,7 @@ extern "C" __global__ void softmax_binary_cross_entropy(
             if (j == m) {
                 a[i] = T(1) / (T(1) + odds);
                 delta[i] = T(0);
-                error_m = a[i] - yi;
+                error_m = (T(1) - yi) * a[i] - yi * odds / (T(1) + odds);
                 sum -= times_log(yi, -log_total) + times_log(T(1) - yi, log_others);
             } else {
                 a[i] = delta[i] * gap / (T(1) + odds);
@@ -109,7 +117,8 @@ extern "C" __global__ void softmax_binary_cross_entropy(
         const T share = factor * scale[row];
         for (int j = lane_index(); j < n; j += WARP) {
             const long long i = start + j;
-            const T ai = a[i], error = ai - y[i], others = j == m ? quotients : quotients - error / (T(1) - ai);
+            const T ai = a[i], error = j == m ? error_m : ai - y[i];
+            const T others = j == m ? quotients : quotients - error / (T(1) - ai);
             const T di = (error - ai * others - delta[i] * error_m) * share;
             delta[i] = di;
             all_finite = all_finite && is_finite(z[i]) && is_finite(ai) && is_finite(di);
@@ -119,7 +128,9 @@ extern "C" __global__ void softmax_binary_cross_entropy(
     latch_unless(all_finite, ctl);
 }
 
-// Any other cost, g = dC/da: delta_i = a_i (g_i - sum_k g_k a_k).
+// Any other cost, g = dC/da: delta_i = a_i (g_i (1 - a_i) - sum_{k != i} g_k a_k). Its formulas take 1 - a, exact also
+// where a is rounded to 1, as their z. The sum of the largest outputs and that of the others are kept apart, so that
+// nothing is left of the term of a largest output once it is taken out.
 extern "C" __global__ void softmax_cost(
     T* z, T* a, T* delta, T* cost, const T* b, const T* y, const T* scale, const T* weight, T* total_cost,
     int rows, int n, T factor, int* ctl)
@@ -127,21 +138,26 @@ extern "C" __global__ void softmax_cost(
     bool all_finite = true;
     for (long long row = warp_index(); row < rows; row += warp_count()) {
         const long long start = row * n;
-        T largest, total, sum_ga = T(0), sum = T(0);
-        exponentials(z, a, b, start, n, largest, total);
+        T largest, rest, sum_top = T(0), sum_others = T(0), sum = T(0);
+        exponentials(z, a, b, start, n, largest, rest);
+        const T total = T(1) + rest, top = T(1) / total, below_top = rest / total;
         for (int j = lane_index(); j < n; j += WARP) {
             const long long i = start + j;
-            const T ai = a[i] / total, ga = cost_gradient(z[i], ai, y[i]) * ai;
-            sum += cost_value(z[i], ai, y[i]);
-            sum_ga += ga;
+            const T ai = a[i] / total, complement = ai == top ? below_top : T(1) - ai;
+            const T ga = cost_gradient(complement, ai, y[i]) * ai;
+            sum += cost_value(complement, ai, y[i]);
+            (ai == top ? sum_top : sum_others) += ga;
             a[i] = ai;
             delta[i] = ga;
         }
-        sum_ga = warp_sum(sum_ga);
+        sum_top = warp_sum(sum_top);
+        sum_others = warp_sum(sum_others);
         const T share = factor * scale[row];
         for (int j = lane_index(); j < n; j += WARP) {
             const long long i = start + j;
-            const T di = (delta[i] - a[i] * sum_ga) * share;
+            const T ai = a[i], ga = delta[i];
+            const T others = ai == top ? (sum_top - ga) + sum_others : sum_top + (sum_others - ga);
+            const T di = (ga * (ai == top ? below_top : T(1) - ai) - ai * others) * share;
             delta[i] = di;
             all_finite = all_finite && is_finite(z[i]) && is_finite(a[i]) && is_finite(di);
         }

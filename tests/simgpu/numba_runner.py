@@ -12,7 +12,14 @@ import numpy as np
 
 from tests.simgpu import numba_sim
 
-MODULES = ("numba_cuda_parts", "numba_cuda_gemm", "numba_cuda_rows", "numba_cuda_update", "numba_cuda")
+MODULES = (
+    "numba_cuda_parts",
+    "numba_cuda_gemm",
+    "numba_cuda_output",
+    "numba_cuda_rows",
+    "numba_cuda_update",
+    "numba_cuda",
+)
 SHIM = "bpgpu.kernels._numba_cuda_shim"
 
 
