@@ -22,7 +22,7 @@ class Architecture:
 
     ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L. With `by_weight`, as in
     scikit-learn, lambda is divided by the weight of a batch, and batches count in an epoch's mean by their rows;
-    without, it is the other way round.
+    without, it is the other way round. The cost of a row counts as `largest_cost` at most, its gradient in full.
     """
 
     sizes: tuple[int, ...]
@@ -34,6 +34,7 @@ class Architecture:
     dtype: np.dtype[Any]
     seed: int
     by_weight: bool = False
+    largest_cost: float = math.inf
 
     def decay(self, rows: int, weight: float) -> float:
         """Return lambda / m of a batch."""

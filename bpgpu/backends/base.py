@@ -286,6 +286,8 @@ class Backend(Memory):
         self.output_delta(
             z[L], batch.y, batch.scale, sigma[L], net.cost, out_a=a[L], out_delta=batch.delta[L], out_cost=batch.cost
         )
+        if net.largest_cost < math.inf:
+            self.xp.minimum(batch.cost, net.largest_cost, out=batch.cost)
         return self.dot(batch.scale, batch.cost)
 
     def batch_gradients(self, plan: Plan, batch: Batch, parameters: Array, *, epoch: int, step: int) -> float:

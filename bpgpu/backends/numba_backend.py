@@ -256,6 +256,7 @@ class NumbaBackend(Backend):
         numbers[: k.L2] = rule.numbers
         numbers[k.L2], numbers[k.CLIP] = net.l2, (plan.rule and plan.rule.clip_norm) or 0.0
         numbers[k.KEEP] = 1 / (1 - net.dropout) if net.dropout else 0.0
+        numbers[k.LARGEST_COST] = net.largest_cost
         numbers[k.FACTOR] = 1 / net.sizes[-1] if cost.reduction == "mean" else 1.0
         return Prepared(
             compiled_epoch(dtype),
