@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
-from bpgpu.backends import contract
+from bpgpu.backends import contract, sums
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.memory import Array, Memory
 from bpgpu.backends.softmax import any_cost, binary_cross_entropy, cross_entropy, softmax
@@ -72,7 +72,7 @@ class Backend(Memory):
             Receives z.
         """
         contract.forward(a_prev, W, b, activation, out, out_z)
-        z = self._product(a_prev, W, out=out if out_z is None else out_z)
+        z = sums.product(self.xp, a_prev, W, out=out if out_z is None else out_z)
         if b is not None:
             z += b
         out[...] = softmax(self.xp, z) if activation.rowwise else self._evaluate(activation.value, z=z)
@@ -172,7 +172,7 @@ class Backend(Memory):
             What was dropped from a_l.
         """
         contract.hidden_delta(delta, W, a, z, activation, out)
-        self.xp.matmul(delta, W.T, out=out)
+        sums.product(self.xp, delta, W.T, out=out)
         if dropout is not None:
             self.dropout(out, dropout, out=out)
         if activation.rowwise:
@@ -211,13 +211,13 @@ class Backend(Memory):
             Connectivity: the gradient is 0 where it is 0.
         """
         contract.weight_gradient(a_prev, delta, W, mask, out_W, out_b)
-        self._product(a_prev.T, delta, out=out_W)
+        sums.product(self.xp, a_prev.T, delta, out=out_W)
         if decay and W is not None:
             out_W += decay * W
         if mask is not None:
             out_W *= mask
         if out_b is not None:
-            self.xp.sum(delta, axis=0, out=out_b)
+            sums.column_sums(self.xp, delta, out=out_b)
 
     # Update
 
@@ -249,7 +249,7 @@ class Backend(Memory):
         if rule.clip_norm is not None:
             largest = float(self.xp.abs(gradients).max())  # squares of the gradients themselves could overflow
             if largest > 0:
-                norm = largest * math.sqrt(float(((gradients / largest) ** 2).sum()))
+                norm = largest * math.sqrt(sums.total(self.xp, (gradients / largest) ** 2))
                 if norm > rule.clip_norm:
                     gradients *= rule.clip_norm / norm
         rule.apply(parameters, gradients, state, t=t, eta=learning_rate, n_weights=n_weights, xp=self.xp)
@@ -342,7 +342,7 @@ class Backend(Memory):
 
     def dot(self, x: Array, y: Array) -> float:
         """Return the sum of the products of two vectors."""
-        return float(x @ y)
+        return sums.dot(self.xp, x, y)
 
     def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
         """Copy the rows of a batch into its workspace, CSR rows in place of it; expand integer labels to one-hot rows.
@@ -375,7 +375,7 @@ class Backend(Memory):
             batch.weight = float(len(batch.scale))
             return batch.weight
         batch.scale[...] = chosen.weight
-        batch.weight = total = float(batch.scale.sum())
+        batch.weight = total = sums.total(self.xp, batch.scale)
         if total > 0:  # a batch may draw rows of weight 0 only: then it has no cost but the penalty
             batch.scale /= total
         return total
@@ -420,7 +420,7 @@ class Backend(Memory):
         assert plan.rule is not None
         data = contract.epoch(plan, data, order, parameters, learning_rates, epoch)
         n, B, n_weights = len(data), plan.batch_size, plan.architecture.n_weights
-        total_cost = total_weight = 0.0
+        costs, shares = [], []
         for step, start in enumerate(range(0, n, B)):
             stop = min(start + B, n)
             batch = plan.batch(stop - start)
@@ -440,24 +440,15 @@ class Backend(Memory):
                     n_weights=n_weights,
                 )
             plan.steps += 1
-            share = stop - start if plan.architecture.by_weight else weight
-            total_cost += share * C
-            total_weight += share
+            shares.append(float(stop - start) if plan.architecture.by_weight else weight)
+            costs.append(shares[-1] * C)
         # A square of a gradient that overflows in the state would stop its parameter for ever, without a word.
         for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
             if not self.all_finite(flat):
                 layer = first_layer(plan.architecture, flat, self.all_finite)
                 raise NonFiniteError(epoch + 1, step + 1, layer, quantity)
-        return total_cost / total_weight
-
-    # What the reference is made of
-
-    def _product(self, x: Array, y: Array, *, out: Array) -> Array:
-        """Compute x y, of which x may be sparse."""
-        if not is_sparse(x):
-            return self.xp.matmul(x, y, out=out)
-        out[...] = x @ y
-        return out
+        with np.errstate(over="ignore"):
+            return float(np.sum(costs) / np.sum(shares))
 
     def _evaluate(self, formula: str, z: Array = None, a: Array = None, y: Array = None) -> Array:
         """Evaluate a formula of the table; overflow in it, say of exp, may be harmless and is no warning."""

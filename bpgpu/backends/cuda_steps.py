@@ -4,6 +4,7 @@ Every method returns launches with their arguments bound and checked, so that on
 epoch can repeat them. `control` is the device's int32 words by which kernels and host talk (`control_words`).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from bpgpu.backends import contract
 from bpgpu.backends.addresses import device_address
 from bpgpu.backends.cuda_launch import MAX_BLOCKS, Binds, Launch, blocks
 from bpgpu.backends.rules import rule_kernel
+from bpgpu.backends.sums import MANY_TERMS, blocks_of, in_blocks
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.kernels.philox import threshold
 from bpgpu.optimizers import Optimizer
@@ -46,8 +48,11 @@ GEMM_FORMULAS = {"sigma": IDENTITY.value, "sigma_prime": IDENTITY.derivative}
 
 
 def row_chunks(rows: int) -> int:
-    """Return in how many chunks of rows the column sums begin."""
-    return max(1, min(64, rows // WARP))
+    """Return in how many chunks of rows the column sums begin: of the rows' square root, and of a warp's at least.
+
+    So neither the chunks nor their number is a long sum.
+    """
+    return max(1, min(math.isqrt(rows), rows // WARP))
 
 
 def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
@@ -219,7 +224,14 @@ class Steps:
         if self.fused(rows, out):
             arguments = (a_prev, delta, W, mask, out, out_b, rows, m, n, decay)
             return [self._fused_launch("gemm_gradient", out, arguments)]
-        launches: list[Launch] = [self._matmul(a_prev.T, delta, out)]
+        launches: list[Launch] = []
+        if in_blocks(rows, out.size):
+            block_sum = self.cupy.empty(out.shape, out.dtype)
+            for i, block in enumerate(blocks_of(rows, MANY_TERMS // 2)):
+                launches.append(self._matmul(a_prev[block].T, delta[block], block_sum if i else out))
+                launches += [partial(out.__iadd__, block_sum)] if i else []
+        else:
+            launches.append(self._matmul(a_prev.T, delta, out))
         if decay and W is not None:
             launches.append(lambda: out.__iadd__(decay * W))
         if mask is not None:
@@ -338,8 +350,8 @@ class Steps:
         return self.launcher.bind("advance", dtype, (1,), (control,))
 
     def total(self, costs: Array, slots: Array, out: Array) -> Launch:
-        """Add up the costs of an epoch in a fixed order."""
-        return self.launcher.bind("total", costs.dtype, (1,), (costs, costs.size, slots, MAX_BLOCKS, out))
+        """Add up the costs of an epoch, which are pairs, in a fixed order."""
+        return self.launcher.bind("total", costs.dtype, (1,), (costs, costs.size // 2, slots, MAX_BLOCKS, out))
 
 
 def at_step(gather: Launch, step: int) -> Launch:

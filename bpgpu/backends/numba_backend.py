@@ -104,7 +104,7 @@ class NumbaBackend(Backend):
         net = plan.architecture
         L, threads = len(net.activations), self._threads(plan)
         integers = k.DATA_ENTRIES + (L + 1) * k.LAYER_COLUMNS + k.NETWORK_ENTRIES + threads * (4 * L + LINE) + TAKEN
-        numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes)
+        numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes) + _lost(plan)
         return int(
             8 * (integers + (threads + 1) * k.SHARES + k.RESULTS + _columns(plan)) + net.dtype.itemsize * numbers
         )
@@ -251,6 +251,8 @@ class NumbaBackend(Backend):
         network[[k.BATCH, k.RULE]] = plan.batch_size, getattr(k, rule.name.upper())
         columns = np.zeros((2, _columns(plan)), np.int32)
         network[[k.SEEN, k.MET]] = [addresses.of("columns", x, x.shape, INT32, written=True) for x in columns]
+        lost = np.zeros(_lost(plan), dtype)
+        network[k.LOST] = addresses.of("lost", lost, lost.shape, dtype, written=True) if lost.size else 0
         shared = np.zeros(TAKEN + threads * LINE, np.int64)
         numbers = np.zeros(k.NUMBERS, dtype)
         numbers[: k.L2] = rule.numbers
@@ -280,6 +282,15 @@ class NumbaBackend(Backend):
 def _columns(plan: Plan) -> int:
     """Return of how many columns of X the epoch notes which have come up in a batch."""
     return 0 if plan.nonzeros is None else plan.architecture.sizes[0]
+
+
+def _lost(plan: Plan) -> int:
+    """Return for how many sums of the gradient the epoch keeps what their roundings leave out: if X is sparse.
+
+    Products with a dense X are summed in blocks.
+    """
+    n_in, n, *_ = plan.architecture.sizes
+    return 0 if plan.nonzeros is None or plan.batch_size <= k.MANY_TERMS else n_in * n
 
 
 def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:

@@ -42,7 +42,7 @@ def rule_kernel(rule: Optimizer | None) -> RuleKernel:
         case SGD(momentum=0):
             return RuleKernel("sgd", (0.0,) * 6, False, False)
         case SGD(momentum=mu, nesterov=nesterov):
-            return RuleKernel("nesterov" if nesterov else "momentum", (mu, *(0.0,) * 5), True, False)
+            return RuleKernel("nesterov" if nesterov else "momentum", (mu, 0.0, 0.0, 0.0, 1 - mu, 0.0), True, False)
         case RMSprop(rho=rho, epsilon=epsilon):
             return RuleKernel("rmsprop", (rho, epsilon, 0.0, 0.0, 1 - rho, 0.0), False, True)
         case Adam(beta1=beta1, beta2=beta2, epsilon=epsilon, epsilon_hat=epsilon_hat):
