@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bpgpu import formula_checks
 from bpgpu.errors import FormulaError, lookup, shown
 from bpgpu.kernels import formulas
 
@@ -32,11 +33,12 @@ class Activation:
     ------
     FormulaError
         If an expression holds anything but numbers, ``z`` (and ``a``), operators and the functions of
-        `bpgpu.kernels.formulas`, or if the derivative disagrees with finite differences of the value.
+        `bpgpu.kernels.formulas`; if the derivative disagrees with finite differences of the value; or if one of them
+        gives no finite number, in float32 or float64 and for z up to 1e4 in size, where there is one.
 
     Examples
     --------
-    >>> bpgpu.Activation("swish", value="z / (1 + exp(-z))", derivative="(1 + a * exp(-z)) / (1 + exp(-z))")
+    >>> bpgpu.Activation("swish", value="z * sigmoid(z)", derivative="sigmoid(z) * (1 + z * sigmoid(-z))")
     """
 
     name: str
@@ -44,6 +46,7 @@ class Activation:
     derivative: str
 
     def __post_init__(self) -> None:
+        formula_checks.name("an activation", self.name)
         formulas.names_used(self.value, ("z",))
         formulas.names_used(self.derivative, ("z", "a"))
         value = formulas.numpy_function(self.value, FLOAT64)
@@ -59,6 +62,8 @@ class Activation:
                 f"activation {self.name!r}: at z = {z:.6g} the derivative {self.derivative!r} gives {given:.9g}, but "
                 f"finite differences of the value {self.value!r} give {difference:.9g}"
             )
+        steps = ("a", "value", self.value), ("slope", "derivative", self.derivative)
+        formula_checks.numbers_everywhere(f"activation {self.name!r}", steps, z=formula_checks.POINTS)
 
     @property
     def rowwise(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from bpgpu import formula_checks
 from bpgpu.activations import ACTIVATIONS, FLOAT64, Activation, unchecked
 from bpgpu.errors import FormulaError, lookup, unknown_name
 from bpgpu.kernels import formulas
@@ -31,7 +32,8 @@ class Cost:
     ------
     FormulaError
         If an expression holds anything but numbers, ``a``, ``y``, operators and the functions of
-        `bpgpu.kernels.formulas`, or if the gradient disagrees with finite differences of the value.
+        `bpgpu.kernels.formulas`; if the gradient disagrees with finite differences of the value; or if one of them
+        gives no finite number, in float32 or float64 and for a up to 1e4 in size, where there is one.
     ValueError
         If `reduction` is neither "sum" nor "mean".
 
@@ -46,6 +48,7 @@ class Cost:
     reduction: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self) -> None:
+        formula_checks.name("a cost", self.name)
         if self.reduction not in ("sum", "mean"):
             raise unknown_name("reduction", self.reduction, ["sum", "mean"])
         formulas.names_used(self.value, ("a", "y"))
@@ -64,6 +67,8 @@ class Cost:
                     f"cost {self.name!r}: at a = {a:.6g}, y = {y:.6g} the gradient {self.gradient!r} gives "
                     f"{given:.9g}, but finite differences of the value {self.value!r} give {difference:.9g}"
                 )
+            steps = ("value", "value", self.value), ("slope", "gradient", self.gradient)
+            formula_checks.numbers_everywhere(f"cost {self.name!r}", steps, a=formula_checks.POINTS, y=y)
 
     @property
     def wants_probabilities(self) -> bool:

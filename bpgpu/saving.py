@@ -54,7 +54,7 @@ def save(net: "MLP", path: str | PathLike[str]) -> None:
     with atomic_file(path) as file:
         file.write(_header(header, {name: array.shape for name, array in tensors.items()}, dtype))
         for array in tensors.values():
-            file.write(memoryview(np.ascontiguousarray(to_numpy(array), dtype.newbyteorder("<"))).cast("B"))
+            file.write(np.ascontiguousarray(to_numpy(array), dtype.newbyteorder("<")).data.cast("B"))
 
 
 def _tensors(net: "MLP") -> dict[str, Any]:

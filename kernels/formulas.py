@@ -132,10 +132,14 @@ FUNCTIONS: dict[str, _Function] = {
 MACROS = ("sigmoid", "softplus")
 
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_SAME_PRECEDENCE = {ast.Add: (ast.Add, ast.Sub), ast.Mult: (ast.Mult, ast.Div)}
+_SAME_PRECEDENCE |= {ast.Sub: _SAME_PRECEDENCE[ast.Add], ast.Div: _SAME_PRECEDENCE[ast.Mult]}
 _COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 # Bounds for formulas that come with a model file from a stranger: templates and macros repeat their arguments, so
 # without the third a short formula could fill the memory.
 _MAX_LENGTH, _MAX_DEPTH, _MAX_SOURCE = 5000, 30, 50_000
+_TERMS = 4  # of a sum or a product that count as a level
+_SHOWN = 200  # characters of a formula in an error
 _MAX_LITERAL = float(np.finfo(np.float32).max)
 
 
@@ -148,16 +152,18 @@ class _Emitter:
 
     def refuse(self, what: str) -> FormulaError:
         return FormulaError(
-            f"formula {self.expression!r}: {what}; a formula is made of the names {', '.join(self.names)}, "
+            f"formula {cut(self.expression)!r}: {what}; a formula is made of the names {', '.join(self.names)}, "
             f"numbers, + - * / **, comparisons inside where(), and {', '.join([*FUNCTIONS, *MACROS])}"
         )
 
     def emit(self, node: ast.expr, bound: dict[str, str], depth: int = 0) -> str:
         if depth > _MAX_DEPTH:
-            raise self.refuse(f"nested more than {_MAX_DEPTH} levels deep")
+            raise self.refuse(
+                f"nested more than {_MAX_DEPTH} levels deep (each {_TERMS} terms of a sum or a product are a level)"
+            )
 
-        def inner(child: ast.expr) -> str:
-            source = self.emit(child, bound, depth + 1)
+        def inner(child: ast.expr, levels: int = 1) -> str:
+            source = self.emit(child, bound, depth + levels)
             if len(source) > _MAX_SOURCE:
                 raise self.refuse(f"it expands to more than {_MAX_SOURCE} characters")
             return source
@@ -167,7 +173,7 @@ class _Emitter:
                 self.used.add(name)
                 return bound[name]
             case ast.Name(id=name):
-                raise self.refuse(f"the name {name!r} is not known here")
+                raise self.refuse(f"the name {cut(name)!r} is not known here")
             case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
                 return self.literal(value)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -180,7 +186,13 @@ class _Emitter:
             case ast.BinOp(op=ast.Pow(), left=base, right=exponent):
                 return self.call("pow", [inner(base), inner(exponent)])
             case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
-                return f"({inner(left)} {_OPERATORS[type(op)]} {inner(right)})"
+                rest = [(op, right)]  # without brackets inside, of which Python takes 200
+                while isinstance(left, ast.BinOp) and type(left.op) in _SAME_PRECEDENCE[type(op)]:
+                    rest.append((left.op, left.right))
+                    left = left.left
+                levels = -(-len(rest) // _TERMS)
+                terms = (f" {_OPERATORS[type(op)]} {inner(term, levels)}" for op, term in reversed(rest))
+                return f"({inner(left, levels)}{''.join(terms)})"
             case ast.Call(func=ast.Name(id="where"), args=[condition, chosen, other], keywords=[]):
                 return self.call("where", [self.condition(condition, bound, depth + 1), inner(chosen), inner(other)])
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
@@ -210,11 +222,18 @@ class _Emitter:
 
 
 def _shown(node: ast.expr) -> str:
-    """Return the source of a node for an error; what is nested too deeply to be written is not."""
+    """Return the source of a node for an error, cut; or what stands in the way, such as an integer of 4,300 digits."""
     try:
-        return repr(ast.unparse(node))
+        return repr(cut(ast.unparse(node)))
     except RecursionError:
         return "an expression nested too deeply"
+    except ValueError:
+        return "an expression with a number too long to be written"
+
+
+def cut(text: str) -> str:
+    """Return a formula as errors show it, without the rest of a long one."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _parse(expression: str) -> ast.expr:
@@ -225,7 +244,7 @@ def _parse(expression: str) -> ast.expr:
     try:
         return ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise FormulaError(f"formula {expression!r} is not an expression: {error}") from None
+        raise FormulaError(f"formula {cut(expression)!r} is not an expression: {cut(str(error))}") from None
 
 
 def _emit(expression: str, names: tuple[str, ...], target: str) -> tuple[str, frozenset[str]]:

@@ -6,10 +6,11 @@ source is made that holds everything, or a digest of it, and written to a cache 
 
 import functools
 import hashlib
-import importlib.util
 import os
+import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -18,24 +19,58 @@ from types import ModuleType
 
 from llvmlite.binding import get_host_cpu_name
 from numba.core import config
+from numba.core.caching import _CacheLocator
 from numba.misc import appdirs
+
+KEPT_DIGESTS = 8  # of kernels: several environments, and several versions, may share the user's cache
+KEPT_SECONDS = 30 * 24 * 3600  # since a file was last used
 
 
 @functools.cache
 def folder() -> Path | None:
-    """Return the cache folder, by Numba's rules: NUMBA_CACHE_DIR, beside this file, the user's cache; None for none."""
+    """Return the cache folder, by Numba's rules: NUMBA_CACHE_DIR, beside this file, the user's cache; None for none.
+
+    What is in it is executed, so it must be the user's own and closed to others, or the next one is taken.
+    """
     given: str = vars(config)["CACHE_DIR"]
     beside, user = Path(__file__).parent / "__pycache__", Path(vars(appdirs)["user_cache_dir"]("numba", False))
     for parent in [Path(given)] if given else [beside, user]:
         if not parent.is_absolute() and not given:  # a user without a home
             continue
+        place = (parent / "bpgpu").absolute()
         try:
-            (parent / "bpgpu").mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=parent / "bpgpu"):
-                return (parent / "bpgpu").absolute()
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _compiled(place).mkdir(exist_ok=True, mode=0o700)
+            if not _is_shared(parent) and _is_own(place) and _is_own(_compiled(place)):
+                tempfile.TemporaryFile(dir=place).close()
+                return place
         except OSError:
             continue
     return None
+
+
+def _compiled(place: Path) -> Path:
+    """Return where Numba keeps what is compiled from files in a folder."""
+    given: str = vars(config)["CACHE_DIR"]
+    if not given:
+        return place / "__pycache__"
+    return Path(given, _CacheLocator.get_suitable_cache_subpath(str(place / "x.py")))  # type: ignore[no-untyped-call]
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a folder is no link, belongs to the user and can be written by nobody else."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return False
+    return sys.platform == "win32" or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+
+
+def _is_shared(path: Path) -> bool:
+    """Return whether anybody may put another folder in the place of one in `path`."""
+    status = path.stat()
+    if sys.platform == "win32" or (status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())):
+        return False
+    return bool(status.st_mode & stat.S_IWOTH)
 
 
 @functools.cache
@@ -54,54 +89,115 @@ def heading(what: str) -> str:
 
 
 def _name(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()[:20]
+    """Return the name of a file of this content, which begins with the digest that `_clean` goes by."""
+    return f"{digest_of_kernels()[:12]}_{hashlib.sha256(content.encode()).hexdigest()[:20]}"
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Write a file that other processes see whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(content)
+        except BaseException:
+            file.close()
+            temporary.unlink()
+            raise
     try:
-        os.replace(file.name, path)  # noqa: PTH105
-    except PermissionError:  # Windows, while another process reads the same text there
-        os.unlink(file.name)  # noqa: PTH108
-        if not path.exists():
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink()
+        reading = sys.platform == "win32" and isinstance(error, PermissionError)  # another process, the same text
+        if not (reading and path.is_file()):
             raise
 
 
 @functools.cache
 def load(source: str) -> ModuleType:
-    """Import a source from the cache folder, where Numba finds or leaves what is compiled; or without one, from memory.
+    """Import a source with the cache folder, where Numba finds or leaves what is compiled; or without one.
 
-    Source asks Numba with ``cache=True`` to keep a function.
+    Source asks Numba with ``cache=True`` to keep a function. What runs is the source itself: the file is there so that
+    Numba can see of what time it is.
     """
     place = folder()
-    if place is None:
-        module = ModuleType(f"bpgpu_{_name(source)}")
-        module.__file__ = "<memory>"
-        sys.modules[module.__name__] = module
-        exec(source.replace("cache=True", "cache=False"), vars(module))
-        return module
-    path = place / f"{_name(source)}.py"
-    if not path.exists() or path.read_text(encoding="utf-8") != source:
-        _write(path, source)
-    spec = importlib.util.spec_from_file_location(f"bpgpu_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where Numba looks for it
-    spec.loader.exec_module(module)
+    if place is not None:
+        path = place / f"{_name(source)}.py"
+        for _ in range(2):
+            try:
+                _keep_source(path, source.encode())
+                return _module(source, str(path))
+            except Exception:  # what Numba has kept may be damaged, or the disk full
+                with suppress(OSError):
+                    _delete(path)
+    return _module(source.replace("cache=True", "cache=False"), "<memory>")
+
+
+def _module(source: str, path: str) -> ModuleType:
+    """Return a source as a module, as if it had been imported from `path`."""
+    module = ModuleType(f"bpgpu_{_name(source)}")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # where Numba looks for it
+    exec(compile(source, path, "exec", dont_inherit=True), vars(module))
     return module
+
+
+def _keep_source(path: Path, content: bytes) -> None:
+    """Let a file have this content and a new time of access, by which `_clean` goes; raise ``OSError`` if it cannot."""
+    if not path.exists() or path.read_bytes() != content:
+        _write(path, content)
+        _clean(path.parent, path)
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # Numba goes by the time of change
+
+
+def _clean(place: Path, new: Path) -> None:
+    """Delete what has not been used for long, and all but the digests of kernels that were used last.
+
+    A process that still uses something of it has read it already, or else compiles in memory.
+    """
+    used: dict[Path, float] = {}
+    for path in place.glob("*.py"):
+        with suppress(OSError):
+            used[path] = path.stat().st_atime
+    by_digest: dict[str, float] = {}
+    for path, seconds in used.items():
+        digest = path.stem.partition("_")[0]
+        by_digest[digest] = max(seconds, by_digest.get(digest, 0.0))
+    recent = sorted(by_digest, key=by_digest.__getitem__)[-KEPT_DIGESTS:]
+    now = time.time()
+    for path, seconds in used.items():
+        if path != new and (path.stem.partition("_")[0] not in recent or seconds < now - KEPT_SECONDS):
+            with suppress(OSError):
+                _delete(path)
+    for pattern in ("*.done", "*.lock", "*.tmp"):
+        for path in place.glob(pattern):
+            with suppress(OSError):
+                if path.lstat().st_mtime < now - KEPT_SECONDS:
+                    path.unlink()
+
+
+def _delete(path: Path) -> None:
+    """Delete a source, and what Numba has compiled from it."""
+    for kept in _compiled(path.parent).glob(f"{path.stem}.*"):
+        kept.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 @contextmanager
 def _one_process(path: Path) -> Iterator[None]:
-    """Wait while another process is in here; on Windows, and where files cannot be locked, both are."""
-    with path.open("w") as file:
-        with suppress(ImportError, OSError):
-            import fcntl
+    """Wait while another process is in here; on Windows, and where the file cannot be opened or locked, both are."""
+    try:
+        import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except (ImportError, OSError):
         yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _done(sources: list[str]) -> Path | None:
@@ -113,7 +209,11 @@ def _done(sources: list[str]) -> Path | None:
 def are_kept(sources: list[str]) -> bool:
     """Return whether the cache has what is compiled from these sources."""
     done = _done(sources)
-    return done is not None and done.exists()
+    if done is None or not done.is_file():
+        return False
+    with suppress(OSError):
+        os.utime(done)  # it is used
+    return True
 
 
 def keep(sources: list[str], show: Callable[[list[str]], Iterable[str]] = iter) -> None:
@@ -121,7 +221,8 @@ def keep(sources: list[str], show: Callable[[list[str]], Iterable[str]] = iter) 
     done = _done(sources)
     if done is not None:
         with _one_process(done.with_suffix(".lock")):
-            if not done.exists():
+            if not are_kept(sources):
                 for source in show(sources):
                     load(source)
-                _write(done, "")
+                with suppress(OSError):
+                    _write(done, b"")

@@ -4,7 +4,7 @@ import math
 
 from numba import njit
 
-from bpgpu.kernels.numba_cpu_math import exp, select
+from bpgpu.kernels.numba_cpu_math import exp, log1p, select
 from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, matrix
 
 PIECE = 1024  # numbers of a long sum that are added up side by side, in vectors
@@ -167,10 +167,11 @@ def softmax_cross_entropy(z, b, a, y, delta, scale, cost):
     exponentials(z, b, a, cost)
     for i in range(z.shape[0]):
         rest, sum_y, value, lost = sum_of_others(a[i]), total(y[i]), T(0), T(0)
-        largest, log_total, inverse = cost[i], math.log1p(rest), T(1) / (T(1) + rest)
+        largest, log_total, inverse = cost[i], log1p(rest), T(1) / (T(1) + rest)
         for j in range(z.shape[1]):
             if y[i, j] != 0:
                 value, lost = plus(value, lost, -y[i, j] * (z[i, j] - largest - log_total))
+        for j in range(z.shape[1]):  # a loop of its own, which vectorises
             complement = select(a[i, j] == T(1), rest, T(1) + rest - a[i, j]) * inverse
             aj = a[i, j] * inverse
             a[i, j] = aj

@@ -180,6 +180,9 @@ def forward_and_back(part, start, r0, r1, p, x, step, data, layers, network, num
         call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
         if layers[L, DERIVE]:
             call(layers[L, DERIVE], (delta, z, a, rows * n, sum_delta))
+    for i in range(rows):
+        if cost_[i] > numbers[LARGEST_COST]:
+            cost_[i] = numbers[LARGEST_COST]
     if network[OUTPUT] != ELEMENTWISE:
         sums[part, L, SUM_DELTA] = magnitudes(vector(delta, rows * n, p))
     shares[part, COST_SHARE] = weighted_sum(scale_, cost_)

@@ -19,7 +19,7 @@ RATES = 4
 ELEMENTWISE, SOFTMAX_CROSS_ENTROPY, SOFTMAX_BINARY_CROSS_ENTROPY, SOFTMAX = range(4)  # OUTPUT
 SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW, NONE = range(7)  # RULE; NONE: the gradients are all that is wanted
 # Entries of the numbers: h0 ... h5 of the rule, then these.
-L2, CLIP, KEEP, FACTOR, NUMBERS = range(6, 11)
+L2, CLIP, KEEP, FACTOR, LARGEST_COST, NUMBERS = range(6, 12)
 # What a part tells: of each layer the sums of the magnitudes of a and delta, and single numbers.
 SUM_A, SUM_DELTA = 0, 1
 COST_SHARE, PENALTY_SHARE, BAD_SHARE, LARGEST_SHARE, NORM_SHARE, WEIGHT_SHARE = range(6)

@@ -1,6 +1,7 @@
 """The formula table and its compiler: values, all three outputs, and what must be refused."""
 
 import ctypes
+import doctest
 import math
 import shutil
 import subprocess
@@ -244,7 +245,7 @@ HOSTILE = [
     "z\0",
     "(" * 300 + "z" + ")" * 300,
     "-" * 400 + "z",
-    "z" + " + z" * 100,
+    "z" + " + z" * 200,
     "z" * 6000,
 ]
 
@@ -293,7 +294,7 @@ def test_the_error_names_the_culprit_and_the_whitelist():
 @pytest.mark.parametrize(
     ("value", "derivative"),
     [
-        ("z / (1 + exp(-z))", "(1 + a * exp(-z)) / (1 + exp(-z))"),
+        ("z * sigmoid(z)", "sigmoid(z) * (1 + z * sigmoid(-z))"),
         ("z * tanh(softplus(z))", "tanh(softplus(z)) + z * sigmoid(z) * (1 - tanh(softplus(z)) ** 2)"),
         ("max(0, z)", "where(a > 0, 1, 0)"),
         ("max(min(z, 1), -1)", "where(abs(z) < 1, 1, 0)"),
@@ -370,3 +371,139 @@ def test_constants_are_checked_like_anything_else():
     with pytest.raises(bpgpu.FormulaError, match="finite differences"):
         bpgpu.Cost("mine", value="y * y", gradient="1")
     assert bpgpu.Activation("mine", value="2", derivative="0").derivative_needs_z is False
+
+
+# Numbers wherever there are some
+
+
+SWISH = "z / (1 + exp(-z))", "(1 + a * exp(-z)) / (1 + exp(-z))"
+
+
+@pytest.mark.parametrize(
+    ("value", "derivative", "where"),
+    [
+        (*SWISH, "z = -89 in float32 the derivative .* gives nan, where -1.96.*e-37 is right"),
+        ("(exp(z) - exp(-z)) / (exp(z) + exp(-z))", "1 - a * a", "z = -?89 in float32 the value .* gives nan"),
+        ("log(1 + exp(z))", "1 / (1 + exp(-z))", "z = 89 in float32 the value .* gives inf, where 89 is right"),
+        ("where(z < 400, 0, 1) * exp(z) / (1 + exp(z)) * 0 + z", "1", "z = 89 in float32 the value"),
+        ("where(z < 1, sin(z) / z, sin(z) / z)", "(cos(z) - a) / z", "z = 0 in float32 the value .* gives nan"),
+    ],
+)
+def test_an_activation_that_fails_somewhere_is_refused_with_the_place(value, derivative, where):
+    with pytest.raises(bpgpu.FormulaError, match=f"^activation 'mine': at {where}"):
+        bpgpu.Activation("mine", value=value, derivative=derivative)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).maxexp == np.finfo(np.float64).maxexp, reason="no wider type than float64")
+def test_an_activation_that_fails_in_float64_only_is_refused():
+    with pytest.raises(bpgpu.FormulaError, match=r"at z = 8\d\d.* in float64 the value .* gives nan"):
+        bpgpu.Activation("mine", value="where(z < 800, z, z * exp(800) / exp(800))", derivative="1")
+
+
+@pytest.mark.parametrize(
+    ("value", "gradient", "where"),
+    [
+        ("log((exp(a - y) + exp(y - a)) / 2)", "tanh(a - y)", "a = 8.*, y = -1 in float32 the value .* gives inf"),
+        ("log(1 + exp(a)) - y * a", "sigmoid(a) - y", "a = 89, y = -1 in float32 the value .* gives inf"),
+        ("softplus(a) - y * a", "exp(a) / (1 + exp(a)) - y", "a = 89, y = -1 in float32 the gradient .* gives nan"),
+        ("-y * log(a)", "-y / a", "a = 0, y = 0 in float32 the value .* gives nan"),
+        ("-(1 - y) * log(1 - a)", "(1 - y) / (1 - a)", "a = 1, y = 1 in float32 the value .* gives nan"),
+        ("-y * log(max(a, 1e-50))", "where(a > 1e-50, -y / a, 0)", "a = .*, y = .* in float32 the value .* gives"),
+    ],
+)
+def test_a_cost_that_fails_somewhere_is_refused_with_the_place(value, gradient, where):
+    with pytest.raises(bpgpu.FormulaError, match=f"^cost 'mine': at {where}"):
+        bpgpu.Cost("mine", value=value, gradient=gradient)
+
+
+@pytest.mark.parametrize(
+    ("value", "derivative"),
+    [
+        ("exp(z)", "a"),  # its values are too large for the type, not its formula
+        ("z ** 3", "3 * z * z"),
+        ("z / sqrt(1 + z * z)", "1 / sqrt(1 + z * z) ** 3"),
+        ("exp(-z * z)", "-2 * z * a"),
+        ("1 / (1 + exp(-z))", "a * (1 - a)"),  # 1 / infinity is 0
+        ("sin(30 * z)", "30 * cos(30 * z)"),
+        ("erf(z)", "1.1283791670955126 * exp(-z * z)"),
+    ],
+)
+def test_what_is_large_or_small_by_right_is_taken(value, derivative):
+    bpgpu.Activation("mine", value=value, derivative=derivative)
+
+
+@pytest.mark.parametrize("documented", [bpgpu.Activation, bpgpu.Cost], ids=lambda kind: kind.__name__)
+def test_the_example_of_the_docstring_is_right_everywhere(documented):
+    (example,) = doctest.DocTestParser().get_examples(documented.__doc__)
+    made = eval(example.source, {"bpgpu": bpgpu})
+    dtype = np.dtype(np.float32)
+    if documented is bpgpu.Activation:
+        z = np.linspace(-1e4, 1e4, 4001, dtype=dtype)
+        a = formulas.numpy_function(made.value, dtype)(z, None, None)
+        slope = formulas.numpy_function(made.derivative, dtype)(z, a, None)
+        np.testing.assert_allclose(a, z * special.expit(z.astype(float)), rtol=1e-6, atol=1e-38)
+        exact = special.expit(z.astype(float))
+        np.testing.assert_allclose(slope, exact * (1 + z * (1 - exact)), rtol=1e-6, atol=1e-38)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ([1], TypeError, r"must be text, got \[1\]"),
+        (None, TypeError, "must be text, got None"),
+        ("", ValueError, "must have 1 to 100 characters, all of them printable, got ''"),
+        ("two\nlines", ValueError, "must have 1 to 100 characters, all of them printable, got 'two"),
+        ("x" * 101, ValueError, "must have 1 to 100 characters"),
+    ],
+)
+def test_names_are_checked(name, error, message):
+    with pytest.raises(error, match=f"^the name of an activation {message}"):
+        bpgpu.Activation(name, value="z", derivative="1")
+    with pytest.raises(error, match=f"^the name of a cost {message}"):
+        bpgpu.Cost(name, value="(a - y) ** 2", gradient="2 * (a - y)")
+
+
+# Long formulas
+
+
+@pytest.mark.parametrize("terms", [40, 100])
+def test_a_sum_of_many_terms_is_taken_and_computed_alike(terms):
+    value = " + ".join(f"sin({k} * z) / {k}" for k in range(1, terms + 1))
+    derivative = " + ".join(f"cos({k} * z)" for k in range(1, terms + 1))
+    sines = bpgpu.Activation("sines", value=value, derivative=derivative)
+    dtype, z = np.dtype(np.float64), np.linspace(-3, 3, 7)
+    expected = sum(np.sin(k * z) / k for k in range(1, terms + 1))
+    np.testing.assert_array_equal(formulas.numpy_function(sines.value, dtype)(z, None, None), expected)
+    assert formulas.cuda_source(value, "f", ("z",)).count("+") == terms - 1
+
+
+def test_a_chain_is_computed_from_left_to_right():
+    for expression in ("1 - z - 2 + 3 - z", "8 / z * 3 / 2 * z", "1 - (z - 2) - 8 / (z / 2)", "z * 2 + 3 - z / 2 * 5"):
+        value = formulas.numpy_function(expression, DTYPES[1])(np.float64(3.7), None, None)
+        assert value == eval(expression, {"z": 3.7})
+
+
+@pytest.mark.parametrize("text", [" + ".join("z" * 130), " * ".join("z" * 130), "z" + "+z" * 2400])
+def test_too_many_terms_are_refused(text):
+    with pytest.raises(bpgpu.FormulaError, match=r"more than 30 levels deep \(each 4 terms of a sum|not an expr"):
+        bpgpu.Activation("mine", value=text, derivative="1")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0x{} % 2",
+        "z[0x{}]",
+        "where(0x{}, 1, 2)",
+        "-0x{}",
+        "0x{}('x')",
+        "z ** 0x{}",
+        "z if 0x{} else 1",
+        "f{}",
+        "z + '{}'",
+    ],
+)
+def test_monsters_get_a_short_error(value):
+    with pytest.raises(bpgpu.FormulaError) as caught:
+        bpgpu.Activation("mine", value=value.format("f" * 3700), derivative="1")
+    assert len(str(caught.value)) < 1000

@@ -1,5 +1,6 @@
 """Compiled code that is kept: never stale, found wherever a folder can be written, not needed where none can."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core import config
+from numba.misc import appdirs
 
 from bpgpu import cli
 from bpgpu.backends import numba_backend
@@ -224,3 +227,229 @@ cache.keep([{source!r}])
     both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
     assert (tmp_path / "log").read_text(encoding="utf-8") == "loaded "
+
+
+# A folder of strangers
+
+posix = pytest.mark.skipif(os.name != "posix", reason="owners and permissions are POSIX's")
+
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    """Return a cache folder of this test's own, which `cache.folder` finds through NUMBA_CACHE_DIR."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cache, "folder", cache.folder.__wrapped__)
+    monkeypatch.setattr(cache, "load", cache.load.__wrapped__)
+    return cache.folder()
+
+
+def test_a_folder_that_is_made_is_closed_to_others(place, tmp_path):
+    assert place == tmp_path / "bpgpu"
+    made = [place, *(path for path in tmp_path.iterdir() if path != place)]
+    assert len(made) == 2 and all(path.is_dir() for path in made)
+    if os.name == "posix":
+        assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+
+
+@posix
+@pytest.mark.parametrize("which", ["of sources", "of what is compiled"])
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o722, 0o757])
+def test_a_folder_that_others_can_write_is_not_used(place, which, mode):
+    path = place if which == "of sources" else cache._compiled(place)
+    path.chmod(mode)
+    assert cache.folder() is None
+    path.chmod(0o755)
+    assert cache.folder() == place
+
+
+@posix
+@pytest.mark.parametrize("which", ["of sources", "of what is compiled"])
+def test_a_folder_that_is_a_link_is_not_used(place, tmp_path, which):
+    path = place if which == "of sources" else cache._compiled(place)
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    assert cache.folder() is None
+
+
+@posix
+def test_a_folder_of_somebody_else_is_not_used(place, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: place.stat().st_uid + 1)
+    assert cache.folder() is None
+
+
+@posix
+def test_a_folder_that_others_can_rename_is_not_used(place, tmp_path):
+    tmp_path.chmod(0o777)
+    assert cache.folder() is None
+    tmp_path.chmod(0o1777)  # as /tmp
+    assert cache.folder() == place
+
+
+@posix
+def test_the_next_folder_is_taken(monkeypatch, tmp_path):
+    """Where that beside the package is open to others."""
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "kernels" / "numba_cpu_cache.py"))
+    monkeypatch.setattr(appdirs, "user_cache_dir", lambda *_: str(tmp_path / "user"))
+    find = cache.folder.__wrapped__
+    beside = tmp_path / "kernels" / "__pycache__" / "bpgpu"
+    assert find() == beside
+    beside.chmod(0o777)
+    assert find() == tmp_path / "user" / "bpgpu"
+    (tmp_path / "user" / "bpgpu").chmod(0o777)
+    assert find() is None
+
+
+SOURCE = f"""{cache.heading("a test")}
+from numba import njit, int64
+
+@njit(int64(int64), cache=True)
+def plus_one(x):
+    return x + 1
+"""
+
+
+def hits(module):
+    return sum(module.plus_one.stats.cache_hits.values())
+
+
+def test_what_was_compared_is_what_runs(place):
+    """Whatever lies there as Python's own cache."""
+    first = cache.load(SOURCE)
+    assert (first.plus_one(1), hits(first)) == (2, 0)
+    path = place / f"{cache._name(SOURCE)}.py"
+    planted = Path(importlib.util.cache_from_source(str(path)))
+    planted.parent.mkdir(exist_ok=True)
+    evil = compile("raise SystemExit('planted')", str(path), "exec")
+    planted.write_bytes(importlib._bootstrap_external._code_to_hash_pyc(evil, b"12345678", False))
+    again = cache.load(SOURCE)
+    assert (again.plus_one(1), hits(again)) == (2, 1), "Numba finds what it has compiled"
+    path.write_text("raise SystemExit('planted')", encoding="utf-8")
+    assert cache.load(SOURCE).plus_one(1) == 2
+    assert path.read_text(encoding="utf-8") == SOURCE
+
+
+def damage(path, how):
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if how == "folder":
+        path.mkdir()
+    elif how == "bytes":
+        path.write_bytes(b"\xff\xfe\0 not UTF-8")
+    elif how == "nothing":
+        path.write_bytes(b"")
+    else:
+        path.symlink_to(path)
+
+
+@posix
+@pytest.mark.parametrize("how", ["folder", "bytes", "nothing", "link to itself"])
+@pytest.mark.parametrize("what", ["source", "lock", "done", "index", "machine code"])
+def test_damage_ends_in_no_traceback(place, what, how):
+    """The function is compiled again, in memory if need be; and where the damage can go, the next process has it."""
+    cache.keep([SOURCE])
+    (index,), (code,) = cache._compiled(place).glob("*.nbi"), cache._compiled(place).glob("*.nbc")
+    done = cache._done([SOURCE])
+    source = place / f"{cache._name(SOURCE)}.py"
+    files = {"source": source, "lock": done.with_suffix(".lock"), "done": done, "index": index, "machine code": code}
+    if what in ("lock", "done", "source"):
+        done.unlink()
+    damage(files[what], how)
+    cache.keep([SOURCE])
+    assert cache.load(SOURCE).plus_one(1) == 2
+    cache.keep([SOURCE])
+    again = cache.load(SOURCE)
+    assert again.plus_one(1) == 2
+    assert what == "source" or how == "folder" or hits(again) == 1
+    assert not list(place.glob("*.tmp"))
+
+
+@posix
+def test_a_lock_that_is_a_link_to_a_file_leaves_it_alone(place, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"fourteen bytes")
+    cache._done([SOURCE]).with_suffix(".lock").symlink_to(precious)
+    cache.keep([SOURCE])
+    assert precious.read_bytes() == b"fourteen bytes"
+    own = cache._done(["value = 1"]).with_suffix(".lock")
+    own.write_bytes(b"not cut")
+    cache.keep(["value = 1"])
+    assert own.read_bytes() == b"not cut"
+
+
+def test_a_full_disk_is_no_reason_to_fail(place, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_write", full)
+    cache.keep([SOURCE])
+    assert cache.load(SOURCE).plus_one(1) == 2
+    assert not cache.are_kept([SOURCE])
+
+
+@pytest.fixture
+def digest(monkeypatch):
+    """Return a function: kernels with another digest are installed from now on."""
+
+    def install(number):
+        monkeypatch.setattr(cache, "digest_of_kernels", lambda: f"{number:064x}"[::-1])
+
+    return install
+
+
+def test_old_digests_are_deleted(place, digest):
+    """All but those used last, whoever used them."""
+    for number in range(cache.KEPT_DIGESTS + 1):
+        digest(number)
+        cache.load(SOURCE)
+        path = place / f"{cache._name(SOURCE)}.py"
+        ns = path.stat().st_atime_ns - (100 - number) * 10**9
+        os.utime(path, ns=(ns, path.stat().st_mtime_ns))
+    digest(1)
+    assert hits(cache.load(SOURCE)) == 1, "a later time of access makes nothing stale"
+    digest(99)
+    cache.load(SOURCE)
+    kept = {path.stem for path in place.glob("*.py")}
+    expected = set()
+    for number in (99, 1, *range(3, cache.KEPT_DIGESTS + 1)):
+        digest(number)
+        expected.add(cache._name(SOURCE))
+    assert kept == expected
+    assert {path.name.partition(".")[0] for path in cache._compiled(place).iterdir()} == kept
+    digest(0)
+    assert cache.load(SOURCE).plus_one(1) == 2
+
+
+def test_what_has_not_been_used_for_long_is_deleted(place, digest):
+    cache.keep([SOURCE])
+    digest(1)
+    cache.keep([SOURCE])
+    (place / "of a killed process.tmp").write_bytes(b"")
+    for path in place.iterdir():
+        if path.is_file():
+            os.utime(path, (time.time() - cache.KEPT_SECONDS - 60,) * 2)
+    assert cache.are_kept([SOURCE])  # which is a use
+    cache.load(SOURCE)
+    cache.load("value = 3")
+    assert {path.stem for path in place.glob("*.py")} == {cache._name(SOURCE), cache._name("value = 3")}
+    assert list(place.glob("*.done")) == [cache._done([SOURCE])]
+    assert not list(place.glob("*.tmp"))
+
+
+@posix
+def test_processes_go_on_while_others_delete(place, tmp_path):
+    """Each deletes what the other has just written."""
+    code = f"""
+from pathlib import Path
+from bpgpu.kernels import numba_cpu_cache as cache
+place = Path({str(place)!r})
+cache.folder = lambda: place
+cache.KEPT_DIGESTS = 1
+for number in range(4):
+    cache.digest_of_kernels = lambda: format(number, "064d")[::-1]
+    cache.load.cache_clear()
+    assert cache.load({SOURCE!r}).plus_one(1) == 2
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=100)[1] for process in both] == ["", ""]
+    assert [process.returncode for process in both] == [0, 0]

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
+from bpgpu.backends import contract
+from bpgpu.backends.addresses import device_address
 from bpgpu.backends.cuda_launch import MAX_BLOCKS, Binds, Launch, blocks
 from bpgpu.backends.rules import rule_kernel
 from bpgpu.backends.sums import MANY_TERMS, blocks_of, in_blocks
@@ -108,6 +110,9 @@ class Steps:
         dropout: Dropout | None = None,
     ) -> list[Launch]:
         """``z = a_prev W + b``, ``a = sigma(z)``, and h, a after dropout."""
+        contract.forward(a_prev, W, b, activation, a, z)
+        if h is not None:
+            contract.dropout(a, h)
         (rows, m), n, dtype = a_prev.shape, W.shape[1], W.dtype
         sigma = {"sigma": (IDENTITY if activation.rowwise else activation).value}
         drop = _dropout_arguments(dropout)
@@ -125,6 +130,7 @@ class Steps:
 
     def weighted_input(self, a_prev: Array, W: Array, b: Array | None, control: Array, *, z: Array) -> list[Launch]:
         """``z = a_prev W``, with b only if it comes for free; `output` takes the bias otherwise (`bias_left`)."""
+        contract.forward(a_prev, W, b, IDENTITY, z)
         if self.fused(len(a_prev), W):
             return self.forward(a_prev, W, b, IDENTITY, control, a=z)
         return [self._matmul(a_prev, W, z)]
@@ -150,6 +156,7 @@ class Steps:
         total: Array | None = None,
     ) -> list[Launch]:
         """Activation, costs of the rows and delta of the output layer; `total` adds up the weighted costs."""
+        contract.output_delta(z, y, scale, activation, cost, a, delta, row_cost, b, weight)
         rows, n = z.shape
         value, slope = output_formulas(activation, cost)
         if activation.rowwise:
@@ -176,6 +183,7 @@ class Steps:
         out: Array,
     ) -> list[Launch]:
         """``out = (delta W^T) ⊙ sigma'``, dropout in between."""
+        contract.hidden_delta(delta, W, a, z, activation, out)
         (m, n), rows, dtype = W.shape, delta.shape[0], W.dtype
         drop = _dropout_arguments(dropout)
         prime = {"sigma_prime": IDENTITY.derivative if activation.rowwise else activation.derivative}
@@ -194,6 +202,7 @@ class Steps:
 
     def dropout(self, x: Array, dropout: Dropout, control: Array, *, out: Array) -> list[Launch]:
         """``out = x / (1 - rate)`` where kept, else 0."""
+        contract.dropout(x, out)
         rows, n = x.shape
         arguments = (out, x, rows, n, *_dropout_arguments(dropout), control)
         return [self.launcher.bind("dropout", x.dtype, (blocks(rows * n),), arguments)]
@@ -210,6 +219,7 @@ class Steps:
         out_b: Array | None = None,
     ) -> list[Launch]:
         """``dW = (a_prev^T delta + decay W) ⊙ mask``; the fused GEMM also gives `out_b`, the column sums of delta."""
+        contract.weight_gradient(a_prev, delta, W, mask, out, out_b)
         (rows, m), n = a_prev.shape, delta.shape[1]
         if self.fused(rows, out):
             arguments = (a_prev, delta, W, mask, out, out_b, rows, m, n, decay)
@@ -237,12 +247,11 @@ class Steps:
         chunks = row_chunks(rows)
         widths = [delta.shape[1] for delta, _ in pairs]
         offsets = chunks * (np.cumsum(widths) - widths)
-        table = self.cupy.asarray(
-            np.array(
-                [[d.data.ptr, out.data.ptr, n, at] for (d, out), n, at in zip(pairs, widths, offsets, strict=True)],
-                dtype=np.int64,
-            )
-        )
+        addresses = [
+            (device_address("delta", delta, (rows, n), dtype), device_address("out_b", out, (n,), dtype))
+            for (delta, out), n in zip(pairs, widths, strict=True)
+        ]
+        table = self.cupy.asarray(np.column_stack([addresses, widths, offsets]).astype(np.int64))
         across = sum(-(-n // COLUMNS) for n in widths)
         first = (table, len(pairs), rows, chunks, partial_sums)
         second = (table, len(pairs), chunks, partial_sums)
@@ -268,6 +277,7 @@ class Steps:
         `norms` is room for two numbers for each of the blocks of g.
         """
         count = blocks(g.size)
+        contract.flat(("p", p), ("g", g))
         first = (g, p, mask, g.size, n_weights, decay, norms)
         return [
             self.launcher.bind("norm_partial", g.dtype, (count,), first),
@@ -289,6 +299,7 @@ class Steps:
         control: Array,
     ) -> list[Launch]:
         """Penalty, mask and clipping of the gradient, and the rule, in one pass over the flat buffers."""
+        contract.flat(("parameters", p), ("gradients", g), *(("state", array) for array in state))
         kernel = rule_kernel(rule)
         rest = iter(state)
         m = next(rest) if kernel.keeps_m else None

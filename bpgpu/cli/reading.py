@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from bpgpu.errors import shown
+
 SepOption = Annotated[
     str | None,
     typer.Option(help="Separator of CSV files; 'tab', 'space' or one character. Found in the file if not given."),
@@ -92,6 +94,6 @@ class Reading:
 
 
 def quoted(names: list[str], limit: int = 8) -> str:
-    """Return names in quotation marks with commas between them, a long list cut."""
-    shown = ", ".join(map(repr, names[:limit]))
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
+    """Return names in quotation marks with commas between them; long names and a long list are cut."""
+    text = ", ".join(map(shown, names[:limit]))
+    return text if len(names) <= limit else f"{text} and {len(names) - limit:,} more"
