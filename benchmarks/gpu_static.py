@@ -38,6 +38,7 @@ from bpgpu import optimizers
 from bpgpu.activations import ACTIVATIONS, SOFTMAX
 from bpgpu.costs import COSTS, output_formulas
 from bpgpu.kernels import cuda_kernels
+from bpgpu.writing import atomic_file
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ALL_FORMULAS_ON = ("sm_75", "sm_120")
@@ -230,7 +231,9 @@ def write_table(rows: list[Row], path: Path = TABLE) -> None:
     """Write the committed table, a line for each kernel and dtype."""
     lines = [f"    {json.dumps(kernel)}: {json.dumps(archs)}" for kernel, archs in table(rows).items()]
     head = f'{{\n  "compiler": {json.dumps(compiler())},\n  "columns": {json.dumps(COLUMNS)},\n'
-    path.write_text(head + '  "kernels": {\n' + ",\n".join(lines) + "\n  }\n}\n", encoding="utf-8")
+    body = '  "kernels": {\n' + ",\n".join(lines) + "\n  }\n}\n"
+    with atomic_file(path) as file:
+        file.write((head + body).encode())
 
 
 def show_kernels(rows: list[Row]) -> None:

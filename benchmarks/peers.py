@@ -30,6 +30,8 @@ from benchmarks.peer_epochs import PEERS, reference
 from benchmarks.peer_problem import NETWORKS, RATES, Problem
 from benchmarks.report import table
 from bpgpu import get_backend
+from bpgpu.cli.files import check_files, same_file
+from bpgpu.writing import atomic_file
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
@@ -247,20 +249,27 @@ def main(
 ) -> None:
     """Time the same training step in bpgpu and in other libraries; exit code 1 if one of them failed."""
     try:
+        networks, chosen = choose("--rows", rows, NETWORKS), choose("--peers", peers, PEERS)
+        files = {} if out is None else {"--out": out / "peers.md"}
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            if saved is None or not same_file(saved, out / "peers.json"):
+                files["--out (peers.json)"] = out / "peers.json"
+        if readme is not None:  # which is found to have no place before a run of twenty minutes
+            files["--readme"] = readme
+            put_between_markers(readme.read_text(encoding="utf-8"), "")
+        check_files({"--saved": [] if saved is None else [saved]}, files)
         if saved is None:
-            networks, chosen = choose("--rows", rows, NETWORKS), choose("--peers", peers, PEERS)
             about, results = machine(threads), list(run_rounds(networks, chosen, rounds, seconds, threads))
         else:
             about, results = load(saved)
         page = markdown(about, results)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "peers.json").write_text(
-                json.dumps({"about": about, "results": results}, indent=1), encoding="utf-8"
-            )
-            (out / "peers.md").write_text(page, encoding="utf-8")
+        texts = {"--out": page, "--out (peers.json)": json.dumps({"about": about, "results": results}, indent=1)}
         if readme is not None:
-            readme.write_text(put_between_markers(readme.read_text(encoding="utf-8"), page), encoding="utf-8")
+            texts["--readme"] = put_between_markers(readme.read_text(encoding="utf-8"), page)
+        for option, path in files.items():
+            with atomic_file(path) as file:
+                file.write(texts[option].encode())
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

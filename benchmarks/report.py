@@ -6,7 +6,7 @@ python -m benchmarks.report saved.json --out report --baseline older.json
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import pandas as pd
 import typer
@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.cases import GPU, STEPS, group_name
+from bpgpu.cli.files import check_files
+from bpgpu.writing import atomic_file
 
 KEY = ["step", "transfers", "dtype", "width", "batch"]
 FIGURES = ["flops_per_second", "bytes_per_second", "share_of_attainable", "attainable_flops_per_second"]
@@ -54,7 +56,7 @@ def load(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             {name: entry["extra_info"][name] for name in ["backend", "device", "clocks", *KEY, *FIGURES, *CEILINGS]}
             | {"seconds": entry["stats"]["median"], "why": entry["extra_info"].get("why_no_clocks")}
             for entry in saved["benchmarks"]
-            if "network" not in entry["extra_info"]  # test_cpu.py's, which pytest-benchmark itself puts side by side
+            if "step" in entry["extra_info"]  # not the whole networks and fits of the other files
         ]
         about = {name: saved[name] for name in ("datetime", "machine_info", "bpgpu")}
     except OSError as error:
@@ -62,7 +64,7 @@ def load(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what `pytest benchmarks --benchmark-json={path.name}` writes") from error
     if not rows:
-        raise ValueError(f"{path} has no benchmark in it; was every case skipped?")
+        raise ValueError(f"{path} has no benchmark of a step in it; was every case skipped?")
     return about, pd.DataFrame(rows)
 
 
@@ -157,8 +159,8 @@ def common_batch(runs: pd.DataFrame) -> int:
     return int(max(counts.index, key=lambda batch: (counts[batch], batch))) if len(counts) else 1
 
 
-def draw(runs: pd.DataFrame, batch: int, path: Path) -> None:
-    """Draw speed against width at one batch: a panel for each step and type, a line for each backend."""
+def draw(runs: pd.DataFrame, batch: int, file: BinaryIO) -> None:
+    """Draw speed against width at one batch, as PNG: a panel for each step and type, a line for each backend."""
     steps = [step for step in STEPS if step in set(runs["step"])]
     dtypes = sorted(set(runs["dtype"]))
     backends = list(dict.fromkeys(runs["backend"]))
@@ -188,7 +190,7 @@ def draw(runs: pd.DataFrame, batch: int, path: Path) -> None:
         axes.set_xlabel("width")
     figure.suptitle(f"speed against width, batch {batch}")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, format="png", dpi=110)
 
 
 @app.command()
@@ -200,6 +202,7 @@ def main(
 ) -> None:
     """Turn saved benchmarks into Markdown tables and a picture of speed against width."""
     try:
+        picture, tables = out / "speed.png", out / "benchmarks.md"
         about, runs = load(saved)
         page = markdown(about, runs)
         if baseline is not None:
@@ -208,12 +211,16 @@ def main(
         if batch is not None and batch not in known:
             raise ValueError(f"--batch must be one of {', '.join(map(str, known))}, which {saved} has, got {batch}")
         out.mkdir(parents=True, exist_ok=True)
-        draw(runs, batch or common_batch(runs), out / "speed.png")
-        (out / "benchmarks.md").write_text(page, encoding="utf-8")
+        inputs = {"SAVED": [saved], "--baseline": [] if baseline is None else [baseline]}
+        check_files(inputs, {"--out (speed.png)": picture, "--out (benchmarks.md)": tables})
+        with atomic_file(picture) as file:
+            draw(runs, batch or common_batch(runs), file)
+        with atomic_file(tables) as file:
+            file.write(page.encode())
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    typer.echo(f"{len(runs)} cases: {out / 'benchmarks.md'}, {out / 'speed.png'}")
+    typer.echo(f"{len(runs)} cases: {tables}, {picture}")
 
 
 if __name__ == "__main__":

@@ -1,37 +1,47 @@
 """Scikit-learn's MLP trained by bpgpu, with no change to the code: ``python -m bpgpu.accel script.py``.
 
 Once installed, ``MLPClassifier`` and ``MLPRegressor`` of ``sklearn.neural_network`` are those of `bpgpu.sklearn`.
-Nothing of scikit-learn is imported before the program itself does so.
+Nothing of scikit-learn is imported before the program itself does so. (For pytest, which may take this module as a
+plugin after its import: PYTEST_DONT_REWRITE.)
 """
 
 import builtins
 import copyreg
 import functools
-import importlib.abc
 import importlib.machinery
+import importlib.util
 import logging
+import marshal
+import os
 import pkgutil
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any
+
+from bpgpu.imports import AfterImport
 
 __all__ = ["install", "load_ipython_extension", "uninstall", "unload_ipython_extension"]
 
 USAGE = """\
-usage: python -m bpgpu.accel [-h] (script.py | -m module) [argument ...]
+usage: python -m bpgpu.accel [--children] (script.py | -m module | -c code | -) [argument ...]
 
 Run a Python program as python does, with MLPClassifier and MLPRegressor of
 sklearn.neural_network replaced by those of bpgpu.sklearn.
 
-  script.py   a script, or a folder or zip file with a __main__.py
+  script.py   a script, also compiled (.pyc), or a folder or zip file with a __main__.py
   -m module   a module, such as pytest
+  -c code     code
+  -           code from standard input
+  --children  in every Python that the program starts, too; by a folder in PYTHONPATH
+  --startup   print that folder, for the PYTHONPATH of programs that something else starts
   -h, --help  this text
 
 With BPGPU_LOG=info in the environment a line for each fit says where it ran, and why."""
 
+STARTUP = str(Path(__file__).with_name("startup"))
 PLAIN = "sklearn.neural_network._multilayer_perceptron"
 ESTIMATORS = ("MLPClassifier", "MLPRegressor")
 
@@ -39,20 +49,24 @@ log = logging.getLogger("bpgpu")
 _undo: list[Callable[[], None]] = []
 
 
-def install() -> None:
+def install(*, children: bool = False) -> None:
     """Put bpgpu's estimators in the place of scikit-learn's, now and in every later import.
 
     Modules that have imported scikit-learn's classes already, `__main__` among them, get ours under the same
     names. What cannot be reached stays scikit-learn's: models and subclasses made before, and names inside functions
     and containers. Processes that `multiprocessing` or joblib start later are set up in the same way. A second call
     does nothing.
+
+    Parameters
+    ----------
+    children : bool
+        Set up every Python that is started later, by `subprocess` too: puts the folder of a ``sitecustomize.py`` in
+        front of ``PYTHONPATH`` in the environment.
     """
-    if _finder in sys.meta_path:
-        return
-    sys.meta_path.insert(0, _finder)
-    for name, action in AFTER_IMPORT.items():
-        if name in sys.modules:
-            action(sys.modules[name])
+    if children:
+        _install_by_environment()
+    if _watch not in sys.meta_path:
+        _watch.start()
 
 
 def uninstall() -> None:
@@ -60,8 +74,8 @@ def uninstall() -> None:
 
     What was imported in between keeps bpgpu's classes, and models that they made work on.
     """
-    if _finder in sys.meta_path:
-        sys.meta_path.remove(_finder)
+    if _watch in sys.meta_path:
+        sys.meta_path.remove(_watch)
     while _undo:
         _undo.pop()()
 
@@ -76,17 +90,34 @@ def unload_ipython_extension(ipython: Any) -> None:
     uninstall()
 
 
+def pytest_load_initial_conftests(early_config: Any) -> None:
+    """Answer ``pytest -p bpgpu.accel``, before conftest.py imports anything."""
+    pytest_configure(early_config)
+
+
+def pytest_configure(config: Any) -> None:
+    """Answer ``pytest -p bpgpu.accel`` in the workers of xdist, and ``pytest_plugins``."""
+    if _watch not in sys.meta_path:
+        install()
+        config.add_cleanup(uninstall)
+
+
+def dask_setup(server: Any) -> None:
+    """Answer ``dask worker --preload bpgpu.accel``."""
+    install()
+
+
 # What is changed in other modules
 
 
-def _put(table: dict[Any, Any], key: Any, new: Any) -> None:
-    """Write to a table, such as the names of a module, until `uninstall`; what others write later is left alone."""
+def _put(table: MutableMapping[Any, Any], key: Any, new: Any) -> None:
+    """Write to a table, names of a module or os.environ, until `uninstall`; what others write later is left alone."""
     missing = object()
     old = table.get(key, missing)
     table[key] = new
 
     def undo() -> None:
-        if table.get(key) is new:
+        if (table.get(key) == new) is True:  # os.environ makes its strings anew
             if old is missing:
                 del table[key]
             else:
@@ -152,6 +183,13 @@ def _install_in_children(module: ModuleType) -> None:
     _put(vars(module), "get_preparation_data", get_preparation_data)
 
 
+def _install_by_environment() -> None:
+    """Let Pythons that are started later find our sitecustomize.py, which does no more than to wait for sklearn."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if STARTUP not in paths:
+        _put(os.environ, "PYTHONPATH", os.pathsep.join([STARTUP, *paths]))
+
+
 class _InChild:
     """Installs where it is unpickled, if bpgpu can be imported there."""
 
@@ -169,42 +207,7 @@ AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of AFTER_IMPORT as the other finders do, and sees to what comes after their import."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name not in AFTER_IMPORT:
-            return None
-        for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
-                if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, AFTER_IMPORT[name])
-                return spec
-        return None
-
-
-class _Loader(importlib.abc.Loader):
-    """Loads as another loader does, leaves the module to that one, and acts on what was loaded."""
-
-    def __init__(self, loader: importlib.abc.Loader, action: Callable[[ModuleType], None]) -> None:
-        self.loader, self.action = loader, action
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader
-        self.loader.exec_module(module)
-        self.action(module)
-
-
-_finder = _Finder()
+_watch = AfterImport(AFTER_IMPORT)
 
 
 # The command
@@ -212,21 +215,39 @@ _finder = _Finder()
 
 def main() -> None:
     """Run the program that the command line names, as python would."""
-    match sys.argv[1:]:
+    children = False
+    given = sys.argv[1:]
+    while given and given[0] == "--children":
+        children, given = True, given[1:]
+    if given and given[0][:2] in ("-m", "-c") and len(given[0]) > 2:  # as in -mpytest
+        given[:1] = [given[0][:2], given[0][2:]]
+    match given:
         case ["-h" | "--help", *_]:
             print(USAGE)
             return
+        case ["--startup"]:
+            print(STARTUP)
+            return
         case ["-m", module, *arguments]:
             sys.argv[:] = ["-m", *arguments]
-            run = functools.partial(_run_module, module)
+            run: Callable[[], None] = functools.partial(_run_module, module)
+        case ["-c", code, *arguments]:
+            sys.argv[:] = ["-c", *arguments]
+            run = functools.partial(_run_text, code, "<string>")
+        case ["-", *arguments] | ["--", "-", *arguments]:
+            sys.argv[:] = ["-", *arguments]
+            run = _run_input
+        case ["--", path, *arguments]:
+            sys.argv[:] = [path, *arguments]
+            run = functools.partial(_run_path, path)
         case [path, *arguments] if not path.startswith("-"):
             sys.argv[:] = [path, *arguments]
             run = functools.partial(_run_path, path)
-        case [option, *_] if option != "-m":
+        case [option, *_] if option not in ("-m", "-c", "--"):
             sys.exit(_complain(f"unknown option {option}"))
         case _:
-            sys.exit(_complain("a script or -m module is needed"))
-    install()
+            sys.exit(_complain("a script, -m module, -c code or - is needed"))
+    install(children=children)
     fresh = ModuleType("__main__")  # the program's own
     vars(fresh).update(__builtins__=builtins)
     if hasattr(sys.modules["__main__"], "__annotations__"):  # as Python before 3.14 has it
@@ -249,6 +270,27 @@ def _run_module(name: str) -> None:
     runpy._run_module_as_main(name, alter_argv=name != "__main__")  # type: ignore[attr-defined]
 
 
+def _run_text(text: str | bytes, name: str, **names_of_a_file: str | None) -> None:
+    """Run code that is in no file."""
+    if not sys.flags.safe_path:
+        sys.path[0] = ""
+    names = vars(sys.modules["__main__"])
+    names.update(__loader__=importlib.machinery.BuiltinImporter, **names_of_a_file)
+    exec(compile(text, name, "exec", dont_inherit=True), names)
+
+
+def _run_input() -> None:
+    """Run what comes from standard input; a person types it into Python's prompt."""
+    if not sys.stdin.isatty():
+        return _run_text(sys.stdin.buffer.read(), "<stdin>", __file__="<stdin>", __cached__=None)
+    import code
+
+    if not sys.flags.safe_path:
+        sys.path[0] = ""
+    code.interact(local=vars(sys.modules["__main__"]), exitmsg="")
+    return None
+
+
 def _run_path(path: str) -> None:
     """Run a script, or a folder or zip file with a __main__.py."""
     full = str(Path(path).absolute())
@@ -260,16 +302,28 @@ def _run_path(path: str) -> None:
         return _run_module("__main__")
     if not sys.flags.safe_path:
         sys.path.insert(0, str(Path(path).resolve().parent))
-    loader = importlib.machinery.SourceFileLoader("__main__", full)
+    source = importlib.machinery.SourceFileLoader("__main__", full)
     try:
-        source = loader.get_data(full)
+        content = source.get_data(full)
     except OSError as error:
         print(f"{sys.orig_argv[0]}: can't open file {full!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    compiled = path.endswith(".pyc") or content[:4] == importlib.util.MAGIC_NUMBER
+    loader = importlib.machinery.SourcelessFileLoader("__main__", full) if compiled else source
     names = vars(sys.modules["__main__"])
     names.update(__file__=full, __loader__=loader, __cached__=None)
-    exec(compile(source, full, "exec", dont_inherit=True), names)
+    exec(_compiled(content) if compiled else compile(content, full, "exec", dont_inherit=True), names)
     return None
+
+
+def _compiled(content: bytes) -> CodeType:
+    """Return the code of a .pyc file, which begins with four words."""
+    if content[:4] != importlib.util.MAGIC_NUMBER:
+        raise RuntimeError("Bad magic number in .pyc file")
+    code = marshal.loads(content[16:])
+    if not isinstance(code, CodeType):
+        raise RuntimeError("Bad code object in .pyc file")
+    return code
 
 
 def _hide_ourselves(error: BaseException) -> None:

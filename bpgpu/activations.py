@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bpgpu import formula_checks
-from bpgpu.errors import FormulaError, lookup
+from bpgpu.errors import FormulaError, lookup, shown
 from bpgpu.kernels import formulas
 
 # Where the derivative of a user's activation is compared with finite differences; off the usual kinks at integers.
@@ -123,7 +123,7 @@ def layer_activations(
     if isinstance(activations, str | Activation):
         return (get_activation(activations),) * layers
     if not isinstance(activations, Sequence):
-        raise TypeError(f"activations must be a name, an Activation, or a sequence of them, got {activations!r}")
+        raise TypeError(f"activations must be a name, an Activation, or a sequence of them, got {shown(activations)}")
     if len(activations) != layers:
         raise ValueError(f"activations must name one for each of {layers} layers, got {len(activations)}")
     return tuple(get_activation(activation) for activation in activations)

@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpgpu import checks
 from bpgpu.checks import not_negative, positive
-from bpgpu.errors import unknown_name
+from bpgpu.errors import shown, unknown_name
 
 if TYPE_CHECKING:
     from bpgpu.training import Training
@@ -195,7 +196,7 @@ class LearningRateSchedule(Callback):
 def checked(callbacks: Any) -> Sequence[Callback]:
     """Return `callbacks`, or raise if they are no sequence of callbacks, or if one would override another."""
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
-        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {callbacks!r}")
+        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {shown(callbacks)}")
     if sum(isinstance(callback, LearningRateSchedule) for callback in callbacks) > 1:
         raise ValueError("callbacks must have one LearningRateSchedule at most: the last would override the others")
     return callbacks
@@ -236,7 +237,9 @@ class ProgressBar(Callback):
         if history.validation_loss:
             numbers += f"  validation {history.validation_loss[-1]:.4g}"
         numbers += f"  {training.samples / max(history.seconds[-1], 1e-9):,.0f} samples/s"
-        self._progress.update(self._task, completed=training.epoch, numbers=numbers)
+        with suppress(OSError):  # the terminal was closed, which must not cost the training
+            self._progress.update(self._task, completed=training.epoch, numbers=numbers)
 
     def on_train_end(self, training: "Training") -> None:
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()

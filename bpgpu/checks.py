@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpgpu.costs import Cost
+from bpgpu.errors import shown
 from bpgpu.interop import is_sparse, on_gpu
 
 if TYPE_CHECKING:
     from bpgpu.backends.base import Backend
 
+MAX_COUNT = 2**32 - 1  # of epochs and steps: dropout counts them in 32 bits
+MAX_SIZE = 2**31 - 1  # of a layer: BLAS counts rows and columns in 32 bits
+MAX_STEPS = 2**63 - 1  # of a schedule, whose steps become floats
 Matrix = np.ndarray[Any, Any]
 Array = Any  # of NumPy or, where it lies on the backend's device, of the backend
 
@@ -199,7 +204,7 @@ def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any], backen
 def flag(name: str, value: Any) -> bool:
     """Return `value`, or raise ``TypeError`` if it is not True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -230,12 +235,13 @@ def integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> i
         If it is too small or too large.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        raise TypeError(f"{name} must be an integer of at least {minimum}, got {shown(value)}")
+    value = int(value)
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        raise ValueError(f"{name} must be at least {minimum}, got {shown(value)}")
     if value > maximum:
-        raise ValueError(f"{name} must be at most {maximum}, got {value}")
-    return int(value)
+        raise ValueError(f"{name} must be at most {maximum}, got {shown(value)}")
+    return value
 
 
 def positive(name: str, value: Any, where: str = "") -> float:
@@ -255,13 +261,13 @@ def fraction(name: str, value: Any) -> float:
 
 def _in_range(name: str, value: Any, good: Callable[[float], bool], expected: str, where: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {expected}, got {value!r}{where}")
+        raise TypeError(f"{name} must be {expected}, got {shown(value)}{where}")
     try:
         number = float(value)
     except OverflowError:
         number = value = math.inf
     if not good(number):
-        raise ValueError(f"{name} must be {expected}, got {value!r}{where}")
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}{where}")
     return number
 
 
@@ -273,10 +279,20 @@ def layer_sizes(sizes: Any) -> tuple[int, ...]:
     TypeError, ValueError
     """
     if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray) or getattr(sizes, "shape", None) == ():
-        raise TypeError(f"sizes must be a sequence of integers, input layer first, got {sizes!r}")
+        raise TypeError(f"sizes must be a sequence of integers, input layer first, got {shown(sizes)}")
     if len(sizes) < 2:
-        raise ValueError(f"sizes must name two layers at least, the input and the output, got {list(sizes)}")
-    return tuple(integer(f"sizes[{l}]", size, 1) for l, size in enumerate(sizes))
+        raise ValueError(f"sizes must name two layers at least, the input and the output, got {shown(list(sizes))}")
+    return tuple(integer(f"sizes[{l}]", size, 1, MAX_SIZE) for l, size in enumerate(sizes))
+
+
+def within_memory(what: str, nbytes: int) -> None:
+    """Raise ``MemoryError`` if something takes more bytes than the machine has in all; say nothing where it may fit."""
+    try:
+        has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows
+        return
+    if nbytes > has:
+        raise MemoryError(f"{what} would take {nbytes / 2**30:,.1f} GiB, but this machine has {has / 2**30:,.1f} GiB")
 
 
 def connectivity(masks: Any, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> list[Matrix | None]:
@@ -316,7 +332,7 @@ def thetas(matrices: Any) -> list[Matrix]:
         If there is none, or one is no matrix or does not take the outputs of the one before.
     """
     if not hasattr(matrices, "__len__"):
-        raise TypeError(f"thetas must be a sequence of matrices, one for each layer, got {matrices!r}")
+        raise TypeError(f"thetas must be a sequence of matrices, one for each layer, got {shown(matrices)}")
     if len(matrices) == 0:
         raise ValueError("thetas must hold one matrix for each layer, got none")
     arrays = [numeric(f"thetas[{l}]", theta) for l, theta in enumerate(matrices)]
@@ -344,9 +360,9 @@ def floating_dtype(dtype: Any) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         resolved = np.dtype(np.void)
     if dtype is None or resolved not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
     return resolved
 
 
 def _short(value: Any) -> str:
-    return f"{type(value).__name__} of length {len(value)}" if hasattr(value, "__len__") else repr(value)
+    return f"{type(value).__name__} of length {len(value)}" if hasattr(value, "__len__") else shown(value)

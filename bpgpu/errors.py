@@ -4,6 +4,7 @@ Bad arguments raise plain ``ValueError`` and ``TypeError``.
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -63,12 +64,37 @@ class ModelFileError(ValueError):
     """A file is not a model that bpgpu saved, or it is damaged."""
 
 
+class _Short(reprlib.Repr):
+    """What `shown` prints with; integers of thousands of digits have no text of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxstring, self.maxother = 3, 10, 10, 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= MAX_SHOWN else f"an integer of {x.bit_length()} bits"
+
+
+MAX_SHOWN = 200  # characters, and bits of an integer
+_SHORT = _Short()
+
+
+def shown(value: object) -> str:
+    """Return the repr of what came, for a message; cut where it is long."""
+    try:
+        text = _SHORT.repr(value)
+    except Exception:  # the repr of a stranger's object may raise anything
+        text = f"an object of type {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     """Return the error for a name that is not in a table, with the nearest one that is."""
     known = list(known)
-    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    text = name.lower() if isinstance(name, str) else ""
+    near = difflib.get_close_matches(text[:MAX_SHOWN], known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {name!r}{hint}")
+    return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {shown(name)}{hint}")
 
 
 def lookup(what: str, name: object, table: Mapping[str, T]) -> T:

@@ -13,6 +13,7 @@ from typing import Any
 
 from bpgpu import hardware_parts
 from bpgpu.hardware_parts import Row
+from bpgpu.writing import atomic_file
 
 PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "facts": hardware_parts.facts,
@@ -61,8 +62,10 @@ def run(folder: Path, say: Callable[[str], Any], *, quick: bool = False) -> Row:
         say(f"{name}: {record['status']}" + "".join(f"\n  {problem}" for problem in record["problems"]))
         report["finished"] = len(report["parts"]) == len(PARTS)
         plain = _plain(report)
-        (folder / "hardware-report.json").write_text(json.dumps(plain, indent=1, allow_nan=False), encoding="utf-8")
-        (folder / "hardware-report.md").write_text(_markdown(plain), encoding="utf-8")
+        texts = {".json": json.dumps(plain, indent=1, allow_nan=False), ".md": _markdown(plain)}
+        for suffix, text in texts.items():
+            with atomic_file(folder / f"hardware-report{suffix}") as file:
+                file.write(text.encode())
     result: Row = _plain(report)
     return result
 

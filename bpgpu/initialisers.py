@@ -12,7 +12,7 @@ import numpy as np
 
 from bpgpu.activations import ACTIVATIONS, Activation
 from bpgpu.checks import finite, numeric
-from bpgpu.errors import unknown_name
+from bpgpu.errors import shown, unknown_name
 
 # name: (numerator, fan, distribution): variance = numerator / fan.
 INITIALISERS: dict[str, tuple[float, str, str]] = {
@@ -78,7 +78,7 @@ def given_weights(
     """
     what = "a pair (W, b)" if bias else "an array W"
     if not isinstance(init, Sequence | np.ndarray):
-        raise TypeError(f"init must be a name, or a list of {what} for each layer, got {init!r}")
+        raise TypeError(f"init must be a name, or a list of {what} for each layer, got {shown(init)}")
     if len(init) != len(sizes) - 1:
         raise ValueError(f"init must hold {what} for each of {len(sizes) - 1} layers, got {len(init)}")
     weights, biases = [], []

@@ -137,6 +137,7 @@ class MLP:
         masks = checks.connectivity(connectivity, net.sizes, net.dtype)
         biases: Sequence[Array | None]
         if isinstance(init, str):
+            checks.within_memory(f"the {net.n_parameters:,} initial parameters of sizes", 8 * net.n_parameters)
             weights = initial_weights(init, net.seed, net.sizes, net.activations)
             biases = [np.zeros(n) if net.bias else None for n in net.sizes[1:]]
         else:
@@ -264,13 +265,14 @@ class MLP:
         ValueError, TypeError
             If an array is not as described or not finite.
         """
-        step = checks.integer("step", step, 0, 2**32 - 1)
+        step = checks.integer("step", step, 0, checks.MAX_COUNT)
+        epoch = checks.integer("epoch", self.epoch, 0, checks.MAX_COUNT)
         data = self._data(X, y, sample_weight)
         plan = Plan(self.architecture, len(data), self.backend, masks=self.masks, nonzeros=data.nonzeros).allocate()
         batch = plan.batch(len(data))
         self.backend.load_batch(batch, self.backend.place(data, plan), slice(None))
         with np.errstate(all="ignore"):  # what is not finite shows in the result
-            C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=self.epoch, step=step)
+            C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=epoch, step=step)
         return C, list(zip(plan.dW, plan.db, strict=True))
 
     @_ordered
@@ -320,8 +322,8 @@ class MLP:
         Raises
         ------
         ValueError, TypeError
-            If an argument is not as described; the network is unchanged. If a schedule fails in a later epoch, the
-            weights are those of the epochs before.
+            If an argument is not as described; the network is unchanged. If a schedule gives a wrong learning rate, or
+            raises, in a later epoch: the network is as the last finished epoch left it.
         NonFiniteError
             If a cost or gradient is not finite; the weights are those of the last finite epoch.
         """

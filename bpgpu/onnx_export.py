@@ -4,7 +4,6 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from bpgpu import checks, saving
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import get_backend
+from bpgpu.writing import atomic_file
 
 if TYPE_CHECKING:
     from bpgpu.network import MLP
@@ -84,7 +84,8 @@ def export(
     net = _on_the_host(net)
     content = _content(_cast(net, number), input_name, output_name, labels)
     _check(content, net, rows, predict or net.predict, labels)
-    saving.write_atomically(Path(path), content)
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def _on_the_host(net: "MLP") -> "MLP":

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from bpgpu.checks import flag, fraction, function, integer, not_negative, positive
+from bpgpu.checks import MAX_STEPS, flag, fraction, function, integer, not_negative, positive
 from bpgpu.errors import lookup
 
 Schedule = Callable[[int], float]
@@ -26,7 +26,7 @@ def _check(rule: Any, check: Callable[[str, Any], Any], *names: str) -> None:
 
 
 def _at_least_one(name: str, value: Any) -> int:
-    return integer(name, value, 1)
+    return integer(name, value, 1, MAX_STEPS)
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ class CosineDecay:
     def __post_init__(self) -> None:
         _check(self, positive, "initial", "final")
         _check(self, _at_least_one, "steps")
-        _check(self, lambda name, value: integer(name, value, 0), "warmup")
+        _check(self, lambda name, value: integer(name, value, 0, MAX_STEPS), "warmup")
         if self.final > self.initial:
             raise ValueError(
                 f"final must be at most initial, {self.initial:g}, got {self.final:g}; pass "

@@ -5,11 +5,12 @@ has a connectivity mask.
 """
 
 import json
-import os
-import tempfile
+import math
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bpgpu import checks
 from bpgpu._version import __version__
@@ -17,7 +18,8 @@ from bpgpu.activations import ACTIVATIONS, Activation
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
 from bpgpu.costs import COSTS, Cost
-from bpgpu.errors import ModelFileError
+from bpgpu.errors import ModelFileError, lookup, shown
+from bpgpu.writing import atomic_file
 
 if TYPE_CHECKING:
     from bpgpu.network import MLP
@@ -35,22 +37,49 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dtype": (str,),
     "seed": (int,),
     "epoch": (int,),
-    "metadata": (dict,),
 }
+TENSOR_TYPES = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
+MAX_HEADER = 100_000_000  # bytes that safetensors reads
+MAX_DEPTH = 100  # of lists and dicts in metadata; JSON sets no limit, Python's stack does
+MAX_BITS = 2000  # of an integer in metadata; Python may read no more than 640 digits
 
 
 def save(net: "MLP", path: str | PathLike[str]) -> None:
-    """Write `net` to `path`: to a file beside it first, flushed to disk, then renamed over it.
+    """Write `net` to `path`, whole or not at all; what `load` would refuse is refused here, before anything is written.
 
-    What `load` would refuse is refused here: parameters that are not finite, metadata that is no dict.
+    The tensors are written one by one: safetensors' own writer makes a copy of all, and aborts where there is no room.
     """
-    import safetensors.numpy
+    dtype, to_numpy = net.architecture.dtype, net.backend.to_numpy
+    header, tensors = describe(net), _tensors(net)
+    with atomic_file(path) as file:
+        file.write(_header(header, {name: array.shape for name, array in tensors.items()}, dtype))
+        for array in tensors.values():
+            file.write(memoryview(np.ascontiguousarray(to_numpy(array), dtype.newbyteorder("<"))).cast("B"))
 
-    to_numpy, header = net.backend.to_numpy, describe(net)
-    tensors = {f"W.{l}": to_numpy(W) for l, W in enumerate(net.weights, start=1)}
-    tensors |= {f"b.{l}": to_numpy(b) for l, b in enumerate(net.biases, start=1) if b is not None}
-    tensors |= {f"mask.{l}": to_numpy(mask) for l, mask in enumerate(net.masks, start=1) if mask is not None}
-    write_atomically(Path(path), safetensors.numpy.save(tensors, metadata={KEY: header}))
+
+def _tensors(net: "MLP") -> dict[str, Any]:
+    """Return the tensors of a file by their names, where they lie."""
+    groups = {"W": net.weights, "b": net.biases, "mask": net.masks}
+    return {
+        f"{name}.{l}": array
+        for name, arrays in groups.items()
+        for l, array in enumerate(arrays, start=1)
+        if array is not None
+    }
+
+
+def _header(description: str, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> bytes:
+    """Return what comes before the tensors: a length, and where each tensor lies."""
+    entries: dict[str, Any] = {"__metadata__": {KEY: description}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": TENSOR_TYPES[dtype.name], "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(entries).encode("ascii")
+    text += b" " * (-len(text) % 8)  # aligned, so that the tensors can be mapped
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"metadata must be at most about {MAX_HEADER} bytes of JSON, got {len(text)}; keep less there")
+    return len(text).to_bytes(8, "little") + text
 
 
 def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -> Any:
@@ -66,8 +95,9 @@ def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -
                 raise ModelFileError(f"{path} is a safetensors file, but not one that bpgpu saved")
             description = json.loads(header)
             if type(description["format"]) is int and description["format"] > FORMAT:
+                version = shown(description["bpgpu"]).strip("'")
                 raise ModelFileError(
-                    f"{path} was written by bpgpu {description['bpgpu']}, in a newer format; update bpgpu to read it"
+                    f"{path} was written by bpgpu {version}, in a newer format; update bpgpu to read it"
                 )
             return _build(kind, description, {name: file.get_tensor(name) for name in file.keys()}, backend)  # noqa: SIM118
     except SafetensorError as error:
@@ -80,10 +110,7 @@ def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -
 
 def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend: Backend) -> Any:
     """Make the network that a file describes; any error means that it describes none."""
-    for key, types in TYPES.items():
-        if type(description[key]) not in types:
-            raise TypeError(f"{key} must be {' or '.join(t.__name__ for t in types)}, got {description[key]!r}")
-    checks.integer("format", description["format"], 1)
+    _check(description)
     found = {array.dtype.name for array in tensors.values()}
     if found != {description["dtype"]}:
         raise TypeError(f"the tensors must be {description['dtype']}, got {', '.join(sorted(found))}")
@@ -92,8 +119,8 @@ def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend
     init = [(tensors.pop(f"W.{l}"), tensors.pop(f"b.{l}")) if bias else tensors.pop(f"W.{l}") for l in layers]
     net = kind(
         description["sizes"],
-        [_from_row(Activation, ACTIVATIONS, row) for row in description["activations"]],
-        _from_row(Cost, COSTS, description["cost"]),
+        [_from_row("activation", Activation, ACTIVATIONS, row) for row in description["activations"]],
+        _from_row("cost", Cost, COSTS, description["cost"]),
         bias=bias,
         l2=description["l2"],
         dropout=description["dropout"],
@@ -104,22 +131,19 @@ def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend
         init=init,
     )
     if tensors:
-        raise ValueError(f"the network has no place for the tensors {', '.join(sorted(tensors))}")
-    net.epoch = checks.integer("epoch", description["epoch"], 0, 2**32 - 1)
-    net.metadata = description["metadata"]
+        raise ValueError(f"the network has no place for the tensors {shown(sorted(tensors))}")
+    net.epoch, net.metadata = description["epoch"], description["metadata"]
     return net
 
 
 def describe(net: "MLP") -> str:
     """Return what a file says of the network besides its tensors, as JSON; refuse what `load` would refuse."""
     architecture = net.architecture
-    checks.finite("parameters", net.backend.to_numpy(net.parameters), architecture.dtype)
-    if not isinstance(net.metadata, dict):
-        raise TypeError(f"metadata must be a dict, got {type(net.metadata).__name__}")
+    _check_parameters(net)
     description = {
         "format": FORMAT,
         "bpgpu": __version__,
-        "sizes": architecture.sizes,
+        "sizes": list(architecture.sizes),
         "activations": [_to_row(activation, ACTIVATIONS) for activation in architecture.activations],
         "cost": _to_row(architecture.cost, COSTS),
         "bias": architecture.bias,
@@ -127,10 +151,66 @@ def describe(net: "MLP") -> str:
         "dropout": architecture.dropout,
         "dtype": architecture.dtype.name,
         "seed": architecture.seed,
-        "epoch": net.epoch,
+        "epoch": checks.integer("epoch", net.epoch, 0, checks.MAX_COUNT),
         "metadata": net.metadata,
     }
-    return json.dumps(description, ensure_ascii=False)
+    _check(description)
+    return json.dumps(description)
+
+
+def _check(description: Any) -> None:
+    """Raise if the description of a network, of one to be saved or of a file, is not as it must be.
+
+    What the constructor of `MLP` checks is left to it: a network to be saved has passed it.
+    """
+    for key, types in TYPES.items():
+        if type(description[key]) not in types:
+            raise TypeError(f"{key} must be {' or '.join(t.__name__ for t in types)}, got {shown(description[key])}")
+    checks.integer("format", description["format"], 1, FORMAT)
+    checks.integer("epoch", description["epoch"], 0, checks.MAX_COUNT)
+    metadata = description["metadata"]
+    if not isinstance(metadata, dict):
+        raise TypeError(f"metadata must be a dict, got {type(metadata).__name__}")
+    _check_json("metadata", metadata)
+
+
+def _check_json(name: str, value: Any, depth: int = 0) -> None:
+    """Raise unless JSON gives back an equal value."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"metadata must be nested at most {MAX_DEPTH} levels deep; {shown(name)} is deeper")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the keys of {name} must be text, got {shown(key)}; JSON would make text of it")
+            _check_json(f"{name}[{shown(key)}]", entry, depth + 1)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check_json(f"{name}[{index}]", entry, depth + 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}, which JSON lacks; use None or text")
+    elif isinstance(value, int):  # bool too
+        if value.bit_length() > MAX_BITS:
+            raise ValueError(f"{name} must be an integer of at most {MAX_BITS} bits, got {shown(value)}")
+    elif not (value is None or isinstance(value, str)):
+        fix = "a list" if isinstance(value, tuple) else "numbers, text, lists and dicts"
+        raise TypeError(f"{name} is not JSON serializable: it is of type {type(value).__name__}; turn it into {fix}")
+
+
+def _check_parameters(net: "MLP") -> None:
+    """Raise if the parameters, which a user may set, are not those of a network of this architecture."""
+    architecture, to_numpy = net.architecture, net.backend.to_numpy
+    parameters = to_numpy(net.parameters)
+    expected = (architecture.n_parameters,), architecture.dtype
+    if (parameters.shape, parameters.dtype) != expected:
+        raise ValueError(
+            f"parameters must be a {expected[1]} array of shape {expected[0]}, got {parameters.dtype} of shape "
+            f"{parameters.shape}; write into it, as in net.parameters[...] = values"
+        )
+    checks.finite("parameters", parameters, architecture.dtype)
+    for l, (W, mask) in enumerate(zip(architecture.views(parameters)[0], net.masks, strict=True)):
+        if mask is not None and W[to_numpy(mask) == 0].any():
+            raise ValueError(f"weights[{l}] must be 0 wherever connectivity[{l}] is 0; multiply it by the mask")
 
 
 def _to_row(formula: Activation | Cost, table: dict[str, Any]) -> str | dict[str, str]:
@@ -138,29 +218,5 @@ def _to_row(formula: Activation | Cost, table: dict[str, Any]) -> str | dict[str
     return formula.name if table.get(formula.name) == formula else dict(vars(formula))
 
 
-def _from_row(kind: Any, table: dict[str, Any], row: str | dict[str, str]) -> Any:
-    return table[row] if isinstance(row, str) else kind(**row)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a file beside `path`, flushed to disk, and rename that over it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(_file_mode(path))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _file_mode(path: Path) -> int:
-    """Return the permissions that writing to `path` directly would leave; a temporary file is private."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+def _from_row(what: str, kind: Any, table: dict[str, Any], row: str | dict[str, str]) -> Any:
+    return lookup(what, row, table) if isinstance(row, str) else kind(**row)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bpgpu import checks
 from bpgpu.callbacks import Callback, ProgressBar, checked
-from bpgpu.errors import NonFiniteError
+from bpgpu.errors import NonFiniteError, shown
 from bpgpu.optimizers import Optimizer, get_optimizer
 from bpgpu.plan import Data, Plan
 
@@ -96,6 +96,12 @@ def fit(
     """Train `net` on checked data; see `MLP.fit`."""
     rule = get_optimizer(optimizer)
     epochs = checks.integer("epochs", epochs, 1)
+    done = checks.integer("epoch", net.epoch, 0, checks.MAX_COUNT)
+    if epochs > checks.MAX_COUNT - done:
+        raise ValueError(
+            f"epochs must be at most {checks.MAX_COUNT - done}, got {shown(epochs)}: the network has trained for "
+            f"{done}, and counts no further than {checks.MAX_COUNT}"
+        )
     batch_size = min(checks.integer("batch_size", batch_size, 1), len(data))
     history = History()
     training = Training(net, rule, history, epochs, len(data))
@@ -148,6 +154,8 @@ def _train_epoch(
     loss = net.backend.run_epoch(
         plan, data, order, parameters=net.parameters, learning_rates=learning_rates, epoch=net.epoch
     )
+    if not math.isfinite(loss):  # each cost was finite, but not their sum
+        raise NonFiniteError(net.epoch + 1, steps, len(net.architecture.activations), "cost")
     seconds, validation_loss = time.perf_counter() - start, math.nan
     try:
         if validation is not None:

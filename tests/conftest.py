@@ -3,18 +3,28 @@
 import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import bpgpu
+from bpgpu.__main__ import ENDING
 from tests.simgpu.state import forget_backends
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzz", "random calls (tests/test_fuzz.py)")
+    group.addoption("--fuzz-calls", type=int, default=1000, help="how many calls each machine makes, about")
+    group.addoption("--fuzz-seed", type=int, default=0, help="other calls")
 
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
     """Let SIGINT interrupt, also where the tests were started with it ignored, as in the background of a script."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -51,3 +61,49 @@ def make_net():
         return bpgpu.MLP(sizes, activations, cost, **{"dtype": "float64", "backend": "numpy", "seed": 7} | options)
 
     return make
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path):
+    """Return a function that runs a command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    from bpgpu import cli
+
+    def command(*arguments):
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return command
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    """A table with string labels that a small network can tell apart, on columns of very different scale."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 3, 240)
+    table = pd.DataFrame(
+        {
+            "length": 5 + kind + 0.4 * rng.standard_normal(240),
+            "mass": 1e3 * (kind == 1) + 300 * rng.standard_normal(240),
+            "count": rng.integers(0, 5, 240),
+            "fresh": rng.random(240) < 0.5,
+            "species": np.array(["aster", "iris", "rose"])[kind],
+        }
+    )
+    path = tmp_path / "flowers.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def houses(tmp_path):
+    """A regression on raw prices, far from zero."""
+    rng = np.random.default_rng(1)
+    rooms, area = rng.integers(1, 9, 300), rng.uniform(20, 200, 300)
+    price = 50_000 + 20_000.0 * rooms + 1_500 * area + 5_000 * rng.standard_normal(300)
+    path = tmp_path / "houses.parquet"
+    pd.DataFrame({"price": price, "rooms": rooms, "area": area}).to_parquet(path)
+    return path

@@ -1,7 +1,10 @@
 """`python -m bpgpu.accel`: the program that runs is the one that python would run, apart from scikit-learn's MLP."""
 
+import importlib.util
+import marshal
 import os
 import pickle
+import py_compile
 import re
 import subprocess
 import sys
@@ -15,10 +18,15 @@ import bpgpu.accel
 pytest.importorskip("sklearn")
 
 
-def python(*arguments, cwd, check=True, **environment):
+def python(*arguments, cwd, check=True, stdin=None, **environment):
     """Run python; return the finished process."""
     run = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=os.environ | environment
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        input=stdin,
+        env=os.environ | environment,
     )
     assert not check or run.returncode == 0, run.stderr
     return run
@@ -62,9 +70,10 @@ PROGRAMS = {
 }
 
 
-def same(plain, tmp_path, *, options=()):
+def same(plain, tmp_path, *, options=(), stdin=None):
     """Assert that python and bpgpu.accel end, print and complain alike."""
-    runs = [python(*options, *way, *plain, cwd=tmp_path, check=False) for way in ((), ("-m", "bpgpu.accel"))]
+    ways = ((), ("-m", "bpgpu.accel"))
+    runs = [python(*options, *way, *plain, cwd=tmp_path, check=False, stdin=stdin) for way in ways]
     expected, got = ((run.returncode, run.stdout, run.stderr) for run in runs)
     assert got == expected
     return expected
@@ -98,11 +107,55 @@ def test_what_is_not_there_is_said_as_python_says_it(program, tmp_path):
     assert code and not out and "missing" in error
 
 
+WITHOUT_FILE = SHOW.replace("__file__, __cached__", "globals().get('__file__'), globals().get('__cached__')")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("form", ["code", "input", "compiled"])
+def test_code_input_and_compiled_scripts_too(form, name, tmp_path):
+    program = WITHOUT_FILE if name == "shows what it is" else PROGRAMS[name]
+    script = tmp_path / "script.py"
+    script.write_text(program, encoding="utf-8")
+    if form == "compiled":
+        if name == "cannot be compiled":
+            pytest.skip("it cannot be")
+        py_compile.compile(script, tmp_path / "folder" / "script.pyc", dfile="script.py")
+        plain = ["folder/script.pyc", "-x", "--help"]
+    else:
+        plain = ["-c", program, "a", "-c"] if form == "code" else ["-", "a", "-"]
+    assert same(plain, tmp_path, stdin=program if form == "input" else "never read") != (0, "", "")
+
+
+def test_the_end_of_options_and_what_is_attached(tmp_path):
+    (tmp_path / "-c").write_text("import sys; print(1, sys.argv)", encoding="utf-8")
+    (tmp_path / "single.py").write_text("import sys; print(2, sys.argv)", encoding="utf-8")
+    for plain in (["--", "-c", "--"], ["--", "single.py", "-x"], ["-cprint(3)", "-x"], ["-msingle", "-x"]):
+        code, out, error = same(plain, tmp_path)
+        assert (code, error) == (0, "") and out
+    assert same(["--", "-", "x"], tmp_path, stdin="import sys; print(4, sys.argv)")[1] == "4 ['-', 'x']\n"
+    assert same(["-", "x"], tmp_path, options=["-P"], stdin="import sys; print(sys.path)")[1]
+
+
+def test_files_that_only_say_that_they_are_compiled(tmp_path):
+    """And one that is, without saying so."""
+    (tmp_path / "script.py").write_text("import sys; print(__file__, sys.argv)", encoding="utf-8")
+    py_compile.compile(tmp_path / "script.py", tmp_path / "script", doraise=True)
+    assert same(["script"], tmp_path)[0] == 0
+    for content in (b"", b"print(1)", b"\0" * 40, importlib.util.MAGIC_NUMBER + b"\0" * 12 + marshal.dumps(1)):
+        (tmp_path / "bad.pyc").write_bytes(content)
+        found = []
+        for way in ([], ["-m", "bpgpu.accel"]):  # which the interpreter's own traceback has no frames for
+            run = python(*way, "bad.pyc", cwd=tmp_path, check=False)
+            found.append((run.returncode, run.stdout, run.stderr.splitlines()[-1]))
+        assert found[0] == found[1]
+        assert found[0][0] == 1 and "in .pyc file" in found[0][2]
+
+
 def test_help_and_mistakes(tmp_path):
     for option in ("-h", "--help"):
         out = python("-m", "bpgpu.accel", option, cwd=tmp_path).stdout
         assert out.startswith("usage: python -m bpgpu.accel") and "BPGPU_LOG=info" in out
-    for mistake in ([], ["-m"], ["--fast", "script.py"]):
+    for mistake in ([], ["-m"], ["-c"], ["--"], ["--children"], ["--startup", "x"], ["--fast", "script.py"]):
         run = python("-m", "bpgpu.accel", *mistake, cwd=tmp_path, check=False)
         assert (run.returncode, run.stdout, len(run.stderr.splitlines())) == (2, "", 2)
 
@@ -288,6 +341,107 @@ def test_a_search_in_workers_of_joblib(tmp_path):
     assert run.stdout == "2\n"
     lines = [line for line in run.stderr.splitlines() if "MLPClassifier.fit runs on" in line]
     assert len(lines) == 5 and not any("scikit-learn" in line for line in lines), run.stderr
+
+
+WHERE = "from sklearn.neural_network import MLPClassifier; print(MLPClassifier.__module__.partition('.')[0])"
+PROGRAM = f"""
+import os, subprocess, sys
+print(subprocess.run([sys.executable, "-c", {WHERE!r}], capture_output=True, text=True, check=True).stdout.strip())
+"""
+
+
+def test_children_that_anything_starts(tmp_path):
+    """And theirs; a Python that never imports scikit-learn loads nothing of ours."""
+    assert python("-m", "bpgpu.accel", "-c", PROGRAM, cwd=tmp_path).stdout == "sklearn\n"
+    assert python("-m", "bpgpu.accel", "--children", "-c", PROGRAM, cwd=tmp_path).stdout == "bpgpu\n"
+    twice = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {PROGRAM!r}], check=True)"
+    assert python("-m", "bpgpu.accel", "--children", "-c", twice, cwd=tmp_path).stdout == "bpgpu\n"
+    folder = python("-m", "bpgpu.accel", "--startup", cwd=tmp_path).stdout.strip()
+    paths = os.pathsep.join(path for path in (folder, os.environ.get("PYTHONPATH")) if path)
+    assert python("-c", WHERE, cwd=tmp_path, PYTHONPATH=paths).stdout == "bpgpu\n"
+    names = "import sys; print([name for name in sys.modules if name.partition('.')[0] in ('bpgpu', 'numpy')])"
+    assert python("-c", names, cwd=tmp_path, PYTHONPATH=paths).stdout == "[]\n"
+
+
+def test_a_python_without_bpgpu_runs_as_ever(tmp_path):
+    """As that of another environment, which inherits the variable; and a sitecustomize.py of somebody else's runs."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['bpgpu'] = None\nprint('hidden')", "utf-8")
+    paths = [bpgpu.accel.STARTUP, str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    run = python("-c", WHERE, cwd=tmp_path, PYTHONPATH=os.pathsep.join(paths))
+    assert (run.stdout, run.stderr) == ("hidden\nsklearn\n", "")
+
+
+def test_uninstall_puts_the_environment_back(monkeypatch):
+    for before in (None, "", "somewhere", os.pathsep.join(["a", "b"])):
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+        if before is not None:
+            monkeypatch.setenv("PYTHONPATH", before)
+        bpgpu.accel._install_by_environment()
+        bpgpu.accel._install_by_environment()  # once is enough
+        assert os.environ["PYTHONPATH"].split(os.pathsep) == [
+            bpgpu.accel.STARTUP,
+            *filter(None, (before or "").split(os.pathsep)),
+        ]
+        bpgpu.accel._undo.pop()()
+        assert os.environ.get("PYTHONPATH") == before and not bpgpu.accel._undo
+
+
+@pytest.mark.parametrize("way", ["-p", "pytest_plugins"])
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_as_a_plugin_of_pytest(way, workers, tmp_path):
+    """The tests' modules and conftest.py get ours, in the workers of xdist too; afterwards all is as it was."""
+    plugin = 'pytest_plugins = ["bpgpu.accel"]\n' if way == "pytest_plugins" else ""
+    (tmp_path / "conftest.py").write_text(
+        f"{plugin}from sklearn.neural_network import MLPClassifier as Early\n", "utf-8"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import sys\nfrom sklearn.neural_network import MLPClassifier\n\n"
+        "def test_it():\n    early = sys.modules['conftest'].Early\n"
+        "    assert early is MLPClassifier and early.__module__.startswith('bpgpu')\n",
+        "utf-8",
+    )
+    program = (
+        "import sys, pytest; code = pytest.main(sys.argv[1:])\n"
+        "from sklearn.neural_network import MLPClassifier\nprint('after:', MLPClassifier.__module__)\nsys.exit(code)"
+    )
+    options = [*(["-p", "bpgpu.accel"] if way == "-p" else []), *workers, "-q", "-W", "error", "-p", "no:cacheprovider"]
+    run = python("-c", program, *options, cwd=tmp_path, PYTEST_ADDOPTS="")
+    assert "1 passed" in run.stdout and "after: sklearn." in run.stdout
+
+
+def test_as_a_plugin_of_pytest_that_is_installed_already(tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_it(): pass", "utf-8")
+    options = ["-q", "-W", "error", "-p", "bpgpu.accel", "-p", "no:cacheprovider", "test_it.py"]
+    assert "1 passed" in python("-m", "bpgpu.accel", "-m", "pytest", *options, cwd=tmp_path, PYTEST_ADDOPTS="").stdout
+
+
+def test_workers_of_dask(tmp_path):
+    """Those of a cluster that is started before `install()`, by preloading."""
+    pytest.importorskip("distributed")
+    script = """
+    from distributed import Client, LocalCluster
+
+    def where():
+        from sklearn.neural_network import MLPClassifier
+        return MLPClassifier.__module__.partition(".")[0]
+
+    if __name__ == "__main__":
+        for preload in ([], ["bpgpu.accel"]):
+            options = {"n_workers": 1, "dashboard_address": None, "preload": preload}
+            with LocalCluster(**options) as cluster, Client(cluster) as client:
+                print(*client.run(where).values())
+                import bpgpu.accel
+                client.run(bpgpu.accel.install)
+                print(*client.run(where).values())
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(script), encoding="utf-8")
+    assert python(path, cwd=tmp_path).stdout.split() == ["sklearn", "bpgpu", "bpgpu", "bpgpu"]
+
+
+def test_what_dask_calls(tmp_path):
+    script = "import bpgpu.accel; bpgpu.accel.dask_setup(None)\n" + WHERE
+    assert python("-c", script, cwd=tmp_path).stdout == "bpgpu\n"
 
 
 # scikit-learn's own tests

@@ -5,6 +5,7 @@ The numbers of optimizers and schedules are in test_optimizers.py.
 """
 
 import math
+import os
 from collections import UserList
 from contextlib import contextmanager
 
@@ -609,3 +610,150 @@ def test_a_checkpoint_without_a_folder_fails_before_training(net_of):
     net = net_of()
     with unchanged(net, ValueError, "the folder of the Checkpoint .* must exist"):
         net.fit(GOOD_X, NETS["numbers"][-1], callbacks=[bpgpu.Checkpoint("no/such/folder/net")])
+
+
+# Numbers that are too large, and texts that are too long
+
+HUGE = [2**63, 10**400, 10**5000]  # Python prints no integer of more than 4,300 digits
+
+
+@pytest.mark.parametrize("size", [2**31, *HUGE], ids=["2^31", "2^63", "10^400", "10^5000"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_layer_larger_than_blas_counts(size, place):
+    sizes = [3, 5, 2]
+    sizes[place] = size
+    with pytest.raises(ValueError, match=rf"^sizes\[{place}\] must be at most 2147483647, got "):
+        bpgpu.MLP(**OWN | {"sizes": sizes})
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the machine does not say how much memory it has")
+def test_a_network_larger_than_the_machine(monkeypatch):
+    from bpgpu import initialisers
+
+    monkeypatch.setattr(initialisers.np.random, "default_rng", lambda seed: pytest.fail("it began to draw weights"))
+    with pytest.raises(MemoryError, match=r"1,000,000,00\d,000,000,000 initial parameters of sizes would take 7,450"):
+        bpgpu.MLP(**OWN | {"sizes": [10**9, 10**9], "activations": "tanh"})
+
+
+@pytest.mark.parametrize("number", HUGE, ids=["2^63", "10^400", "10^5000"])
+def test_numbers_without_bounds(net_of, number):
+    """Each is used, or refused by name; none ends in an error of something inside."""
+    y, loud = NETS["numbers"][-1], []
+    makers = {
+        "seed": lambda: bpgpu.MLP(**OWN | {"seed": number}),
+        "dropout": lambda: bpgpu.MLP(**OWN | {"dropout": number}),
+        "epochs": lambda: net_of().fit(GOOD_X, y, epochs=number),
+        "batch_size": lambda: net_of().fit(GOOD_X, y, epochs=1, batch_size=number),
+        "step": lambda: net_of().backprop(GOOD_X, y, step=number),
+        "l2": lambda: bpgpu.MLP(**OWN | {"l2": number}),
+        "learning_rate": lambda: bpgpu.Adam(number),
+        "clip_norm": lambda: bpgpu.SGD(clip_norm=number),
+        "weight_decay": lambda: bpgpu.AdamW(weight_decay=number),
+        "beta1": lambda: bpgpu.Adam(beta1=number),
+        "steps": lambda: bpgpu.CosineDecay(0.1, number)(7),
+        "every": lambda: bpgpu.StepDecay(0.1, 0.5, number)(7),
+        "patience": lambda: bpgpu.EarlyStopping(number),
+        "tolerance": lambda: bpgpu.check_gradients(net_of(dtype="float64"), GOOD_X, y, tolerance=number),
+    }
+    for name, make in makers.items():
+        try:
+            make()
+        except ValueError as error:
+            loud.append(name)
+            assert str(error).startswith(f"{name} must be ") and len(str(error)) < 200, error
+    few = ["dropout", "epochs", "step", "beta1", "steps", "every"]
+    assert set(loud) == {*few, *(makers if number > 2**1024 else few)} - {"batch_size", "patience"}
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**32, 1.5, "1", None, True], ids=str)
+def test_an_epoch_that_is_none(net_of, tmp_path, epoch):
+    """A user may set it; what dropout cannot count is refused by all that uses it."""
+    net, y = net_of(dropout=0.5), NETS["numbers"][-1]
+    net.epoch = epoch
+    error = ValueError if type(epoch) is int else TypeError
+    for use in (
+        lambda: net.fit(GOOD_X, y),
+        lambda: net.backprop(GOOD_X, y),
+        lambda: net.save(tmp_path / "net"),
+    ):
+        with unchanged(net, error, "^epoch must be "):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_epochs_than_can_be_counted(net_of):
+    net, y = net_of(), NETS["numbers"][-1]
+    net.epoch = 2**32 - 3
+    with unchanged(net, ValueError, "^epochs must be at most 2, got 3: the network has trained for 4294967293, and"):
+        net.fit(GOOD_X, y, epochs=3)
+    net.fit(GOOD_X, y, epochs=2)
+    assert net.epoch == 2**32 - 1
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_mean_of_the_costs_that_overflows(make_net, backend):
+    """Each cost is finite, their sum is not; no infinite loss is entered without an error."""
+    net = make_net((3, 2), "identity", "squared_error", backend=backend)
+    net.epoch = 3
+    before = net.parameters.copy()
+    X = np.linspace(-1, 1, 1200).reshape(400, 3)
+    with pytest.raises(bpgpu.NonFiniteError) as caught:
+        net.fit(X, np.full((400, 2), 1e153), optimizer=bpgpu.SGD(1e-30), epochs=2, batch_size=100)
+    assert (caught.value.epoch, caught.value.step, caught.value.layer, caught.value.quantity) == (4, 4, 1, "cost")
+    assert np.array_equal(net.parameters, before) and net.epoch == 3
+
+
+LONG = "x" * 5000
+
+
+class LongName:
+    def __repr__(self):
+        return LONG
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [LONG, [LONG] * 50, [[[[1] * 9] * 9] * 9] * 9, dict.fromkeys(range(99), LONG), LongName()],
+    ids=type,
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        *(
+            lambda bad, name=name: bpgpu.MLP(**OWN | {name: bad})
+            for name in ("sizes", "activations", "cost", "bias", "l2", "dropout", "dtype", "seed", "backend", "init")
+        ),
+        *(
+            lambda bad, name=name: bpgpu.MLP(**OWN).fit(GOOD_X, NETS["numbers"][-1], **{name: bad})
+            for name in ("optimizer", "epochs", "batch_size", "callbacks")
+        ),
+        lambda bad: bpgpu.MLP(**OWN).backprop(GOOD_X, NETS["numbers"][-1], step=bad),
+        lambda bad: bpgpu.EarlyStopping(monitor=bad),
+        lambda bad: bpgpu.SGD(bad),
+        lambda bad: bpgpu.MLP.from_theta(bad, backend="numpy"),
+    ],
+)
+def test_messages_are_short(use, bad):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        use(bad)
+    assert len(str(caught.value)) < 450
+
+
+def test_a_value_whose_repr_fails():
+    class Unprintable:
+        def __repr__(self):
+            raise ZeroDivisionError
+
+    with pytest.raises(TypeError, match=r"^l2 must be .*got <Unprintable instance|^l2 must be .*an object of type"):
+        bpgpu.MLP(**OWN | {"l2": Unprintable()})
+
+
+def test_a_schedule_of_epochs_that_fails_later_leaves_the_last_finished_epoch(net_of):
+    y = NETS["numbers"][-1]
+    for bad, error in ((lambda: -1.0, ValueError), (lambda: 1 / 0, ZeroDivisionError)):
+        net, finished = net_of(), net_of()
+        finished.fit(GOOD_X, y, optimizer=bpgpu.SGD(0.1), epochs=2)
+        schedule = bpgpu.LearningRateSchedule(lambda epoch, history, bad=bad: bad() if epoch == 2 else 0.1)
+        with pytest.raises(error):
+            net.fit(GOOD_X, y, optimizer=bpgpu.SGD(0.1), epochs=5, callbacks=[schedule])
+        assert (net.parameters.tobytes(), net.epoch) == (finished.parameters.tobytes(), finished.epoch)

@@ -1,5 +1,6 @@
 """The benchmarks themselves, run with a small budget, and the report of what they save."""
 
+import io
 import json
 import math
 import os
@@ -253,6 +254,20 @@ def test_the_report_has_a_table_of_every_group_and_a_picture(saved, entries, tmp
     assert "over the time budget of 20 s" in page
 
 
+def test_the_report_leaves_whole_networks_and_fits_out(saved, tmp_path):
+    content = json.loads(saved[0].read_text(encoding="utf-8"))
+    rows = len(report.load(saved[0])[1])
+    one = content["benchmarks"][0]
+    for info in ({"shape": "digits", "scikit_learn_takes": 3.0}, {"network": "2-4-3-1", "batch": 4}, {}):
+        content["benchmarks"].append(one | {"extra_info": info})
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert len(report.load(path)[1]) == rows
+    path.write_text(json.dumps(content | {"benchmarks": content["benchmarks"][-3:]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"all\.json has no benchmark of a step in it"):
+        report.load(path)
+
+
 def test_the_report_compares_with_a_baseline(saved, tmp_path):
     older = json.loads(saved[0].read_text(encoding="utf-8"))
     del older["benchmarks"][1:]
@@ -275,7 +290,7 @@ def test_a_cpu_and_a_gpu_are_put_side_by_side(saved, tmp_path):
     header, _, row, *_ = page.split("## forward\n")[1].strip().splitlines()
     assert header.endswith("| numpy share | cupy ms | cupy GFLOP/s | cupy share | CPU time / GPU time |")
     assert row.endswith("| 3 |")
-    report.draw(pd.concat([runs, faster]), report.common_batch(runs), tmp_path / "speed.png")
+    report.draw(pd.concat([runs, faster]), report.common_batch(runs), io.BytesIO())
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """What is installed: the package list, the data, and `kernels/` as bpgpu.kernels."""
 
 import importlib.metadata
+import itertools
+import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import bpgpu
 from bpgpu.data import load_digits
@@ -43,3 +48,46 @@ def test_the_digits_are_whole():
     assert (X.shape, y.shape) == ((1797, 64), (1797,))
     assert (X.min(), X.max(), X.sum()) == (0, 16, 561718)
     assert np.bincount(y).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+# An install of next year: constraints.txt
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in pinned}
+
+
+def needed(requirements, extra="", known=None):
+    """Return the requirements of installed distributions, and theirs, that count on this machine."""
+    known = {} if known is None else known
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            name = canonicalize_name(requirement.name)
+            for wanted in {"", *requirement.extras}:
+                if (name, wanted) not in known:
+                    known[name, wanted] = requirement
+                    try:
+                        needed(importlib.metadata.requires(name) or (), wanted, known)
+                    except importlib.metadata.PackageNotFoundError:
+                        del known[name, wanted]  # of an extra that is not installed here
+    return known
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pytest and others bring more")
+def test_the_constraints_name_all_that_an_install_brings():
+    pinned = constraints()
+    reached = {name for name, _ in needed(["bpgpu[dev]"])} - {"bpgpu", "setuptools"}
+    assert {"numpy", "scipy", "numba", "llvmlite", "safetensors", "threadpoolctl", "scikit-learn"} <= reached
+    assert not reached - pinned.keys(), "add them to constraints.txt, as its first lines say"
+
+
+@pytest.mark.parametrize("name", constraints())
+def test_a_constraint_is_one_version_that_the_project_allows(name):
+    (pin,) = constraints()[name].specifier
+    assert pin.operator == "=="
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    for requirement in map(Requirement, itertools.chain(PROJECT["project"]["dependencies"], *extras)):
+        if canonicalize_name(requirement.name) == name:
+            assert requirement.specifier.contains(pin.version, prereleases=True), requirement

@@ -127,7 +127,7 @@ def test_a_fitted_model_is_plain_numpy():
     file.seek(0)
     for again in (pickle.loads(content), joblib.load(file), copy.deepcopy(mine)):
         assert (again.predict_proba(X) == mine.predict_proba(X)).all()
-        assert again.fit_report_ == mine.fit_report_
+        assert not hasattr(again, "fit_report_")
 
 
 def test_unpickles_where_the_backend_is_not():
@@ -281,9 +281,9 @@ def test_warnings_are_scikit_learns():
 
 
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
-def test_fit_report(solver, capsys):
+def test_fit_report(solver):
     X, y, _ = problem("classes")
-    mine = fit(ours, "classes", X, y, backend="numba", solver=solver, verbose=2, max_iter=8)
+    mine = fit(ours, "classes", X, y, backend="numba", solver=solver, max_iter=8)
     report = mine.fit_report_
     assert (report.backend, report.dtype, report.samples, report.threads >= 1) == ("numba", "float64", 90, True)
     assert report.epochs == mine.n_iter_
@@ -291,7 +291,7 @@ def test_fit_report(solver, capsys):
     assert {"checks", "prepare", "epochs"} <= set(report.seconds)
     assert report.samples_per_second == pytest.approx(90 * mine.n_iter_ / report.seconds["epochs"])
     assert 0 < report.gemm_share < 1
-    assert capsys.readouterr().out.endswith(f"{report}\n")
+    assert str(report).startswith("numba on CPU")
 
 
 def test_auto_says_why():

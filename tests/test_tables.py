@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import bpgpu
-from bpgpu import tables
+from bpgpu.cli import tables
+from bpgpu.cli.scaling import Standardisation
 
 ROWS = pd.DataFrame({"x": np.arange(60.0), "c": 0.1, "y": np.arange(60) % 2})
 
@@ -188,18 +189,18 @@ def test_missing_labels_are_told_from_unknown_ones(tmp_path):
 @pytest.mark.parametrize("value", [0.1, -0.1, 1e-200, 1e8, -1e30, 1e300, 0.0, 7.0])
 @pytest.mark.parametrize("rows", [3, 50, 1000])
 def test_a_constant_column_is_one_whatever_its_rounding(value, rows):
-    scaling = tables.Standardisation.learn(np.full((rows, 1), value))
+    scaling = Standardisation.learn([np.full((rows, 1), value)])
     assert scaling.deviation == 1
     assert scaling.remoteness == 0
 
 
 def test_columns_of_every_size_get_deviation_one():
     columns = np.random.default_rng(0).standard_normal((200, 1)) * [1e-300, 1e-160, 1.0, 1e160, 1e300] + [0, 0, 1, 0, 0]
-    scaling = tables.Standardisation.learn(columns)
+    scaling = Standardisation.learn([columns])
     np.testing.assert_allclose(scaling.apply(columns).std(axis=0), 1)
     np.testing.assert_allclose(scaling.apply(columns).mean(axis=0), 0, atol=1e-12)
     nearly = 1 + 1e-11 * np.random.default_rng(0).standard_normal((50, 1))  # a column, though a remote one
-    assert tables.Standardisation.learn(nearly).deviation < 1e-10
+    assert Standardisation.learn([nearly]).deviation < 1e-10
 
 
 @pytest.mark.parametrize("constant", [0.1, 1e8, -1e30])
@@ -208,7 +209,7 @@ def test_folding_cuts_constant_columns_off(constant):
     X = np.random.default_rng(0).standard_normal((50, 3))
     X[:, 1] = constant
     net = bpgpu.MLP([3, 4, 1], ["tanh", "identity"], "squared_error")
-    scaling = tables.Standardisation.learn(X)
+    scaling = Standardisation.learn([X])
     before = net.predict(scaling.apply(X))
     scaling.fold_into_input(net)
     np.testing.assert_allclose(net.predict(X), before, rtol=1e-4, atol=1e-5)

@@ -1,19 +1,42 @@
 """The command line: train, predict, export, info, warmup, gradcheck, accuracy, hardware-report."""
 
+import errno
 import os
 import sys
+from typing import Annotated
 
 import numpy as np
 import typer
 
+import bpgpu
 from bpgpu.cli.machine import accuracy, gradcheck, hardware_report, info, warmup
-from bpgpu.cli.training import export, predict, train
+from bpgpu.cli.prediction import export, predict
+from bpgpu.cli.training import train
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train dense neural networks by backpropagation, on the CPU or a GPU.",
+    rich_markup_mode=None,  # or [onnx] would be taken for markup
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+GONE = (errno.EPIPE, errno.EIO)  # the reader of the output has gone, as `head` does, or the terminal was closed
+COMPLETION = "_BPGPU_COMPLETE"  # set by the shell's completion
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bpgpu {bpgpu.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train dense neural networks by backpropagation, on the CPU or a GPU."""
+
+
 for _command in (train, predict, export, info, warmup, hardware_report, gradcheck, accuracy):
     app.command()(_command)
 
@@ -27,10 +50,10 @@ def run(arguments: list[str]) -> int:
             code = _invoke(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
-        return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in GONE:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+            return 1
         if hasattr(error, "format_message"):  # the argument parser's own errors
             message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
         elif isinstance(error, OSError) and error.filename is not None:
@@ -48,8 +71,10 @@ def run(arguments: list[str]) -> int:
 def _invoke(arguments: list[str]) -> int:
     """Parse the arguments and run their command. Calling `app` would do that too, but keep Ctrl-C to itself."""
     command = typer.main.get_command(app)
+    if COMPLETION in os.environ:
+        command(prog_name="bpgpu")  # answers the shell and exits
     try:
-        with command.make_context("bpgpu", list(arguments)) as context:
+        with command.make_context("bpgpu", list(arguments) or ["--help"]) as context:
             return command.invoke(context) or 0
-    except typer.Exit as end:  # --help
+    except typer.Exit as end:  # --help, --version
         return end.exit_code

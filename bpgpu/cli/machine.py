@@ -16,6 +16,7 @@ import bpgpu
 from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
+from bpgpu.cli.files import check_files
 from bpgpu.cli.output import BackendOption, JsonOption, printer, progress, to_json
 from bpgpu.costs import COSTS
 from bpgpu.gradcheck import CASES, check_table
@@ -74,6 +75,8 @@ def hardware_report(
     from bpgpu import hardware_report as report
 
     bpgpu.get_backend("cupy")  # without a GPU there is nothing to report but this error
+    folder.mkdir(parents=True, exist_ok=True)
+    check_files({}, {"--folder": folder / "hardware-report.json", "--folder (.md)": folder / "hardware-report.md"})
     say = printer()
     failed = report.run(folder, say, quick=quick)["failed"]
     say(f"{folder / 'hardware-report.md'} and .json: " + (f"FAILED: {', '.join(failed)}" if failed else "all parts ok"))

@@ -1,27 +1,66 @@
 """What the commands share: options, and ways to print for people and programs."""
 
 import functools
+import io
 import json
 import math
+import shutil
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from bpgpu.writing import atomic_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
 ]
 BackendOption = Annotated[str, typer.Option(help="auto, cupy, numba-cuda, numba or numpy.")]
+COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst": "zstd"}
 
 
-def to_json(result: dict[str, Any]) -> str:
+def to_json(result: Any) -> str:
     """Return one line of JSON; infinite and undefined numbers, which JSON lacks, become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
-    }
-    return json.dumps(finite, allow_nan=False)
+    return json.dumps(_finite(result), allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_csv(rows: "pd.DataFrame", out: Path | None) -> None:
+    """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere."""
+    if out is not None:
+        with atomic_file(out) as file:
+            compression = COMPRESSION.get(out.suffix.lower())
+            _numbered(rows).to_csv(file, mode="wb", encoding="utf-8", compression=compression, lineterminator="\n")
+        return
+    text = _numbered(rows).to_csv(lineterminator="\n")
+    sys.stdout.flush()
+    shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some
+
+
+def records(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return the rows as what JSON can hold, with null where an entry is missing."""
+    flat = _numbered(rows).reset_index().astype(object)
+    found: list[dict[str, Any]] = flat.where(flat.notna(), None).to_dict("records")
+    return found
+
+
+def _numbered(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the data frame with a name for the numbers of its rows that none of its columns has."""
+    return rows.rename_axis("row" if "row" not in rows else "row number")
 
 
 def printer(stderr: bool = False) -> Callable[..., None]:

@@ -5,7 +5,10 @@ try:
 except ImportError as error:
     raise ImportError('bpgpu.sklearn needs scikit-learn: pip install "bpgpu[sklearn]"') from error
 
+from bpgpu.sklearn import converters
 from bpgpu.sklearn.estimators import MLPClassifier, MLPRegressor
 from bpgpu.sklearn.report import FitReport
 
 __all__ = ["FitReport", "MLPClassifier", "MLPRegressor"]
+
+converters.registered.start()

@@ -21,7 +21,7 @@ from bpgpu.sklearn import networks
 # What says where a fit runs, who watches it, or something of a loss: to scikit-learn's training it makes no difference.
 UNIMPORTANT = {"backend", "n_threads", "progress", "callbacks", "quantile", "huber_delta"}
 # What a fit leaves behind that scikit-learn's does not.
-OWN = {"fit_report_", "validation_loss_curve_", "_order", "_dropout_seed", "_split_state", "_skl_callbacks"}
+OWN = {"validation_loss_curve_", "_order", "_dropout_seed", "_split_state", "_skl_callbacks"}
 SKLEARNS = {get_activation(name): name for name in ("identity", "logistic", "tanh", "relu")}
 # Poisson's loss with derivatives that hold for each alone; the ones of `networks` hold for the pair.
 EXP = Activation("exp", value="exp(z)", derivative="a")

@@ -2,10 +2,8 @@
 
 import copy
 import functools
-import inspect
 import logging
 import platform
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
@@ -16,7 +14,6 @@ from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
-from sklearn.utils.class_weight import compute_sample_weight
 
 from bpgpu.activations import get_activation
 from bpgpu.backends import get_backend, why_auto
@@ -25,11 +22,12 @@ from bpgpu.backends.cpu_threads import at_most
 from bpgpu.backends.numpy_backend import blas_libraries
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Plan
-from bpgpu.sklearn import networks
+from bpgpu.sklearn import checks, networks, weights
+from bpgpu.sklearn.habits import StateMixin, warn
 from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners
 from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
-from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps
+from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps, in_given_arrays
 from bpgpu.sklearn.validation import ValidationMixin
 
 LARGEST_SPARSE = 2**31 - 1  # entries, rows and columns
@@ -60,7 +58,7 @@ def limited(n_threads: int | None) -> Iterator[None]:
         yield
 
 
-class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseMultilayerPerceptron):
+class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseMultilayerPerceptron):
     """What `MLPClassifier` and `MLPRegressor` put in the place of scikit-learn's training.
 
     The methods are scikit-learn's inner seams, with its arguments. Initial weights, the split for early stopping,
@@ -73,13 +71,8 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
     _order: Any
     _random_state: Any
     _report: FitReport
+    _by_class: Any = None
     _objective: Objective | None = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take scikit-learn's state too, as `bpgpu.accel` has it to: the parameters it lacks have their defaults."""
-        parameters = inspect.signature(type(self)).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        super().__setstate__({**defaults, **state})
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(
@@ -113,44 +106,31 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
             raise ValueError("X_val needs a stochastic solver: solver='lbfgs' has no epochs to validate after")
         self._given_validation = None if X_val is None else (X_val, y_val, sample_weight_val)
         try:
-            return self._fit(X, y, sample_weight=sample_weight)
+            return self._fit(X, y, sample_weight=sample_weight, incremental=False)
         finally:
             del self._given_validation
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Self:
-        self._check_options(incremental)
+        checks.options(self, incremental)
         self._report = FitReport()
         self._before = getattr(self, "_random_state", None) if self.warm_start == "resume" else None
-        if getattr(self, "class_weight", None) is not None:
-            by_class = compute_sample_weight(self.class_weight, y)
-            sample_weight = by_class if sample_weight is None else by_class * np.asarray(sample_weight)
         try:
             with limited(self.n_threads):
                 super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
-            self.fit_report_ = self._report
+            self._keep_report(self._report)
         finally:
             del self._report, self._before
-        if self.verbose and self.verbose is not True and self.verbose >= 2:
-            print(self.fit_report_)
+            self.__dict__.pop("_by_class", None)
         return self
 
-    def _check_options(self, incremental: bool) -> None:
-        if self.solver == "lbfgs":
-            for name, given in (
-                ("dropout", self.dropout > 0),
-                ("optimizer", self.optimizer is not None),
-                ("callbacks", bool(self.callbacks)),
-            ):
-                if given:
-                    raise ValueError(f"{name} needs a stochastic solver, got solver='lbfgs'")
-        if incremental and getattr(self, "class_weight", None) == "balanced":
-            raise ValueError(
-                "class_weight='balanced' is not supported for partial_fit, which does not see all samples; compute "
-                "the weights with sklearn.utils.class_weight.compute_class_weight and pass them as a dict"
-            )
-
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        if not reset:
+            checks.layers(self)
         X, y = super()._validate_input(X, y, incremental, reset)
+        if is_classifier(self):
+            self._by_class = weights.by_class(self, y)
+        else:
+            checks.numeric(y)
         return X if self.dtype is None else X.astype(self.dtype, copy=False), y
 
     def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Any, Any]:
@@ -210,6 +190,7 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
         incremental: bool,
     ) -> None:
         self._report.lap("checks")
+        sample_weight = weights.product(self._by_class, sample_weight)
         resumes = self._before is not None and hasattr(self, "_optimizer")
         if resumes:
             self._random_state = self._before
@@ -229,7 +210,7 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
         batch_size = self._rows_of_a_batch(X.shape[0])
         backend, reason = self._where(X, y, weight)
         # With a backend on a GPU, what is done here is in the order of its own work.
-        with nullcontext() if backend is None else backend.ordered():
+        with nullcontext() if backend is None else backend.ordered(), in_given_arrays(self):
             steps: BackendSteps | ReferenceSteps
             if backend is None:
                 steps = ReferenceSteps(self, X, y, weight, batch_size)
@@ -283,15 +264,15 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
                     break
             else:
                 ended = f"finished {self.max_iter} epochs"
-                warnings.warn(
+                warn(
+                    BaseMultilayerPerceptron._fit_stochastic,
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                     "converged yet.",
                     ConvergenceWarning,
-                    stacklevel=2,
                 )
         except KeyboardInterrupt:
             ended = "interrupted"
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warn(BaseMultilayerPerceptron._fit_stochastic, "Training interrupted by user.")
         finally:
             listeners.end(ended)
             steps.download()
@@ -313,14 +294,15 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
             )
         return AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
-    def _rows_of_a_batch(self, n_samples: int) -> int:
+    def _rows_of_a_batch(self, n_samples: int) -> Any:
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=2
+            warn(
+                BaseMultilayerPerceptron._fit_stochastic,
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
             )
-        return int(np.clip(self.batch_size, 1, n_samples))
+        return np.clip(self.batch_size, 1, n_samples)  # NumPy's integer makes scikit-learn's loss float64
 
     def _epoch_ends(self, steps: Any, n_samples: int, held_out: Any, listeners: Listeners) -> bool:
         """Do what scikit-learn does after an epoch, and more; return whether training ends."""
@@ -353,21 +335,42 @@ class BackendMixin(CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseM
             self._no_improvement_count = 0
         return False
 
-    def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *work: Any) -> None:
+    def _fit_lbfgs(  # with the parameters that scikit-learn's has
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        activations: Any,
+        deltas: Any,
+        coef_grads: Any,
+        intercept_grads: Any,
+        layer_units: Any,
+    ) -> None:
         self._report.lap("checks")
+        sample_weight = weights.product(self._by_class, sample_weight)
         backend, reason = self._where(X, y, sample_weight)
         self._objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
         self._begin(X, backend, reason, None)
         try:
-            super()._fit_lbfgs(X, y, sample_weight, *work)
+            super()._fit_lbfgs(X, y, sample_weight, activations, deltas, coef_grads, intercept_grads, layer_units)
         finally:
             del self._objective
             self._report.lap("epochs")
         self._report.epochs = self.n_iter_
 
-    def _loss_grad_lbfgs(self, packed_coef_inter: Any, *arguments: Any) -> tuple[float, Any]:
-        if self._objective is None:
-            loss, gradient = super()._loss_grad_lbfgs(packed_coef_inter, *arguments)
-        else:
-            loss, gradient = self._objective(packed_coef_inter)
-        return loss, gradient
+    def _loss_grad_lbfgs(
+        self,
+        packed_coef_inter: Any,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        activations: Any,
+        deltas: Any,
+        coef_grads: Any,
+        intercept_grads: Any,
+    ) -> Any:
+        if self._objective is not None:
+            return self._objective(packed_coef_inter)
+        return super()._loss_grad_lbfgs(
+            packed_coef_inter, X, y, sample_weight, activations, deltas, coef_grads, intercept_grads
+        )

@@ -72,7 +72,7 @@ class Listeners:
         estimator = self.estimator
         if self.bpgpus:
             training, history = self.training, self.training.history
-            history.loss.append(loss)
+            history.loss.append(float(loss))
             history.seconds.append(time.perf_counter() - self.since)
             history.learning_rate.append(training.learning_rate or estimator._optimizer.learning_rate)
             if validation_loss is not None:

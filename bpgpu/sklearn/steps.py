@@ -1,6 +1,7 @@
 """Who takes the steps of an epoch: a backend of bpgpu or, for what no backend can do, scikit-learn itself."""
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from bpgpu.backends.base import Backend
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Architecture, Plan
 from bpgpu.sklearn import networks
+from bpgpu.sklearn.habits import loss_type
 
 Array = np.ndarray[Any, Any]
 
@@ -18,6 +20,31 @@ def flatten(arrays: list[Array], net: Architecture) -> tuple[Array, list[Array],
     """Copy weights and biases of all layers into one buffer; return it with its views, weights and biases apart."""
     flat = np.concatenate([np.ravel(x) for x in arrays]).astype(net.dtype, copy=False)
     return flat, *net.views(flat)
+
+
+@contextmanager
+def in_given_arrays(estimator: Any) -> Iterator[None]:
+    """Train in buffers of a backend's own; at the end, the arrays that training began with have the values.
+
+    scikit-learn trains those arrays in place, so that users see in a reference to one what training does.
+    """
+    coefs, intercepts = estimator.coefs_, estimator.intercepts_
+    given = coefs + intercepts
+    try:
+        yield
+    finally:
+        trained = estimator.coefs_ + estimator.intercepts_
+        kept = [_written(*pair) for pair in zip(given, trained, strict=True)]
+        coefs[:], intercepts[:] = kept[: len(coefs)], kept[len(coefs) :]
+        estimator.coefs_, estimator.intercepts_ = coefs, intercepts
+
+
+def _written(given: Array, trained: Array) -> Array:
+    """Return the given array with the trained values, or the trained one where the given one cannot take them."""
+    if given is trained or not given.flags.writeable or not np.can_cast(trained.dtype, given.dtype, "same_kind"):
+        return trained
+    given[...] = trained
+    return given
 
 
 class BackendSteps:
@@ -47,8 +74,9 @@ class BackendSteps:
         self.learning_rate: float | None = None
         dtype = estimator.coefs_[0].dtype
         data, rule = networks.data(estimator, X, y, weight, dtype), networks.rule(self.optimizer)
+        self.loss_type = loss_type(estimator, y, weight, dtype, batch_size)
         net = networks.architecture(estimator, dtype)
-        self.plan = Plan(net, batch_size, backend, rule, nonzeros=data.nonzeros).allocate()
+        self.plan = Plan(net, int(batch_size), backend, rule, nonzeros=data.nonzeros).allocate()
         self.steps_of_an_epoch = -(-len(data) // self.plan.batch_size)
         self._flatten()
         self.weight = data.weight
@@ -59,11 +87,7 @@ class BackendSteps:
     def _flatten(self) -> None:
         """Lay parameters and state out in flat buffers, on the host and on the device: one if that is the same."""
         estimator, optimizer, net, backend = self.estimator, self.optimizer, self.plan.architecture, self.backend
-        # After early stopping, scikit-learn's best weights are the current ones, and trained on in a warm start.
-        best_are_current = getattr(estimator, "_best_coefs", None) is estimator.coefs_
         flat, estimator.coefs_, estimator.intercepts_ = flatten(estimator.coefs_ + estimator.intercepts_, net)
-        if best_are_current:
-            estimator._best_coefs, estimator._best_intercepts = estimator.coefs_, estimator.intercepts_
         self.host = [flat]
         if isinstance(optimizer, networks.RuleOptimizer):
             for i, arrays in enumerate(optimizer.states):
@@ -95,7 +119,7 @@ class BackendSteps:
         for before, array in zip(self.before, self.device, strict=True):
             backend.assign(before, array)
         try:
-            return backend.run_epoch(
+            loss = backend.run_epoch(
                 self.plan,
                 self.data,
                 None if order is None else order.astype(np.int32, copy=False),
@@ -103,6 +127,7 @@ class BackendSteps:
                 learning_rates=self._rates(),
                 epoch=len(self.estimator.loss_curve_),
             )
+            return self.loss_type(loss)  # type: ignore[no-any-return]
         except NonFiniteError:
             for before, array in zip(self.before, self.device, strict=True):
                 backend.assign(array, before)
@@ -125,7 +150,7 @@ class BackendSteps:
         if hasattr(optimizer, "t") and t:
             optimizer.t = t
             if hasattr(optimizer, "ms"):
-                correction = math.sqrt(1 - optimizer.beta_2**t) / (1 - optimizer.beta_1**t)
+                correction = np.sqrt(1 - optimizer.beta_2**t) / (1 - optimizer.beta_1**t)
                 optimizer.learning_rate = optimizer.learning_rate_init * correction
             else:
                 optimizer.learning_rate = optimizer.rule.rate(t)
@@ -152,8 +177,8 @@ class ReferenceSteps:
         layers = len(estimator.coefs_)
         self.work: list[list[Any]] = [[None] * (layers + 1), [None] * layers, [None] * layers, [None] * layers]
 
-    def epoch(self, order: Array | None) -> float:
-        """Train one epoch and return its loss."""
+    def epoch(self, order: Array | None) -> Any:
+        """Train one epoch and return its loss, of the type that it has in scikit-learn."""
         estimator, n, loss = self.estimator, self.X.shape[0], 0.0
         if self.learning_rate is not None:  # scikit-learn's Adam computes its rate from the initial one
             estimator._optimizer.learning_rate = estimator._optimizer.learning_rate_init = self.learning_rate
@@ -165,7 +190,7 @@ class ReferenceSteps:
             cost, dW, db = estimator._backprop(self.work[0][0], self.y[rows], weight, *self.work)
             loss += cost * (batch.stop - batch.start)
             estimator._optimizer.update_params(parameters, dW + db)
-        return float(loss / n)
+        return loss / n
 
     def download(self) -> None:
         """Everything is where scikit-learn reads it."""
@@ -186,10 +211,11 @@ class Objective:
         assert self.plan is not None
         with backend.ordered():
             loss = backend.gradients(self.plan, self.data, backend.asarray(packed, packed.dtype))
-            return loss, np.array(backend.to_numpy(self.plan.gradients))
+            return self.loss_type(loss), np.array(backend.to_numpy(self.plan.gradients))
 
     def _prepare(self, dtype: np.dtype[Any]) -> None:
         data = networks.data(self.estimator, self.X, self.y, self.weight, dtype)
+        self.loss_type = loss_type(self.estimator, self.y, self.weight, dtype)
         net = networks.architecture(self.estimator, dtype)
         self.plan = Plan(net, len(data), self.backend, nonzeros=data.nonzeros).allocate()
         self.data = self.backend.place(data, self.plan)

@@ -1,0 +1,277 @@
+"""CSV files: how each is written, found where that is certain; and the checks that pandas does not make."""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import lzma
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pandas as pd
+
+from bpgpu.cli.reading import SPACE, Reading, quoted
+
+ENDINGS = (".csv", ".tsv", ".tab")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")  # what may follow
+HEAD = 1 << 18  # bytes that are looked at before the file is read
+SEPARATORS = (",", ";", "\t", "|")
+BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+TOO_LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """A CSV file and how it is written.
+
+    Attributes
+    ----------
+    path : Path
+    sep, decimal, encoding : str
+    header : bool
+    names : list of str
+        Of the columns; an unnamed one is called "Unnamed: 0", by its position.
+    notes : list of str
+        What was found in the file rather than said by the user.
+    """
+
+    path: Path
+    sep: str
+    decimal: str
+    encoding: str
+    header: bool
+    names: list[str]
+    notes: list[str]
+
+    @classmethod
+    def look_at(cls, path: Path, reading: Reading) -> "CsvFile":
+        """Look at the first lines of a file.
+
+        Raises
+        ------
+        ValueError
+            If it is empty, not text in the encoding, or two columns have the same name.
+        """
+        with _open(path) as file:
+            content = file.read(HEAD)
+        encoding, notes = _encoding(content, reading)
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(content, len(content) < HEAD)
+        except UnicodeError:
+            raise _not_text(path, encoding) from None
+        if "\0" in text:
+            raise ValueError(f"it holds zero bytes, so it is not text in {encoding}; for UTF-16 use --encoding utf-16")
+        usual = "\t" if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes} else ","
+        sep = reading.sep or _separator(text, usual)
+        if reading.sep is None and sep != usual:
+            notes.append(f"--sep {'tab' if sep == chr(9) else repr(sep)}")
+        rows = _rows(text, sep)
+        if not rows:
+            raise ValueError("it is empty")
+        decimal = reading.decimal or "."
+        if reading.decimal is None and reading.thousands is None and sep != "," and _has_decimal_commas(rows[1:]):
+            decimal = ","
+            notes.append("--decimal ','")
+        names = rows[0]
+        if reading.header:
+            names = [name if name.strip() else f"Unnamed: {i}" for i, name in enumerate(names)]
+            _refuse_equal(names)
+        else:
+            names = [f"x{i}" for i in range(len(names))]
+        longer = {(len(row) - len(names), row[-1]) for row in rows[1:]}
+        if longer == {(1, "")}:  # every line ends in a separator
+            names = [*names, f"Unnamed: {len(names)}"]
+        return cls(path, sep, decimal, encoding, reading.header, names, notes)
+
+    def read(self, reading: Reading, text: set[str]) -> pd.DataFrame:
+        """Return the whole table; the columns `text` as they stand in the file.
+
+        Raises
+        ------
+        ValueError
+            If a line is longer than the header, the first line is data, or a column has no name.
+        """
+        missing: dict[str, Any] = (
+            {} if reading.na is None else {"keep_default_na": False, "na_values": ["", *reading.na]}
+        )
+        try:
+            with _open(self.path) as file:
+                frame = pd.read_csv(
+                    file,
+                    sep=self.sep,
+                    decimal=self.decimal,
+                    thousands=reading.thousands,
+                    encoding=self.encoding,
+                    header=0 if self.header else None,
+                    names=self.names,
+                    dtype={name: str for name in self.names if name in text},
+                    low_memory=False,  # whole, because pieces would each be given a type of their own
+                    **missing,
+                )
+        except UnicodeDecodeError:
+            raise _not_text(self.path, self.encoding) from None
+        except pd.errors.ParserError as error:
+            found = TOO_LONG.search(str(error))
+            if found is None:
+                raise ValueError(str(error).removeprefix("Error tokenizing data. C error: ")) from error
+            raise self._too_long(int(found[2]), int(found[3])) from None
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for an index
+            for line, row in self._lines():
+                if len(row) > len(self.names):
+                    raise self._too_long(line, len(row))
+        if self.header and _looks_like_data(self.names, frame):
+            raise ValueError(
+                f"its first line looks like data, not like names: {quoted(self.names)}; use --no-header if it is, "
+                "or write a line of names"
+            )
+        return frame
+
+    def locate(self, row: int, position: int, text: str) -> tuple[str, str]:
+        """Return where row `row` stands, "line 34", and what stands there at `position`; `text` if unknown."""
+        try:
+            line, entries = next(itertools.islice(self._lines(), row, None))
+        except (csv.Error, StopIteration):  # an entry of more than 128 KiB
+            return f"row {row}", text
+        return f"line {line}", entries[position] if position < len(entries) else ""
+
+    def _lines(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield each row of data with the number of the line where it begins; as pandas, without blank lines."""
+        with _open(self.path) as file, io.TextIOWrapper(file, self.encoding, newline="") as text:
+            reader, line = _reader(text, self.sep), 1
+            skip = self.header
+            for row in reader:
+                start, line = line, reader.line_num + 1
+                if len(row) < 2 and not "".join(row).strip():
+                    continue
+                if not skip:
+                    yield start, row
+                skip = False
+
+    def _too_long(self, line: int, fields: int) -> ValueError:
+        width = "the header" if self.header else "the first line"
+        return ValueError(
+            f"line {line} has {fields} entries, but {width} has {len(self.names)}; put an entry that holds "
+            f"{self.sep!r}, such as a number with a decimal comma, in quotation marks, or use another --sep"
+        )
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading, decompressed according to its last suffix."""
+    openers: dict[str, Callable[[Path], Any]] = {
+        ".gz": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+        ".zip": _only_member,
+        ".zst": _zstandard,
+    }
+    opener = openers.get(path.suffix.lower())
+    return path.open("rb") if opener is None else cast(IO[bytes], opener(path))
+
+
+def _only_member(path: Path) -> IO[bytes]:
+    archive = zipfile.ZipFile(path)
+    names = [name for name in archive.namelist() if not name.endswith("/")]
+    if len(names) != 1:
+        raise ValueError(f"a .zip must hold one file, got {quoted(names)}; unpack it")
+    return archive.open(names[0])
+
+
+def _zstandard(path: Path) -> IO[bytes]:
+    import pyarrow as pa
+
+    return cast(IO[bytes], pa.input_stream(str(path), compression="zstd"))
+
+
+def _encoding(content: bytes, reading: Reading) -> tuple[str, list[str]]:
+    """Return the encoding, and a note if a byte-order mark decided it."""
+    marked = next((encoding for mark, encoding in BOMS.items() if content.startswith(mark)), None)
+    if reading.encoding is not None:
+        return ("utf-8-sig" if (reading.encoding, marked) == ("utf-8", "utf-8-sig") else reading.encoding), []
+    return marked or "utf-8", [f"--encoding {marked}"] if marked == "utf-16" else []
+
+
+def _not_text(path: Path, encoding: str) -> ValueError:
+    """Return the error for a file that is not text in this encoding, with the first line that is not."""
+    where = ""
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeError as error:
+                if isinstance(error, UnicodeDecodeError) and not encoding.startswith("utf-16"):
+                    where = f": byte 0x{line[error.start]:02x} in line {number}"
+                break
+    other = "cp1252 (Windows and Excel in Western Europe)" if encoding.startswith("utf-8") else "utf-8"
+    return ValueError(f"it is not text in {encoding}{where}; say what it is, for example --encoding {other}")
+
+
+def _reader(lines: Any, sep: str) -> Any:
+    if sep == SPACE:
+        return csv.reader((line.strip().replace("\t", " ") for line in lines), delimiter=" ", skipinitialspace=True)
+    return csv.reader(lines, delimiter=sep)
+
+
+def _rows(text: str, sep: str) -> list[list[str]]:
+    """Return the first rows, without blank lines; the last of a longer file may be cut, and is left out."""
+    try:
+        rows = [row for row in _reader(io.StringIO(text, newline=""), sep) if len(row) > 1 or "".join(row).strip()]
+    except csv.Error:
+        return []
+    return rows[:-1] if len(rows) > 1 and not text.endswith(("\n", "\r")) and len(text) * 4 >= HEAD else rows
+
+
+def _separator(text: str, usual: str) -> str:
+    """Return the separator: the usual one, unless with another alone all lines have as many entries as the header."""
+    good = []
+    for sep in SEPARATORS:
+        widths = {len(row) for row in _rows(text, sep)}
+        if len(widths) == 1 and widths != {1}:
+            good.append(sep)
+    return good[0] if len(good) == 1 and usual not in good else usual
+
+
+def _has_decimal_commas(rows: list[list[str]]) -> bool:
+    """Whether a column holds 0,5 and the like, so that a comma cannot stand between thousands; and none 0.5."""
+    found = False
+    for column in zip(*(row for row in rows if len(row) == len(rows[0])), strict=True):
+        entries = [entry.strip() for entry in column if entry.strip()]
+        if any(re.fullmatch(r"[+-]?\d+\.\d+", entry) for entry in entries):
+            return False
+        commas = [entry for entry in entries if DECIMAL_COMMA.fullmatch(entry)]
+        if len(commas) + sum(entry.lstrip("+-").isdigit() for entry in entries) == len(entries):
+            found |= any(len(entry.split(",")[1]) != 3 or entry.lstrip("+-").startswith("0") for entry in commas)
+    return found
+
+
+def _refuse_equal(names: list[str]) -> None:
+    equal = [name for name, count in Counter(names).items() if count > 1]
+    if equal:
+        raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them, or use --no-header")
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _looks_like_data(names: list[str], frame: pd.DataFrame) -> bool:
+    """Whether the first line is certainly no line of names: numbers above numbers, and text that is data below."""
+    numbers = [float(name) for name in names if _is_number(name)]
+    text = [name for name in names if not _is_number(name) and not name.startswith("Unnamed: ")]
+    if any(pd.to_numeric(frame[name], errors="coerce").notna().all() for name in text):
+        return False
+    if not text:  # 0, 1, 2 ... are the names that pandas gives, and years may be names too
+        return any(not a.is_integer() or b - a != 1 for a, b in itertools.pairwise(numbers))
+    found = [bool((frame[name] == name).any()) for name in text]
+    return any(found) if numbers else all(found)

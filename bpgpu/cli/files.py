@@ -1,0 +1,95 @@
+"""The files that a command reads and writes, looked at before any work."""
+
+import os
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Mapping
+from itertools import count
+from pathlib import Path
+
+STDOUT = Path("/dev/stdout")  # where a system has it
+
+
+def check_files(
+    inputs: Mapping[str, Iterable[str | Path]], outputs: Mapping[str, Path | None], *, devices: bool = False
+) -> None:
+    """Raise if an output cannot be written, or if it is one of the inputs or another output; leave nothing behind.
+
+    Parameters
+    ----------
+    inputs : mapping
+        From what the user calls them, such as "--validation", to the files that the command reads.
+    outputs : mapping
+        From the option to the file that the command writes, None if none.
+    devices : bool
+        Whether a pipe or a device will do for an output.
+
+    Raises
+    ------
+    ValueError
+        With the option and both names.
+    """
+    written = {option: path for option, path in outputs.items() if path is not None}
+    for option, path in written.items():
+        _check_file(option, path, devices)
+    others = [(name, Path(path)) for name, paths in inputs.items() for path in paths]
+    for name, other in others:
+        if same_file(STDOUT, other):
+            raise ValueError(f"standard output goes to {other}, which is read as {name}; send it to another file")
+    for option, path in written.items():
+        for name, other in others:
+            if same_file(path, other):
+                raise ValueError(
+                    f"{option} must name another file than {name}, which it would overwrite, got {path}"
+                    + (f"; that is {other}" if str(other) != str(path) else "")
+                    + "; give another name"
+                )
+        others.append((option, path))
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file, by links of either kind, or would on a system that ignores case."""
+    try:
+        if one.samefile(other):
+            return True
+    except OSError:  # one of them is not there yet
+        pass
+    one, other = (Path(os.path.realpath(path)) for path in (one, other))
+    try:
+        return one.parent.samefile(other.parent) and _folded(one.name) == _folded(other.name)
+    except OSError:
+        return False
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _check_file(option: str, path: Path, devices: bool) -> None:
+    """Raise if no file can be written there or put in the place of an older one; leave nothing behind."""
+    try:
+        real = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
+        if real.is_dir():
+            raise ValueError(f"{option} must name a file, got the folder {path}; add a name to it")
+        if not real.parent.is_dir():
+            folder = real.parent if path.is_symlink() else path.parent
+            raise ValueError(f"the folder of {path} must exist; make it with: mkdir -p {folder}")
+        if real.exists() and not real.is_file():
+            if devices:
+                return
+            raise ValueError(f"{option} must name a file, got the device {path}; give another name")
+        if real.is_symlink():  # links in a circle
+            real.stat()
+        tempfile.TemporaryFile(dir=real.parent).close()
+        if real.exists():
+            real.open("ab").close()
+    except OSError as error:
+        raise ValueError(
+            f"{option} must name a file that can be written, got {path}: {error.strerror}; give another"
+        ) from error
+
+
+def free_name(path: Path, mark: str) -> Path:
+    """Return the path if there is no such file, else the first of NAME.mark, NAME.mark1 ... that is free."""
+    names = (path.with_name(f"{path.stem}.{mark}{number or ''}{path.suffix}") for number in count())
+    return path if not path.exists() else next(name for name in names if not name.exists())

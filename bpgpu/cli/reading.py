@@ -1,0 +1,97 @@
+"""The options that say how a table is read, shared by the commands."""
+
+import codecs
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+SepOption = Annotated[
+    str | None,
+    typer.Option(help="Separator of CSV files; 'tab', 'space' or one character. Found in the file if not given."),
+]
+DecimalOption = Annotated[str | None, typer.Option(help="Decimal mark of CSV files, '.' or ','.")]
+ThousandsOption = Annotated[str | None, typer.Option(help="Mark between thousands in CSV files, as in 1,234.")]
+EncodingOption = Annotated[str | None, typer.Option(help="Of CSV files: utf-8 if not given, cp1252, utf-16 ...")]
+NoHeaderOption = Annotated[
+    bool, typer.Option("--no-header", help="The first line of CSV files is data; columns are called x0, x1 ...")
+]
+NaOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Text that means missing in CSV files; may be repeated. Replaces the usual NA, nan, None ..."),
+]
+
+DataArgument = Annotated[
+    list[str],
+    typer.Argument(help="'digits', or files: .csv, .tsv, .parquet, .npz or .npy; or a pattern like 'part-*.csv'."),
+]
+IdOption = Annotated[
+    list[str] | None, typer.Option("--id", help="Column that is no input, copied to the predictions; may be repeated.")
+]
+
+SPACE = r"\s+"  # pandas' word for any run of blanks
+_NAMES = {"tab": "\t", "\\t": "\t", "space": SPACE, " ": SPACE}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How CSV files are written, as far as the user says; None where the file shows it.
+
+    Attributes
+    ----------
+    sep, decimal, thousands, encoding : str or None
+    header : bool
+        Whether the first line names the columns.
+    na : tuple of str or None
+        What means missing, besides empty entries; None for pandas' own list.
+    """
+
+    sep: str | None = None
+    decimal: str | None = None
+    thousands: str | None = None
+    encoding: str | None = None
+    header: bool = True
+    na: tuple[str, ...] | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        sep: str | None = None,
+        decimal: str | None = None,
+        thousands: str | None = None,
+        encoding: str | None = None,
+        no_header: bool = False,
+        na: list[str] | None = None,
+    ) -> "Reading":
+        """Return the options of a command line.
+
+        Raises
+        ------
+        ValueError
+            If one is not usable, or two are the same mark.
+        """
+        sep = None if sep is None else _NAMES.get(sep, sep)
+        if sep is not None and sep != SPACE and (len(sep) != 1 or sep in '"\r\n'):
+            raise ValueError(f"--sep must be one character, 'tab' or 'space', got {sep!r}")
+        if decimal not in (None, ".", ","):
+            raise ValueError(f"--decimal must be '.' or ',', got {decimal!r}")
+        if thousands is not None and (len(thousands) != 1 or thousands.isalnum() or thousands in '"+-\r\n'):
+            raise ValueError(f"--thousands must be one mark, like ',', got {thousands!r}")
+        marks = [mark for mark in (sep, decimal) if mark is not None]
+        if len(set(marks)) < len(marks):
+            raise ValueError(f"--sep and --decimal must differ, got {sep!r} for both")
+        if thousands is not None and thousands == (decimal or "."):
+            raise ValueError(f"--thousands and the decimal mark must differ, got {thousands!r}; give --decimal too")
+        if encoding is not None:
+            try:
+                "".encode(encoding)
+            except (LookupError, ValueError) as error:
+                raise ValueError(f"--encoding must name a text encoding, like cp1252, got {encoding!r}") from error
+            encoding = codecs.lookup(encoding).name
+        return cls(sep, decimal, thousands, encoding, not no_header, None if na is None else tuple(na))
+
+
+def quoted(names: list[str], limit: int = 8) -> str:
+    """Return names in quotation marks with commas between them, a long list cut."""
+    shown = ", ".join(map(repr, names[:limit]))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

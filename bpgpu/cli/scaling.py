@@ -1,0 +1,79 @@
+"""Standardisation of columns, and its folding into a network."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bpgpu.network import MLP
+
+Matrix = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Mean and standard deviation of each column, float64.
+
+    A constant column, up to the rounding of its mean, has deviation 1 and becomes 0; `varies` is False there.
+    """
+
+    mean: Matrix
+    deviation: Matrix
+    varies: Matrix | bool = True
+
+    @classmethod
+    def learn(cls, blocks: Iterable[Matrix]) -> "Standardisation":
+        """Measure the columns of a matrix that comes in blocks of rows, looped over three times."""
+        largest: Matrix = np.max([np.abs(block).max(axis=0) for block in blocks], axis=0)
+        exponents = np.frexp(largest)[1]
+        rows = sum(len(block) for block in blocks)
+        # Scaling is exact, and squares neither overflow nor vanish.
+        mean = sum(np.ldexp(block, -exponents).sum(axis=0) for block in blocks) / rows
+        variance = sum(((np.ldexp(block, -exponents) - mean) ** 2).sum(axis=0) for block in blocks) / rows
+        deviation = np.sqrt(variance)
+        varies = deviation > 10 * np.finfo(np.float64).eps * rows * np.abs(mean)
+        return cls(np.ldexp(mean, exponents), np.where(varies, np.ldexp(deviation, exponents), 1.0), varies)
+
+    def apply(self, matrix: Matrix) -> Matrix:
+        """Return the standardised matrix."""
+        standard: Matrix = self.varies * (matrix - self.mean) / self.deviation
+        return standard
+
+    def applied(self, blocks: Iterable[Matrix], rows: int, dtype: np.dtype[Any]) -> Matrix:
+        """Return the standardised matrix of `rows` rows that comes in blocks, in `dtype`."""
+        standard = np.empty((rows, len(self.mean)), dtype)
+        row = 0
+        for block in blocks:
+            standard[row : row + len(block)] = self.apply(block)
+            row += len(block)
+        return standard
+
+    @property
+    def remoteness(self) -> float:
+        """Largest ratio of mean to deviation: by so much does folding multiply the rounding of the first layer."""
+        return float(np.max(self.varies * np.abs(self.mean) / self.deviation))
+
+    def fold_into_input(self, net: MLP) -> None:
+        """Change the first layer so that the network takes raw columns: ``(x - m) / s W = x (W / s) - (m / s) W``.
+
+        A constant column, which was 0 in training, is cut off.
+        """
+        flat, weights, biases = _host_parameters(net)
+        weights[0] *= np.reshape(self.varies / self.deviation, (-1, 1))
+        biases[0] -= self.mean @ weights[0]
+        net.parameters = net.backend.asarray(flat, net.architecture.dtype)
+
+    def fold_into_output(self, net: MLP) -> None:
+        """Change the last layer, an identity one, so that the network gives raw targets: ``a s + m``."""
+        flat, weights, biases = _host_parameters(net)
+        weights[-1] *= self.deviation
+        biases[-1] *= self.deviation
+        biases[-1] += self.mean
+        net.parameters = net.backend.asarray(flat, net.architecture.dtype)
+
+
+def _host_parameters(net: MLP) -> tuple[Matrix, list[Any], list[Any]]:
+    """Return a float64 copy of the parameters, and its weights and biases as views."""
+    flat = net.backend.to_numpy(net.parameters).astype(np.float64)
+    return flat, *net.architecture.views(flat)

@@ -1,0 +1,350 @@
+"""Tables: files of every kind become one table, with what is needed to say where an entry stands."""
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bpgpu.cli.csv_files import COMPRESSED, ENDINGS, CsvFile
+from bpgpu.cli.reading import Reading, quoted
+from bpgpu.data import load_digits
+from bpgpu.errors import unknown_name
+
+KINDS = "its name must end in .csv, .tsv, .parquet, .npy or .npz"
+BOOLEANS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+
+
+@dataclass
+class Table:
+    """Rows of one file or several.
+
+    Attributes
+    ----------
+    frame : pandas.DataFrame
+        Its rows are numbered 0, 1 ...; its columns have different names, all text.
+    source : str
+        For messages.
+    target : list of str
+        The columns that are predicted if none are named; empty if the file leaves that open.
+    aside : dict of str
+        Columns that are no inputs unless they are named, such as an index that pandas wrote, and what they are.
+    notes : list of str
+        What the reader of the output must know of how the files were read.
+    decimal, thousands : str
+        How columns that were kept as text write numbers.
+    parts : list of (rows, path, CsvFile or None)
+        The files, in the order of their rows.
+    hint : str
+        Why there is no target to take, if there is none.
+    rows : array of int or None
+        The numbers of the rows in the files, if some are left out.
+    """
+
+    frame: pd.DataFrame
+    source: str
+    target: list[str] = field(default_factory=list)
+    aside: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    decimal: str = "."
+    thousands: str | None = None
+    parts: list[tuple[int, Path, CsvFile | None]] = field(default_factory=list)
+    hint: str = ""
+    rows: np.ndarray[Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all columns."""
+        return list(self.frame.columns)
+
+    @property
+    def row_numbers(self) -> np.ndarray[Any, Any]:
+        """The number that each row has in the files, from 0, through all of them."""
+        return np.arange(len(self.frame)) if self.rows is None else self.rows
+
+    def leave_out_missing(self, names: list[str]) -> None:
+        """Leave out the rows in which one of these columns is missing."""
+        known = self.frame[names].notna().all(axis=1).to_numpy()
+        if not known.all():
+            self.rows = self.row_numbers[known]
+            self.frame = self.frame[known].reset_index(drop=True)
+            self.notes.append(f"{self.source}: {(~known).sum():,} rows without a target are left out")
+
+    def require(self, option: str, names: list[str]) -> None:
+        """Raise ``ValueError`` if a column that an option names does not exist."""
+        for name in names:
+            if name not in self.frame:
+                near = unknown_name(option, name, self.names) if len(self.names) <= 8 else None
+                hint = str(near).partition("; ")[2] if near else ""
+                raise ValueError(
+                    f"{self.source}: {option} must name a column, got {name!r}; there are {quoted(self.names)}"
+                    + (f"; {hint}" if hint else "")
+                )
+
+    def place(self, row: int, name: str) -> tuple[str, str]:
+        """Return where an entry stands, such as "line 34", and the text that stands there, "" if it is missing."""
+        value = self.frame[name].iloc[row]
+        row = int(self.row_numbers[row])
+        text, where = "" if pd.isna(value) is True else str(value), f"row {row}"
+        start = 0
+        for rows, path, file in self.parts:
+            if start <= row < start + rows:
+                where = f"row {row - start}"
+                if file is not None and name in file.names:
+                    where, text = file.locate(row - start, file.names.index(name), text)
+                if len(self.parts) > 1:
+                    where += f" of {path}"
+            start += rows
+        return where, text
+
+    def first(self, name: str, wrong: Any) -> str:
+        """Return the first of the wrong entries of a column, and where it stands: "'?' in line 34"."""
+        where, text = self.place(int(np.argmax(np.asarray(wrong))), name)
+        return f"{text[:60]!r} in {where}"
+
+    def numbers(self, name: str) -> "pd.Series[Any]":
+        """Return a column of text as numbers, booleans if all are; NaN where an entry is neither."""
+        text = self.frame[name].astype(object)
+        if text.dropna().isin(list(BOOLEANS)).all():
+            return text.map(BOOLEANS)
+        plain = text.map(lambda entry: entry.strip() if isinstance(entry, str) else entry)
+        if self.thousands is not None:
+            plain = plain.map(lambda entry: entry.replace(self.thousands, "") if isinstance(entry, str) else entry)
+        if self.decimal != ".":
+            plain = plain.map(lambda entry: entry.replace(self.decimal, ".") if isinstance(entry, str) else entry)
+        return pd.to_numeric(plain, errors="coerce")
+
+    def settled(self, name: str) -> "pd.Series[Any]":
+        """Return a column that was read as text as numbers, if all are; 01001 is no number, but a code."""
+        column = self.frame[name]
+        if column.dtype.kind in "buifmMc" or isinstance(column.dtype, pd.CategoricalDtype):
+            return column
+        numbers, known = self.numbers(name), column.notna()
+        text = column[known].astype(str)
+        return column if numbers[known].isna().any() or text.str.fullmatch(r"[+-]?0\d+").any() else numbers
+
+    def digest(self) -> str:
+        """Return a hash of the files' content."""
+        hashed = hashlib.sha256()
+        for _, path, _ in self.parts:
+            with path.open("rb") as file:
+                hashed.update(hashlib.file_digest(file, "sha256").digest())
+        return hashed.hexdigest()
+
+
+def read_table(
+    sources: str | list[str], reading: Reading | None = None, text: Callable[[list[str]], set[str]] | None = None
+) -> Table:
+    """Read a table.
+
+    Parameters
+    ----------
+    sources : str or list of str
+        "digits" for the data that ship with bpgpu, or paths, or patterns like ``part-*.csv``: .csv and .tsv (also
+        compressed), .parquet, .npy (a matrix) or .npz (arrays X and y). Several files must have the same columns.
+    reading : Reading, optional
+        How CSV files are written.
+    text : callable, optional
+        Takes the names of a CSV file's columns and returns those to be read as text, also if all look like numbers.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be opened.
+    ValueError
+        If it is of another kind, empty or damaged.
+    """
+    reading, text = reading or Reading(), text or (lambda names: set())
+    sources = [sources] if isinstance(sources, str) else sources
+    if sources == ["digits"]:
+        X, y = load_digits()
+        frame = _matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
+        frame["digit"] = y
+        return Table(frame, "digits", ["digit"])
+    tables = [_read_file(path, reading, text) for path in _paths(sources)]
+    table = tables[0] if len(tables) == 1 else _joined(tables)
+    _set_unnamed_aside(table)
+    return table
+
+
+def files_of(sources: str | list[str]) -> list[Path]:
+    """Return the files that a table is read from.
+
+    Raises
+    ------
+    ValueError
+        If a folder is among them.
+    """
+    sources = [sources] if isinstance(sources, str) else sources
+    return [] if sources == ["digits"] else list(_paths(sources))
+
+
+def _paths(sources: list[str]) -> Iterator[Path]:
+    """Yield the files that arguments mean; one that exists under a name with * in it is itself."""
+    for source in sources:
+        path = Path(source)
+        found = [] if path.exists() or not glob.has_magic(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH207
+        if path.is_dir():
+            raise ValueError(f"{source} is a folder; name its files, as in '{path / '*.csv'}'")
+        yield from map(Path, found) if found else [path]
+
+
+def _read_file(path: Path, reading: Reading, text: Callable[[list[str]], set[str]]) -> Table:
+    path.open("rb").close()  # a missing file is an OSError that names it
+    try:
+        table = _read(path, reading, text)
+    except Exception as error:  # a damaged file can raise anything: the readers and decompressors are many
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a table: {reason}") from error
+    if table.frame.empty:
+        raise ValueError(f"{path}: must have at least one row and one column, got {table.frame.shape}")
+    return table
+
+
+def _read(path: Path, reading: Reading, text: Callable[[list[str]], set[str]]) -> Table:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes = [suffix for suffix in suffixes[-2:-1] if suffix in ENDINGS]
+    match suffixes[-1:]:
+        case [".csv" | ".tsv" | ".tab"]:
+            return _read_csv(path, reading, text)
+        case [".parquet"]:
+            return _read_parquet(path)
+        case [".npy" | ".npz"]:
+            return _read_arrays(path)
+    raise ValueError(KINDS)
+
+
+def _read_csv(path: Path, reading: Reading, text: Callable[[list[str]], set[str]]) -> Table:
+    file = CsvFile.look_at(path, reading)
+    frame = file.read(reading, text(file.names))
+    notes = [f"{path} is read with {' '.join(file.notes)}"] if file.notes else []
+    parts: list[Any] = [(len(frame), path, file)]
+    return Table(frame, str(path), [], {}, notes, file.decimal, reading.thousands, parts)
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = pq.ParquetFile(path).read()
+    equal = sorted({name for name in content.column_names if content.column_names.count(name) > 1})
+    if equal:
+        raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them")
+    for i, column in enumerate(content.schema):
+        if pa.types.is_decimal(column.type):
+            content = content.set_column(i, column.name, content.column(i).cast(pa.float64()))
+    about = content.schema.pandas_metadata or {}
+    index = [name for name in about.get("index_columns", []) if isinstance(name, str) and name in content.column_names]
+    # Without a copy of what needs none: numbers stay where Arrow put them, and the rest is freed as it goes.
+    frame = content.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
+    aside = dict.fromkeys(index, "is an index that pandas wrote")
+    return Table(frame, str(path), aside=aside, parts=[(len(frame), path, None)])
+
+
+def _read_arrays(path: Path) -> Table:
+    loaded = np.load(path, allow_pickle=False)  # which of the two it is, its content says
+    target, notes, hint = [], [], ""
+    if isinstance(loaded, np.ndarray):
+        frame = _matrix(loaded)
+    else:
+        with loaded:
+            arrays = "it holds " + (_shapes(loaded) or "no arrays")
+            if "X" not in loaded:
+                raise ValueError(f"a .npz needs an array X of rows, and y of targets; {arrays}; rename them")
+            X = loaded["X"]
+            frame = _matrix(X)
+            if "y" in loaded:
+                y = loaded["y"]
+                if y.ndim == 0 or len(y) != len(frame):
+                    raise ValueError(f"X and y must have as many rows as each other; {arrays}")
+                y = y.reshape(len(y), -1)
+                if (
+                    y.shape[1] > 1
+                    and y.dtype.kind in "buif"
+                    and np.isin(y, (0, 1)).all()
+                    and (y.sum(axis=1) == 1).all()
+                ):
+                    notes = [f"{path}: y has one 1 in each row, so it is read as the classes 0 to {y.shape[1] - 1}"]
+                    y = y.argmax(axis=1)[:, None]
+                target = ["y"] if y.shape[1] == 1 else [f"y{i}" for i in range(y.shape[1])]
+                for name, column in zip(target, _native(y).T, strict=True):
+                    frame[name] = column
+            else:
+                hint = f"; {arrays}: add y, the targets, or name a column of X with --target"
+    return Table(frame, str(path), target, {}, notes, parts=[(len(frame), path, None)], hint=hint)
+
+
+def _shapes(archive: Any) -> str:
+    """Return the arrays of an archive, by their headers alone."""
+    found = []
+    for name in archive.files:
+        with archive.zip.open(f"{name}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(file)
+            found.append(f"{name} {shape} {dtype}")
+    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array in this machine's byte order, the same one if it is."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _matrix(matrix: np.ndarray[Any, Any], names: list[str] | None = None) -> pd.DataFrame:
+    """Return a table on the memory of a matrix."""
+    if matrix.ndim == 0:
+        raise ValueError("expected an array of one row a sample, got a single number")
+    if matrix.dtype.names is not None:
+        return pd.DataFrame({str(name): _native(matrix[name]) for name in matrix.dtype.names})
+    rows = _native(matrix.reshape(len(matrix), -1) if matrix.size else matrix.reshape(len(matrix), 0))
+    return pd.DataFrame(rows, columns=names or [f"x{i}" for i in range(rows.shape[1])], copy=False)
+
+
+def _joined(tables: list[Table]) -> Table:
+    """Return one table of the rows of several, whose columns must be the same.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    first = tables[0]
+    for table in tables[1:]:
+        if set(table.names) != set(first.names):
+            missing, extra = ([n for n in a.names if n not in b.frame] for a, b in ((first, table), (table, first)))
+            raise ValueError(
+                f"{table.source}: must have the columns of {first.source}"
+                + (f"; missing: {quoted(missing)}" if missing else "")
+                + (f"; not there: {quoted(extra)}" if extra else "")
+            )
+    return Table(
+        pd.concat([table.frame[first.names] for table in tables], ignore_index=True),
+        f"{first.source} and {len(tables) - 1} more",
+        first.target,
+        first.aside,
+        [note for table in tables for note in table.notes],
+        next((table.decimal for table in tables if table.decimal != "."), "."),
+        first.thousands,
+        [part for table in tables for part in table.parts],
+        first.hint,
+    )
+
+
+def _set_unnamed_aside(table: Table) -> None:
+    """Set columns without a name aside that are empty, or number the rows as an index of pandas does."""
+    for name in [name for name in table.names if name.startswith("Unnamed: ")]:
+        column = table.frame[name]
+        if column.isna().all():
+            del table.frame[name]
+            table.notes.append(f"{table.source}: lines end in a separator; the empty column is left out")
+        elif column.is_unique and column.dtype.kind != "f":
+            table.aside[name] = "numbers or names the rows, as an index does"

@@ -1,0 +1,65 @@
+"""Checks of what only training with a backend of bpgpu has to check."""
+
+from typing import Any
+
+import numpy as np
+
+from bpgpu.checks import MAX_SIZE
+from bpgpu.errors import shown
+
+# What scikit-learn computes with as floats; it checks their ranges, but not that they are in the range of a float.
+REALS = ("alpha", "learning_rate_init", "power_t", "tol", "epsilon")
+
+
+def numbers(estimator: Any) -> None:
+    """Raise ``ValueError`` for an integer that no float can hold, or a hidden layer that no machine can."""
+    for name in REALS:
+        value = getattr(estimator, name, 0.0)
+        try:
+            float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must be at most about 1.8e308, got {shown(value)}") from None
+        except (TypeError, ValueError):  # a stranger's subclass may have something else under this name
+            continue
+    sizes = estimator.hidden_layer_sizes
+    for index, size in enumerate(sizes if hasattr(sizes, "__len__") else [sizes]):
+        if isinstance(size, int) and size > MAX_SIZE:
+            raise ValueError(f"hidden_layer_sizes[{index}] must be at most {MAX_SIZE}, got {shown(size)}")
+
+
+def options(estimator: Any, incremental: bool) -> None:
+    """Check that parameters that scikit-learn lacks go with the others."""
+    numbers(estimator)
+    if estimator.solver == "lbfgs":
+        for name, given in (
+            ("dropout", estimator.dropout > 0),
+            ("optimizer", estimator.optimizer is not None),
+            ("callbacks", bool(estimator.callbacks)),
+        ):
+            if given:
+                raise ValueError(f"{name} needs a stochastic solver, got solver='lbfgs'")
+    if incremental and getattr(estimator, "class_weight", None) == "balanced":
+        raise ValueError(
+            "class_weight='balanced' is not supported for partial_fit, which does not see all samples; compute "
+            "the weights with sklearn.utils.class_weight.compute_class_weight and pass them as a dict"
+        )
+
+
+def layers(estimator: Any) -> None:
+    """Check that training goes on with the layers that it began with: scikit-learn then fails, at a later place.
+
+    Layers of another size are no matter to its stochastic solvers, which train the network that is there.
+    """
+    asked, fitted = np.ravel(estimator.hidden_layer_sizes).tolist(), [np.shape(W)[-1] for W in estimator.coefs_[:-1]]
+    if len(asked) != len(fitted) or (asked != fitted and estimator.solver == "lbfgs"):
+        raise ValueError(
+            f"hidden_layer_sizes={estimator.hidden_layer_sizes} differs from the fitted network, whose hidden layers "
+            f"have {fitted} neurons; set it back, or call fit with warm_start=False to begin anew"
+        )
+
+
+def numeric(y: Any) -> None:
+    """Check that targets of a regression are numbers: scikit-learn fails later, and bpgpu would convert them."""
+    if y.dtype.kind not in "biuf":
+        what = "text" if y.dtype.kind in "US" else y.dtype
+        raise TypeError(f"y must be numbers, got {what}; convert it first, as in y.astype(float)")

@@ -1,0 +1,99 @@
+"""What scikit-learn's users rely on beside the results: its warnings, its pickles, and the types of its numbers."""
+
+import functools
+import inspect
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import sklearn
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.neural_network._base import LOSS_FUNCTIONS
+
+from bpgpu.sklearn.report import FitReport
+
+
+def warn(function: Any, message: str | Warning, category: type[Warning] = UserWarning) -> None:
+    """Warn as if `function`, one of scikit-learn's, did it, because users filter warnings by its module."""
+    warnings.warn_explicit(
+        message,
+        category,
+        function.__code__.co_filename,
+        function.__code__.co_firstlineno,
+        function.__module__,
+        function.__globals__.setdefault("__warningregistry__", {}),
+    )
+
+
+class StateMixin(BaseEstimator):
+    """An estimator whose state, what is pickled, copied and hashed, is what scikit-learn's would be."""
+
+    @property
+    def fit_report_(self) -> FitReport:
+        """Where the last fit ran, and how fast; a copy or an unpickled estimator lacks it."""
+        try:
+            return _reports[id(self)]
+        except KeyError:
+            raise AttributeError(
+                f"{type(self).__name__} has no fit_report_: it is not fitted, or a copy, or it was unpickled",
+                name="fit_report_",
+                obj=self,
+            ) from None
+
+    def _keep_report(self, report: FitReport) -> None:
+        if id(self) not in _reports:
+            weakref.finalize(self, _reports.pop, id(self), None).atexit = False
+        _reports[id(self)] = report
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "_sklearn_version": sklearn.__version__} if _is_ours(self) else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take scikit-learn's state too, as `bpgpu.accel` needs it: the parameters it lacks get their defaults."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        state = {p.name: p.default for p in parameters if p.default is not p.empty} | state
+        version = state.pop("_sklearn_version", "pre-0.18")  # scikit-learn's own words
+        if _is_ours(self) and version != sklearn.__version__:
+            warning = InconsistentVersionWarning(
+                estimator_name=type(self).__name__,
+                current_sklearn_version=sklearn.__version__,
+                original_sklearn_version=version,
+            )
+            warn(BaseEstimator.__setstate__, warning)
+        super().__setstate__(state)
+
+
+# By id. A report in the `__dict__` of its estimator would be pickled with it: its times differ between equal fits.
+_reports: dict[int, FitReport] = {}
+
+
+def _is_ours(estimator: Any) -> bool:
+    """As scikit-learn, whose subclasses elsewhere do not have its version in their pickles either."""
+    return type(estimator).__module__.startswith("bpgpu.")
+
+
+def loss_type(estimator: Any, y: Any, weight: Any, dtype: np.dtype[Any], batch_size: Any = 1) -> Any:
+    """Return the type that scikit-learn's losses have, np.float32 or np.float64."""
+    name = "binary_log_loss" if estimator.out_activation_ == "logistic" else estimator.loss
+    if not isinstance(name, str) or name not in LOSS_FUNCTIONS:
+        return np.float64
+    kinds: Any = (
+        y.dtype,
+        None if weight is None else weight.dtype,
+        dtype,
+        0.5 * estimator.alpha * dtype.type(1),
+        type(batch_size),
+    )
+    return _loss_type(name, y.shape[1] > 1, *kinds)
+
+
+@functools.lru_cache(typed=True)
+def _loss_type(name: str, several: bool, y: Any, weight: Any, dtype: Any, penalty: Any, rows: Any) -> Any:
+    """Try it: the promotions of its formula are not for us to repeat."""
+    targets, ones = np.ones((1, 1 + several), y), None if weight is None else np.ones(1, weight)
+    value = LOSS_FUNCTIONS[name](targets, np.full(targets.shape, 0.5, dtype), ones)
+    value += penalty / (1 if ones is None else ones.sum())
+    return type(value * rows(1))
