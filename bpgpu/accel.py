@@ -244,7 +244,7 @@ def main() -> None:
             sys.argv[:] = [path, *arguments]
             run = functools.partial(_run_path, path)
         case [option, *_] if option not in ("-m", "-c", "--"):
-            sys.exit(_complain(f"unknown option {option}"))
+            sys.exit(_complain(f"unknown option {option}; python's own go before -m bpgpu.accel"))
         case _:
             sys.exit(_complain("a script, -m module, -c code or - is needed"))
     install(children=children)

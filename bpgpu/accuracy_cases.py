@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpgpu.accuracy_sums import one_sided
 from bpgpu.activations import ACTIVATIONS, Activation
 from bpgpu.backends.base import Backend
 from bpgpu.costs import COSTS, Cost
@@ -126,6 +127,7 @@ CASES = (
     *(Case("output", pair) for pair in itertools.product(ACTIVATIONS, COSTS)),
     *(Case("hidden", (sigma,)) for sigma in ACTIVATIONS),
     Case("gradient"),
+    *(Case("sums", (kind,)) for kind in ("constant", "uniform", "0/1")),
     *(Case("update", (rule,)) for rule in RULES),
     Case("dropout"),
     *(Case("training", (rule,)) for rule in RULES),
@@ -401,6 +403,7 @@ _MEASURE: dict[str, Callable[..., Iterator[Measurement]]] = {
     "output": _output,
     "hidden": _hidden,
     "gradient": _gradient,
+    "sums": one_sided,
     "update": _update,
     "dropout": _dropout,
     "training": _training,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
-from bpgpu import checks
+from bpgpu import checks, inputs
 from bpgpu.activations import Activation, layer_activations
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
@@ -134,7 +134,7 @@ class MLP:
                 stacklevel=2,
             )
         self.backend = get_backend(backend)
-        masks = checks.connectivity(connectivity, net.sizes, net.dtype)
+        masks = inputs.connectivity(connectivity, net.sizes, net.dtype)
         biases: Sequence[Array | None]
         if isinstance(init, str):
             checks.within_memory(f"the {net.n_parameters:,} initial parameters of sizes", 8 * net.n_parameters)
@@ -475,7 +475,7 @@ class MLP:
         """
         if not options.get("bias", True):
             raise ValueError("bias must be True: column 0 of each Theta is the bias")
-        arrays = checks.thetas(thetas)
+        arrays = inputs.thetas(thetas)
         sizes = [arrays[0].shape[1] - 1, *(theta.shape[0] for theta in arrays)]
         init = [(theta[:, 1:].T, theta[:, 0]) for theta in arrays]
         return cls(sizes, activations, cost, init=init, **options)
@@ -522,7 +522,7 @@ class MLP:
 
     def _input(self, X: Array, name: str = "X") -> Array:
         net = self.architecture
-        return checks.samples(name, self.backend.adopt(name, X), net.sizes[0], net.dtype, self.backend)
+        return inputs.samples(name, self.backend.adopt(name, X), net.sizes[0], net.dtype, self.backend)
 
     def _data(self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = "") -> Data:
         """Check data, where they are."""
@@ -530,9 +530,9 @@ class MLP:
         X = self._input(X, f"{prefix}X")
         n = X.shape[0]
         y = backend.adopt(f"{prefix}y", y)
-        y = checks.targets(f"{prefix}y", y, n, net.sizes[-1], net.cost, net.dtype, backend)
+        y = inputs.targets(f"{prefix}y", y, n, net.sizes[-1], net.cost, net.dtype, backend)
         weight = backend.adopt(f"{prefix}sample_weight", sample_weight)
-        weight = checks.sample_weights(f"{prefix}sample_weight", weight, n, net.dtype, backend)
+        weight = inputs.sample_weights(f"{prefix}sample_weight", weight, n, net.dtype, backend)
         return Data(X, y, weight)
 
 

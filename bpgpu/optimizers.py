@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from bpgpu.checks import MAX_STEPS, flag, fraction, function, integer, not_negative, positive
 from bpgpu.errors import lookup
 
@@ -96,6 +98,15 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} has no apply()")
 
 
+def _decay(x: Any, beta: float, added: Any, xp: Any) -> None:
+    """Make ``beta x + added`` of x in place; near 1, beta rounded to float32 would have lost part of 1 - beta."""
+    if beta > 0.5:
+        x += added - (1 - beta) * xp.minimum(x, np.finfo(x.dtype).max)  # an infinite x stays what it is
+    else:
+        x *= beta
+        x += added
+
+
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Stochastic gradient descent: ``p <- p + v``, with ``v <- mu v - eta g``.
@@ -128,8 +139,7 @@ class SGD(Optimizer):
         change = -eta * g
         if self.momentum:
             (v,) = state
-            v *= self.momentum
-            v += change
+            _decay(v, self.momentum, change, xp)
             change = change + self.momentum * v if self.nesterov else v
         p += change
 
@@ -163,8 +173,7 @@ class RMSprop(Optimizer):
 
     def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
         (v,) = state
-        v *= self.rho
-        v += (1 - self.rho) * g * g
+        _decay(v, self.rho, (1 - self.rho) * g * g, xp)
         p -= eta * g / (xp.sqrt(v) + self.epsilon)
 
 
@@ -209,10 +218,8 @@ class Adam(Optimizer):
 
     def _direction(self, g: Any, state: list[Any], t: int, xp: Any) -> Any:
         m, v = state
-        m *= self.beta1
-        m += (1 - self.beta1) * g
-        v *= self.beta2
-        v += (1 - self.beta2) * g * g
+        _decay(m, self.beta1, (1 - self.beta1) * g, xp)
+        _decay(v, self.beta2, (1 - self.beta2) * g * g, xp)
         m_hat = m / (1 - self.beta1**t)
         if self.epsilon_hat:
             return m_hat * math.sqrt(1 - self.beta2**t) / (xp.sqrt(v) + self.epsilon)

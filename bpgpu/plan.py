@@ -22,7 +22,7 @@ class Architecture:
 
     ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L. With `by_weight`, as in
     scikit-learn, lambda is divided by the weight of a batch, and batches count in an epoch's mean by their rows;
-    without, it is the other way round.
+    without, it is the other way round. The cost of a row counts as `largest_cost` at most, its gradient in full.
     """
 
     sizes: tuple[int, ...]
@@ -34,6 +34,7 @@ class Architecture:
     dtype: np.dtype[Any]
     seed: int
     by_weight: bool = False
+    largest_cost: float = math.inf
 
     def decay(self, rows: int, weight: float) -> float:
         """Return lambda / m of a batch."""
@@ -63,7 +64,14 @@ class Architecture:
         Returns
         -------
         (list of array, shape (n_{l-1}, n_l)), (list of array, shape (n_l,), or None without biases)
+
+        Raises
+        ------
+        ValueError
+            If the buffer has another shape.
         """
+        if flat.shape != (self.n_parameters,):
+            raise ValueError(f"parameters must have shape ({self.n_parameters},), got {flat.shape}")
         weights, biases, start = [], [], 0
         for m, n in pairwise(self.sizes):
             weights.append(flat[start : start + m * n].reshape(m, n))
@@ -100,7 +108,7 @@ class Data:
     Attributes
     ----------
     X : array, shape (n, n_0), or CSR array of SciPy
-        The latter as `bpgpu.checks.compressed_rows` returns it.
+        The latter as `bpgpu.sparse.compressed_rows` returns it.
     y : array, shape (n, n_L), or (n,) of integer labels
     weight : array, shape (n,), or None
         Sample weights; without them each is 1.
@@ -185,6 +193,8 @@ class Plan:
         Parameters to go back to.
     prepared : object
         What a backend keeps with the plan from one epoch to the next.
+    accepted : tuple of Data
+        The data last given, and what they have become when they were checked: see `bpgpu.backends.contract.samples`.
     """
 
     def __init__(
@@ -197,10 +207,15 @@ class Plan:
         nonzeros: float | None = None,
     ) -> None:
         self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
-        self.masks = masks or [None] * len(architecture.activations)
+        shapes = list(pairwise(architecture.sizes))
+        # A list of its own: what it holds is in use for as long as the plan, whatever becomes of the network's.
+        self.masks = list(masks) if masks else [None] * len(shapes)
+        if [shape if mask is None else mask.shape for mask, shape in zip(self.masks, shapes, strict=True)] != shapes:
+            raise ValueError(f"masks must be one of each of the shapes {shapes}, or None, got {self.masks!r:.200}")
         self.nonzeros = nonzeros if backend.takes_sparse else None
         self.steps = 0
         self.prepared: Any = None
+        self.accepted: tuple[Data | None, Data | None] = None, None
 
     def _shapes(self) -> dict[str, list[tuple[int, ...] | None]]:
         net, B = self.architecture, self.batch_size

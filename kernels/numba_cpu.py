@@ -15,8 +15,8 @@ from numba.np.numpy_support import from_dtype
 
 from bpgpu.kernels import numba_cpu_cache as cache
 from bpgpu.kernels.numba_cpu_parts import EXACT, matrix, vector
-from bpgpu.kernels.numba_cpu_softmax import dot
-from bpgpu.kernels.numba_cpu_step import column_sums, dense_input, forward_and_back, gradient, load
+from bpgpu.kernels.numba_cpu_step import dense_input, forward_and_back, gradient, load
+from bpgpu.kernels.numba_cpu_sums import accumulate, column_sums, sum_of_squares
 from bpgpu.kernels.numba_cpu_tables import *
 from bpgpu.kernels.numba_cpu_threads import begin, done, leave, switch, take, wait_for_parts, wait_for_phase
 from bpgpu.kernels.numba_cpu_update import change, finite, largest, scale, squares
@@ -52,7 +52,7 @@ def forward(part, parts, data, layers, network, numbers, sums, shares, slabs):
     if numbers[L2]:
         penalty = 0.0
         for i in range(len(layers) - 1):
-            penalty += dot(p[mine[i, 0] : mine[i, 1]], p[mine[i, 0] : mine[i, 1]])
+            penalty += sum_of_squares(p[mine[i, 0] : mine[i, 1]])
         shares[part, PENALTY_SHARE] = penalty
 
 
@@ -140,7 +140,7 @@ def go_on(parts, last, data, layers, network, numbers, sums, shares, result):
             C += float(decay) / 2 * float(T(penalty))
         at_once = math.isfinite(T(C)) and numbers[CLIP] == 0 and proven_finite(layers, sums)
         now[COST_IS], now[DECAY], now[AT_ONCE] = C, decay, at_once
-        now[DIRECT] = at_once and network[RULE] == SGD and not network[MASKED]
+        now[DIRECT] = at_once and network[RULE] == SGD and not network[MASKED] and not decay
         now[PHASE_IS] = DESCEND
         return True
     if now[PHASE_IS] == DESCEND and not now[AT_ONCE]:
@@ -170,8 +170,11 @@ def go_on(parts, last, data, layers, network, numbers, sums, shares, result):
         now[PHASE_IS] = UPDATE
         return True
     share = float(rows) if network[BY_WEIGHT] else weight
-    result[TOTAL_COST] += share * now[COST_IS]
-    result[TOTAL_WEIGHT] += share
+    accumulate(result, TOTAL_COST, LOST_COST, share * now[COST_IS])
+    if data[WEIGHT]:
+        accumulate(result, TOTAL_WEIGHT, LOST_WEIGHT, share)
+    else:  # whole numbers, which lose nothing
+        result[TOTAL_WEIGHT] += share
     now[STEP], now[PHASE_IS] = step + 1, FORWARD
     return step + 1 < last
 
@@ -196,8 +199,8 @@ def epoch(thread, first, last, data, layers, network, numbers, sums, shares, sla
     shared : address of int64
         See `bpgpu.kernels.numba_cpu_threads`.
     result : array of float64
-        Receives the sums of costs and weights of the batches, step + 1 of a fault, and after the
-        last step whether p, m and v are finite.
+        Receives the sums of costs and weights of the batches, step + 1 of a fault, after the last step whether p, m
+        and v are finite, and what the roundings of the sums have left out.
     """
     parts, give_way = len(slabs), network[GIVE_WAY]
     now = shares[parts]

@@ -71,11 +71,14 @@ def cost(z, a, y, delta, scale, out, rows, n, factor, total):
     s = T(0)
     for i in range(rows):
         c = T(0)
-        for j in range(n):
-            c += value(z_[i, j], a_[i, j], y_[i, j])
-            x = slope(z_[i, j], a_[i, j], y_[i, j]) * (f * scale_[i])
-            delta_[i, j] = x
-            s += math.fabs(x)
+        for start in range(0, n, 128):  # so that a long row is no long sum
+            part = T(0)
+            for j in range(start, min(start + 128, n)):
+                part += value(z_[i, j], a_[i, j], y_[i, j])
+                x = slope(z_[i, j], a_[i, j], y_[i, j]) * (f * scale_[i])
+                delta_[i, j] = x
+                s += math.fabs(x)
+            c += part
         out_[i] = f * c
     carray(total, 1)[0] = s
 """

@@ -4,8 +4,10 @@ import math
 
 from numba import njit
 
-from bpgpu.kernels.numba_cpu_math import exp, select
+from bpgpu.kernels.numba_cpu_math import exp, log1p, select
 from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS, address, matrix
+
+PIECE = 1024  # numbers of a long sum that are added up side by side, in vectors
 
 
 @njit(**EXACT)
@@ -40,13 +42,20 @@ def small_and_ones(x):
 @njit(**EXACT)
 def sum_of_others(x):
     """Return the sum of a row of `exponentials` without the largest, 1: so no small one is lost beside it."""
-    small, ones = small_and_ones(x)
+    if x.size <= PIECE:
+        small, ones = small_and_ones(x)
+    else:
+        small, ones = x.dtype.type(0), x.dtype.type(0)
+        for start in range(0, x.size, PIECE):
+            more_small, more_ones = small_and_ones(x[start : start + PIECE])
+            small += more_small
+            ones += more_ones
     return small + (ones - x.dtype.type(1))  # in this order, which is why it is not in the function above
 
 
 @njit(**SUMS)
-def total(x):
-    """Return the sum of a vector."""
+def total_of_piece(x):
+    """Return the sum of a vector that is not long."""
     s = x.dtype.type(0)
     for j in range(x.size):
         s += x[j]
@@ -54,12 +63,42 @@ def total(x):
 
 
 @njit(**SUMS)
-def dot(x, y):
-    """Return the sum of products of two rows."""
+def dot_of_piece(x, y):
+    """Return the sum of products of two vectors that are not long."""
     s = x.dtype.type(0)
     for j in range(x.size):
         s += x[j] * y[j]
     return s
+
+
+@njit(**EXACT)
+def total(x):
+    """Return the sum of a vector."""
+    if x.size <= PIECE:
+        return total_of_piece(x)
+    s = x.dtype.type(0)
+    for start in range(0, x.size, PIECE):
+        s += total_of_piece(x[start : start + PIECE])
+    return s
+
+
+@njit(**EXACT)
+def dot(x, y):
+    """Return the sum of products of two rows."""
+    if x.size <= PIECE:
+        return dot_of_piece(x, y)
+    s = x.dtype.type(0)
+    for start in range(0, x.size, PIECE):
+        s += dot_of_piece(x[start : start + PIECE], y[start : start + PIECE])
+    return s
+
+
+@njit(**EXACT)
+def plus(s, lost, x):
+    """Return the sum s with x added, and what its roundings have left out (W. Kahan)."""
+    x -= lost
+    after = s + x
+    return after, (after - s) - x
 
 
 @njit(**EXACT)
@@ -86,13 +125,13 @@ def complements(a, out):
     """Compute 1 - a of a softmax: of a row's largest as the sum of the others, for it may be rounded to 1."""
     T = a.dtype.type
     for i in range(a.shape[0]):
-        m, rest = 0, T(0)
+        m, rest, lost = 0, T(0), T(0)
         for j in range(a.shape[1]):
             out[i, j] = T(1) - a[i, j]
             if a[i, j] > a[i, m]:
                 m = j
         for j in range(a.shape[1]):
-            rest += a[i, j] if j != m else T(0)
+            rest, lost = plus(rest, lost, a[i, j] if j != m else T(0))
         out[i, m] = rest
 
 
@@ -101,14 +140,14 @@ def softmax_cost_delta(delta, a):
     """Do what `softmax_delta` does, for the largest a of a row as ``a_m (g_m (1 - a_m) - sum_{k != m} g_k a_k)``."""
     T = a.dtype.type
     for i in range(a.shape[0]):
-        m, rest, others = 0, T(0), T(0)
+        m, rest, others, lost, lost_others = 0, T(0), T(0), T(0), T(0)
         for j in range(1, a.shape[1]):
             if a[i, j] > a[i, m]:
                 m = j
         for j in range(a.shape[1]):
             if j != m:
-                rest += a[i, j]
-                others += delta[i, j] * a[i, j]
+                rest, lost = plus(rest, lost, a[i, j])
+                others, lost_others = plus(others, lost_others, delta[i, j] * a[i, j])
         own = delta[i, m]
         for j in range(a.shape[1]):
             delta[i, j] = a[i, j] * (delta[i, j] - (others + own * a[i, m]))
@@ -127,11 +166,12 @@ def softmax_cross_entropy(z, b, a, y, delta, scale, cost):
     T = z.dtype.type
     exponentials(z, b, a, cost)
     for i in range(z.shape[0]):
-        rest, sum_y, value = sum_of_others(a[i]), total(y[i]), T(0)
-        largest, log_total, inverse = cost[i], math.log1p(rest), T(1) / (T(1) + rest)
+        rest, sum_y, value, lost = sum_of_others(a[i]), total(y[i]), T(0), T(0)
+        largest, log_total, inverse = cost[i], log1p(rest), T(1) / (T(1) + rest)
         for j in range(z.shape[1]):
             if y[i, j] != 0:
-                value -= y[i, j] * (z[i, j] - largest - log_total)
+                value, lost = plus(value, lost, -y[i, j] * (z[i, j] - largest - log_total))
+        for j in range(z.shape[1]):  # a loop of its own, which vectorises
             complement = select(a[i, j] == T(1), rest, T(1) + rest - a[i, j]) * inverse
             aj = a[i, j] * inverse
             a[i, j] = aj
@@ -156,11 +196,11 @@ def softmax_binary_cross_entropy(z, b, a, y, delta, scale, cost):
         for j in range(n):
             if j != m and (z[i, j] > top or z[i, j] != z[i, j]):
                 top = z[i, j]
-        rest = T(0)
+        rest, lost = T(0), T(0)
         for j in range(n):
             if j != m:
                 delta[i, j] = exp(z[i, j] - top)
-                rest += delta[i, j]
+                rest, lost = plus(rest, lost, delta[i, j])
         largest = z[i, m]
         gap = exp(top - largest)
         odds = gap * rest
@@ -169,13 +209,14 @@ def softmax_binary_cross_entropy(z, b, a, y, delta, scale, cost):
         a[i, m] = T(1) / (T(1) + odds)
         error_m, quotients = (T(1) - y[i, m]) * a[i, m] - y[i, m] * odds / (T(1) + odds), T(0)
         value = times_logarithm(y[i, m], -log_total) + times_logarithm(T(1) - y[i, m], log_others)
+        lost, lost_quotients = T(0), T(0)
         for j in range(n):
             if j != m:
                 aj, yj = delta[i, j] * gap / (T(1) + odds), y[i, j]
                 a[i, j] = aj
-                quotients += (aj - yj) / (T(1) - aj)
-                value += times_logarithm(yj, z[i, j] - largest - log_total)
-                value += times_logarithm(T(1) - yj, math.log1p(-aj))
+                quotients, lost_quotients = plus(quotients, lost_quotients, (aj - yj) / (T(1) - aj))
+                log_aj, log_rest = z[i, j] - largest - log_total, math.log1p(-aj)
+                value, lost = plus(value, lost, times_logarithm(yj, log_aj) + times_logarithm(T(1) - yj, log_rest))
         for j in range(n):
             aj, yj = a[i, j], y[i, j]
             if j == m:

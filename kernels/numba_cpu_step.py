@@ -16,6 +16,7 @@ from bpgpu.kernels.numba_cpu_softmax import (
     softmax_delta,
 )
 from bpgpu.kernels.numba_cpu_sparse import sparse_descent, sparse_gradient, sparse_product
+from bpgpu.kernels.numba_cpu_sums import block_of, weighted_sum
 from bpgpu.kernels.numba_cpu_tables import *
 
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -24,9 +25,18 @@ _M0, _M1, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9,
 
 @njit(**EXACT)
 def gemm(function, trans_a, trans_b, alpha, a, lda, b, ldb, beta, c, ldc, m, n, k, like):
-    """Compute C = alpha op(A) op(B) + beta C at addresses, rows being contiguous."""
-    if m * n * k > SMALL_PRODUCT:
-        blas_gemm(function, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)
+    """Compute C = alpha op(A) op(B) + beta C at addresses, rows being contiguous.
+
+    A sum of many terms for few elements goes in blocks, because BLAS adds them all up one after another.
+    """
+    if m * n * k > SMALL_PRODUCT or k > MANY_TERMS:
+        size = like.itemsize
+        block = max(block_of(k), MANY_TERMS // 2) if k > MANY_TERMS and m * n <= FEW_SUMS else k
+        for start in range(0, k, block):
+            a_, b_ = a + start * size * (lda if trans_a else 1), b + start * size * (1 if trans_b else ldb)
+            terms = min(block, k - start)
+            blas_gemm(function, trans_b, trans_a, n, m, terms, alpha, b_, ldb, a_, lda, beta, c, ldc)
+            beta = like.dtype.type(1)
         return
     # The call alone would take longer.
     A_ = matrix(a, k if trans_a else m, lda, like)
@@ -94,9 +104,12 @@ def load(data, start, rows, r0, r1, p, layers, network):
     order, labels = integers(data[ORDER], samples), integers(data[LABELS], samples)
     sum_weight = float(rows)
     if data[WEIGHT]:
-        sum_weight = 0.0
-        for i in range(start, start + rows):
-            sum_weight += weight[order[i] if data[ORDER] else i]
+        sum_weight, block = 0.0, block_of(rows)
+        for first in range(start, start + rows, block):
+            share = 0.0
+            for i in range(first, min(first + block, start + rows)):
+                share += weight[order[i] if data[ORDER] else i]
+            sum_weight += share
     for i in range(r0, r1):
         row = order[start + i] if data[ORDER] else start + i
         # Loops, for assignments of slices take seconds to compile.
@@ -167,12 +180,12 @@ def forward_and_back(part, start, r0, r1, p, x, step, data, layers, network, num
         call(network[COST], (z, a, y, delta, scale, cost, rows, n, factor, sum_delta))
         if layers[L, DERIVE]:
             call(layers[L, DERIVE], (delta, z, a, rows * n, sum_delta))
+    for i in range(rows):
+        if cost_[i] > numbers[LARGEST_COST]:
+            cost_[i] = numbers[LARGEST_COST]
     if network[OUTPUT] != ELEMENTWISE:
         sums[part, L, SUM_DELTA] = magnitudes(vector(delta, rows * n, p))
-    C = 0.0
-    for i in range(rows):
-        C += scale_[i] * cost_[i]
-    shares[part, COST_SHARE] = C
+    shares[part, COST_SHARE] = weighted_sum(scale_, cost_)
     for l in range(L - 1, 0, -1):
         n, n_out = layers[l, SIZE], layers[l + 1, SIZE]
         at = r0 * n * size
@@ -193,40 +206,26 @@ def forward_and_back(part, start, r0, r1, p, x, step, data, layers, network, num
 
 
 @njit(**EXACT)
-def column_sums(x, rows, columns, out):
-    """Write the sums of the columns of a part of a matrix that has so many columns in all; x is the part's address."""
-    n, pitch = out.size, columns * out.itemsize
-    for j in range(n):
-        out[j] = out.dtype.type(0)
-    whole = rows - rows % 4
-    for i in range(0, whole, 4):  # four at a time: a row alone may be no longer than a vector
-        start = x + i * pitch
-        first, second = vector(start, n, out), vector(start + pitch, n, out)
-        third, fourth = vector(start + 2 * pitch, n, out), vector(start + 3 * pitch, n, out)
-        for j in range(n):
-            out[j] += (first[j] + second[j]) + (third[j] + fourth[j])
-    for i in range(whole, rows):
-        row = vector(x + i * pitch, n, out)
-        for j in range(n):
-            out[j] += row[j]
-
-
-@njit(**EXACT)
 def gradient(l, k0, k1, begin, rows, x, decay, direct, eta, p, g, data, layers, network):
-    """Compute rows k0 ... k1 of a layer's weight gradient; or, `direct`, take SGD's step with them in the same GEMM."""
+    """Compute rows k0 ... k1 of a layer's weight gradient; or, `direct`, take SGD's step with them in the same GEMM.
+
+    That is for networks without a penalty. With one the GEMM's beta would be 1 - eta decay, which the rounding takes
+    from a small decay altogether.
+    """
     T = p.dtype.type
     size, n_in, n = p.itemsize, layers[l - 1, SIZE], layers[l, SIZE]
     source = (x if l == 1 else layers[l - 1, H]) + k0 * size
     start, stop = layers[l, W] + k0 * n, layers[l, W] + k1 * n
     target = address(p if direct else g) + start * size
-    alpha, beta = (-eta, T(1) - eta * decay) if direct else (T(1), T(0))
+    alpha, beta = (-eta, T(1)) if direct else (T(1), T(0))
     if l == 1 and data[INDPTR]:
         delta, dW = matrix(layers[l, DELTA], rows, n, p), matrix(address(g), n_in, n, p)  # W_1 is the first in p and g
+        lost = matrix(network[LOST], n_in if network[LOST] else 0, n, p)
         if direct:
             seen, met = integers(network[SEEN], n_in), integers(network[MET], n_in)
-            sparse_descent(data, begin, k0, k1, delta, dW, matrix(address(p), n_in, n, p), eta, beta, seen, met)
+            sparse_descent(data, begin, k0, k1, delta, dW, matrix(address(p), n_in, n, p), eta, lost, seen, met)
         else:
-            sparse_gradient(data, begin, k0, k1, delta, dW)
+            sparse_gradient(data, begin, k0, k1, delta, dW, lost)
     else:
         gemm(network[GEMM], 1, 0, alpha, source, n_in, layers[l, DELTA], n, beta, target, n, k1 - k0, n, rows, p)
     if direct:

@@ -5,6 +5,7 @@ import math
 from numba import njit
 
 from bpgpu.kernels.numba_cpu_parts import EXACT, SUMS
+from bpgpu.kernels.numba_cpu_softmax import PIECE
 from bpgpu.kernels.numba_cpu_tables import *
 
 
@@ -32,8 +33,11 @@ def squares(g, unit, slabs):
     """Return the sum of the squares of the slabs of a vector, in units that none of them exceeds."""
     total = 0.0
     for i in range(len(slabs)):
-        for j in range(slabs[i, 0], slabs[i, 1]):
-            total += float(g[j] / unit) ** 2
+        for start in range(slabs[i, 0], slabs[i, 1], PIECE):
+            part = 0.0
+            for j in range(start, min(start + PIECE, slabs[i, 1])):
+                part += float(g[j] / unit) ** 2
+            total += part
     return total
 
 
@@ -52,6 +56,14 @@ def part(x, start, stop):
 
 
 @njit(**EXACT)
+def decayed(x, beta, rest, added):
+    """Return beta x + added, of which rest is 1 - beta: near 1, beta rounded would have lost part of that."""
+    if beta > rest:
+        return x + (added - rest * x if x < math.inf else added)  # an infinite x stays what it is
+    return beta * x + added
+
+
+@njit(**EXACT)
 def change(start, stop, p, g, m, v, decoupled, rule, numbers, rates):
     """Take the step of a rule for parameters start ... stop; rates are eta and the two bias corrections."""
     if rule == NONE:
@@ -63,22 +75,22 @@ def change(start, stop, p, g, m, v, decoupled, rule, numbers, rates):
         for i in range(p.size):
             p[i] += -eta * g[i]
     elif rule == MOMENTUM:
-        mu = numbers[0]
+        mu, rest = numbers[0], numbers[4]
         for i in range(p.size):
-            velocity = mu * m[i] - eta * g[i]
+            velocity = decayed(m[i], mu, rest, -eta * g[i])
             m[i] = velocity
             p[i] += velocity
     elif rule == NESTEROV:
-        mu = numbers[0]
+        mu, rest = numbers[0], numbers[4]
         for i in range(p.size):
             step = -eta * g[i]
-            velocity = mu * m[i] + step
+            velocity = decayed(m[i], mu, rest, step)
             m[i] = velocity
             p[i] += step + mu * velocity
     elif rule == RMSPROP:
         rho, epsilon, rest = numbers[0], numbers[1], numbers[4]
         for i in range(p.size):
-            square = rho * v[i] + rest * g[i] * g[i]
+            square = decayed(v[i], rho, rest, rest * g[i] * g[i])
             v[i] = square
             p[i] -= eta * g[i] / (math.sqrt(square) + epsilon)
     else:
@@ -86,8 +98,8 @@ def change(start, stop, p, g, m, v, decoupled, rule, numbers, rates):
         weight_decay = numbers[3] if decoupled else T(0)
         for i in range(p.size):
             gi, pi = g[i], p[i]
-            mean = beta1 * m[i] + rest1 * gi
-            square = beta2 * v[i] + rest2 * gi * gi
+            mean = decayed(m[i], beta1, rest1, rest1 * gi)
+            square = decayed(v[i], beta2, rest2, rest2 * gi * gi)
             m[i] = mean
             v[i] = square
             p[i] = pi - eta * (mean * c1 / (math.sqrt(square * c2) + epsilon) + weight_decay * pi)

@@ -8,7 +8,7 @@ gemm_gradient  a_prev^T delta + ...    (m x B) (B x n)     W, mask      dW; db i
 FLOPs: 2 B m n each. A block computes a tile of 64 x 64 of the result from slabs of 16 terms in shared memory; a thread
 computes 4 x 4 elements of it, 16 rows and 16 columns apart, so that neighbouring threads read neighbouring words of
 shared memory and write neighbouring elements of the result. Every element is summed over k = 0, 1, 2, ... by one
-thread, so the bits are the same on any grid.
+thread, in blocks, whose sums are added in order, so the bits are the same on any grid.
 """
 
 import math
@@ -63,6 +63,23 @@ def add_products(sums, x, y):
 
 
 @cuda.jit(device=True)
+def add_sums(x, y):
+    """Return x + y, for four columns."""
+    return x[0] + y[0], x[1] + y[1], x[2] + y[2], x[3] + y[3]
+
+
+def _blocks(T):
+    """Return a device function: how many of so many terms are added up before their sum is added to the others'."""
+
+    @cuda.jit(device=True)
+    def block_of(terms):
+        # About the square root: a sum of n terms that are alike may be off by n / 6 roundings.
+        return max(4 * DEPTH, int(math.sqrt(T(terms))) // DEPTH * DEPTH)
+
+    return block_of
+
+
+@cuda.jit(device=True)
 def no_column_sum(column, total, to):
     """Take the place of what stores the sums of the right operand's columns."""
 
@@ -72,7 +89,7 @@ def _product(T, a_sums_in_rows, b_sums_in_rows, epilogue, store_column_sum=no_co
 
     With `store_column_sum` also the sums of b over the terms, as store_column_sum(column, total, to).
     """
-    bring_a, bring_b = _operand(T, a_sums_in_rows), _operand(T, b_sums_in_rows)
+    bring_a, bring_b, block_of = _operand(T, a_sums_in_rows), _operand(T, b_sums_in_rows), _blocks(T)
     summing = store_column_sum is not no_column_sum
 
     @cuda.jit(device=True)
@@ -81,10 +98,12 @@ def _product(T, a_sums_in_rows, b_sums_in_rows, epilogue, store_column_sum=no_co
         b_slab = cuda.shared.array((DEPTH, WIDTH), T)
         thread = cuda.threadIdx.x
         down, across = thread // SIDE, thread % SIDE
-        none = (T(0), T(0), T(0), T(0))
+        none, block = (T(0), T(0), T(0), T(0)), block_of(terms)
         for row0 in range(cuda.blockIdx.y * TILE, rows, cuda.gridDim.y * TILE):
             for column0 in range(cuda.blockIdx.x * TILE, columns, cuda.gridDim.x * TILE):
+                totals0, totals1, totals2, totals3, column_total = none, none, none, none, T(0)
                 sums0, sums1, sums2, sums3, column_sum = none, none, none, none, T(0)
+                end = block  # of the terms that are added up in the sums
                 for k0 in range(0, terms, DEPTH):
                     bring_a(a, a_slab, row0, k0, rows, terms)
                     bring_b(b, b_slab, column0, k0, columns, terms)
@@ -99,16 +118,22 @@ def _product(T, a_sums_in_rows, b_sums_in_rows, epilogue, store_column_sum=no_co
                     if summing and row0 == 0 and thread < TILE:
                         for k in range(DEPTH):
                             column_sum += b_slab[k, thread]
+                    if k0 + DEPTH == end or k0 + DEPTH >= terms:
+                        totals0, totals1 = add_sums(totals0, sums0), add_sums(totals1, sums1)
+                        totals2, totals3 = add_sums(totals2, sums2), add_sums(totals3, sums3)
+                        column_total += column_sum
+                        sums0, sums1, sums2, sums3, column_sum = none, none, none, none, T(0)
+                        end += block
                     cuda.syncthreads()  # the next slab may overwrite this one
                 # Loops that move the sums along, as registers have no index, and not 16 copies of a long formula.
                 for row in range(row0 + down, row0 + TILE, SIDE):
                     for column in range(column0 + across, column0 + TILE, SIDE):
                         if row < rows and column < columns:
-                            epilogue(row, column, sums0[0], to)
-                        sums0 = (sums0[1], sums0[2], sums0[3], sums0[0])
-                    sums0, sums1, sums2 = sums1, sums2, sums3
+                            epilogue(row, column, totals0[0], to)
+                        totals0 = (totals0[1], totals0[2], totals0[3], totals0[0])
+                    totals0, totals1, totals2 = totals1, totals2, totals3
                 if summing and row0 == 0 and thread < TILE and column0 + thread < columns:
-                    store_column_sum(column0 + thread, column_sum, to)
+                    store_column_sum(column0 + thread, column_total, to)
 
     return product
 

@@ -13,6 +13,7 @@ from bpgpu.kernels.numba_cuda_parts import (
     Real,
     Vector,
     add,
+    add_to,
     is_finite,
     larger,
     latch_unless,
@@ -22,12 +23,12 @@ from bpgpu.kernels.numba_cuda_parts import (
 
 @cuda.jit(device=True)
 def write_cost(value, row, weight, cost, total_cost):
-    """Write the cost of a row, times its weight; return whether it is finite."""
+    """Write the cost of a row, times its weight, and add it to its pair; return whether it is finite."""
     if weight.size > 0:
         value *= weight[row]
     cost[row] = value
     if total_cost.size > 0:
-        total_cost[row] += value
+        add_to(total_cost, row, value)
     return is_finite(value)
 
 

@@ -100,6 +100,20 @@ def reduction(T, width, operation):
     return reduce
 
 
+@cuda.jit(device=True)
+def sum_and_rest(total, rest, x):
+    """Return a sum with x added, and what its roundings have left out: no number of additions makes it drift."""
+    after = total + x
+    of_x = after - total
+    return after, rest + ((total - (after - of_x)) + (x - of_x))
+
+
+@cuda.jit(device=True)
+def add_to(pairs, i, x):
+    """Add x to pair i, of a sum and what its roundings have left out."""
+    pairs[2 * i], pairs[2 * i + 1] = sum_and_rest(pairs[2 * i], pairs[2 * i + 1], x)
+
+
 # Dropout
 
 

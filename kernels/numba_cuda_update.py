@@ -16,9 +16,11 @@ from bpgpu.kernels.numba_cuda_parts import (
     Real,
     Vector,
     add,
+    add_to,
     is_finite,
     larger_or_bad,
     reduction,
+    sum_and_rest,
 )
 
 GRADIENT, STATE = 2, 3  # faults, and the control words that hold the smallest index of one
@@ -52,6 +54,14 @@ def gradient_part(T):
 # its state are finite. numbers = (eta, c1, c2, h0, h1, h2, h3, h4, h5).
 
 
+@cuda.jit(device=True)
+def decayed(x, beta, rest, added):
+    """Return beta x + added, of which rest is 1 - beta: near 1, beta rounded would have lost part of that."""
+    if beta > rest:
+        return x + (added - rest * x if is_finite(x) else added)  # an infinite x stays what it is
+    return beta * x + added
+
+
 def _sgd():
     @cuda.jit(device=True)
     def change(p, g, m, v, i, is_weight, numbers):
@@ -64,9 +74,9 @@ def _sgd():
 def _momentum(nesterov):
     @cuda.jit(device=True)
     def change(p, g, m, v, i, is_weight, numbers):
-        eta, mu = numbers[0], numbers[3]
+        eta, mu, rest = numbers[0], numbers[3], numbers[7]
         step = -eta * g
-        velocity = mu * m[i] + step
+        velocity = decayed(m[i], mu, rest, step)
         m[i] = velocity
         p[i] += step + mu * velocity if nesterov else velocity
         return is_finite(p[i]) and is_finite(velocity)
@@ -78,7 +88,7 @@ def _rmsprop():
     @cuda.jit(device=True)
     def change(p, g, m, v, i, is_weight, numbers):
         eta, rho, epsilon, rest = numbers[0], numbers[3], numbers[4], numbers[7]
-        vi = rho * v[i] + rest * g * g
+        vi = decayed(v[i], rho, rest, rest * g * g)
         v[i] = vi
         p[i] -= eta * g / (math.sqrt(vi) + epsilon)
         return is_finite(p[i]) and is_finite(vi)
@@ -90,8 +100,8 @@ def _adam(decoupled):
     @cuda.jit(device=True)
     def change(p, g, m, v, i, is_weight, numbers):
         eta, c1, c2, beta1, beta2, epsilon, weight_decay, rest1, rest2 = numbers
-        mi = beta1 * m[i] + rest1 * g
-        vi = beta2 * v[i] + rest2 * g * g
+        mi = decayed(m[i], beta1, rest1, rest1 * g)
+        vi = decayed(v[i], beta2, rest2, rest2 * g * g)
         m[i] = mi
         v[i] = vi
         direction = mi * c1 / (math.sqrt(vi * c2) + epsilon)
@@ -132,7 +142,7 @@ def _update(T, change):
             share = schedule[step, 3]
             weight = T(1) / share if share > T(0) else T(0)  # of the batch
             if cuda.threadIdx.x == 0:
-                penalty[cuda.blockIdx.x] += penalty_scale * weight * squares
+                add_to(penalty, cuda.blockIdx.x, penalty_scale * weight * squares)
 
     return update
 
@@ -234,18 +244,19 @@ def norm_final(T):
 
 
 def total(T):
-    """Make the kernel: the sum of all costs and penalties. One block, so one order."""
-    block_sum = reduction(T, THREADS, add)
+    """Make the kernel: the sum of all costs and penalties, which are pairs. One block, so one order."""
+    sum_of_wholes, sum_of_rests = reduction(T, THREADS, add), reduction(T, THREADS, add)
 
     def total(cost: Vector, n: Long, penalty: Vector, slots: Int, out: Vector):
-        result = T(0)
-        for i in range(cuda.threadIdx.x, n, THREADS):
-            result += cost[i]
+        whole, rest = T(0), T(0)
+        for i in range(cuda.threadIdx.x, 2 * n, THREADS):
+            whole, rest = sum_and_rest(whole, rest, cost[i])
         if penalty.size > 0:
-            for slot in range(cuda.threadIdx.x, slots, THREADS):
-                result += penalty[slot]
-        result = block_sum(result)
+            for i in range(cuda.threadIdx.x, 2 * slots, THREADS):
+                whole, rest = sum_and_rest(whole, rest, penalty[i])
+        whole = sum_of_wholes(whole)
+        rest = sum_of_rests(rest)
         if cuda.threadIdx.x == 0:
-            out[0] = result
+            out[0] = whole + rest
 
     return total

@@ -63,7 +63,7 @@ class Entry:
 MATRIX: tuple[Entry, ...] = (
     Entry("numpy"),
     Entry("numba"),
-    Entry("cupy", simulator="tests.simgpu.cupy"),
+    Entry("cupy", simulator="tests.simgpu.cupy", largest=2**21),
     Entry("numba-cuda", simulator="tests.simgpu.numba_device", largest=2**14, crossed=False),
 )
 

@@ -418,7 +418,10 @@ ERRORS = [
     (["train", "good.csv", "--out", os.devnull], f"--out must name a file, got the device {os.devnull}"),
     (["train", "good.csv", "--plot", "curve.foo"], "--plot curve.foo cannot be drawn: Format 'foo' is not supported"),
     (["train", "good.csv", "--plot", "curve"], "--plot curve cannot be drawn: "),
-    (["train", "good.csv", "--hidden", "10000000000000"], "not enough memory: Unable to allocate"),
+    (
+        ["train", "good.csv", "--hidden", "1000000,1000000"],
+        "not enough memory: the 1,000,004,000,001 initial parameters",
+    ),
     (
         ["train", "large.csv"],
         "entries too large for float32: 'x'; the first of 'x' is '1e+300' in line 2; use --dtype float64",

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -31,10 +30,11 @@ def tables(tmp_path):
     net = bpgpu.MLP([1, 1], "sigmoid", "binary_cross_entropy")
     net.metadata = {"columns": ["x"], "target": "y", "task": "classification", "classes": [0, 1]}
     net.save(tmp_path / "m.safetensors")
-    for name in ("t.csv", "v.csv", "m.safetensors"):
+    for name in ("t.csv", "v.csv", "m.safetensors") if sys.platform != "win32" else ():
         os.link(tmp_path / name, tmp_path / f"hard.{name}")
         (tmp_path / f"soft.{name}").symlink_to(name)
-    (tmp_path / "here").symlink_to(".")
+    if sys.platform != "win32":
+        (tmp_path / "here").symlink_to(".")
     return tmp_path
 
 
@@ -77,6 +77,7 @@ def test_two_outputs_are_two_files(run, tables, other, exists):
     assert (tables / "s.png").exists() == exists
 
 
+@POSIX
 def test_names_that_a_mac_takes_for_one_are_one(tmp_path):
     (tmp_path / "here").symlink_to(".")
     assert files.same_file(tmp_path / "Über.csv", tmp_path / "here" / "ÜBER.CSV")
@@ -189,6 +190,7 @@ def test_a_full_disk_costs_neither_the_results_nor_the_model(run, tables, monkey
         assert json.loads(out)["epochs"] == 2
 
 
+@POSIX
 def test_predictions_may_be_compressed_and_may_go_to_a_device(run, tables):
     for name in ("p.csv", "p.csv.gz", "P.CSV.XZ"):
         code, _, _ = run("predict", "m.safetensors", "t.csv", "--out", name)
@@ -323,6 +325,21 @@ __main__.main()
     assert bpgpu.MLP.load(tables / "new.safetensors").epoch >= 3
 
 
+def test_an_interrupt_while_the_model_is_saved_does_not_cost_it(run, tables, monkeypatch):
+    save, calls = bpgpu.MLP.save, []
+
+    def interrupted(net, path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        save(net, path)
+
+    monkeypatch.setattr(bpgpu.MLP, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("train", "t.csv", "--epochs", "2", "--out", "new.safetensors")
+    assert bpgpu.MLP.load("new.safetensors").epoch == 2
+
+
 @POSIX
 def test_nohup_stays_in_force(tables):
     code = ANNOUNCE.replace("(SEND)", "os.kill(os.getpid(), signal.SIGHUP)")
@@ -335,6 +352,8 @@ def test_nohup_stays_in_force(tables):
 @POSIX
 def test_a_closed_terminal_does_not_cost_the_model(tables):
     """The signal comes, and whatever is printed from then on fails."""
+    import pty
+
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(tables)

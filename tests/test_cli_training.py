@@ -302,3 +302,14 @@ def test_several_targets_are_measured_one_by_one(run, tmp_path):
     assert (code, list(last_json(out)["targets"])) == (0, ["p", "q"])
     code, _, err = run("train", "t.csv", "--target", "p", "--target", "q", "--class-weight", "balanced")
     assert (code, "is one of 2 targets" in err) == (2, True)
+
+
+def test_labels_are_printed_as_they_are(run, tmp_path):
+    labels = np.array(["[/a]", "[bold]b[/bold]", ":smile:" + "x" * 100])
+    kinds = np.arange(90) % 3
+    rng = np.random.default_rng(0)
+    pd.DataFrame({"x": kinds + 0.1 * rng.standard_normal(90), "y": labels[kinds]}).to_csv("t.csv", index=False)
+    code, out, err = run("train", "t.csv", "--epochs", "200", "--stratify")
+    assert (code, err) == (0, "")
+    matrix = [line.strip() for line in out.partition("confusion, ")[2].splitlines()[1:4]]
+    assert matrix == [":smile:xxxxxxxxxxxxx  6 0 0", "[/a]                  0 6 0", "[bold]b[/bold]        0 0 6"]

@@ -20,6 +20,7 @@ CASES = [
     Case("gemm_hidden", (5, 71, 38), activation=ACTIVATION),
     Case("gemm_gradient", (36, 66, 70), activation=ACTIVATION, decay=0.5),
     Case("gemm_gradient", (33, 5, 130), activation=ACTIVATION, decay=0.5),
+    Case("gemm_gradient", (130, 3, 2), activation=ACTIVATION),  # of three blocks of terms
 ]
 
 # name: (file, text that is in it once, what stands there instead)
@@ -41,8 +42,8 @@ MUTANTS = {
     ),
     "dropped barrier: the sums of columns are read before they are written": (
         "gemm.cu",
-        "b_sum);\n                __syncthreads();\n",
-        "b_sum);\n",
+        "b_total);\n                __syncthreads();\n",
+        "b_total);\n",
     ),
     "stale slab: one pair for all": ("gemm.cu", "k0 += DEPTH, stage ^= 1", "k0 += DEPTH"),
     "stale slab: the same terms again": ("gemm.cu", "b.fetch(column0, k0 + DEPTH)", "b.fetch(column0, k0)"),
@@ -59,6 +60,8 @@ MUTANTS = {
     "wrong stride of an operand": ("gemm.cu", "(long long)row * columns, column", "(long long)row * rows, column"),
     "wrong stride of a result": ("gemm.cu", "start = (long long)row * m;", "start = (long long)row * (m + m % 4);"),
     "the sums of columns lack a term": ("gemm.cu", "k < DEPTH; ++k) total", "k < DEPTH - 1; ++k) total"),
+    "the sum of a block is added to that of the next": ("gemm.cu", "    sum = {};\n", ""),
+    "blocks after the first are lost": ("gemm.cu", "total.x[k] += sum.x[k]", "total.x[k] = sum.x[k]"),
     "the sums of columns by the wrong blocks": ("gemm.cu", "column_sums && y == 0", "column_sums && y == 1"),
     "z is kept after sigma": (
         "gemm.cu",

@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import re
 from types import SimpleNamespace
@@ -271,7 +272,7 @@ def check_output(kernel, sigma, cost, dtype, factor=2000, shapes=SHAPES, gap=0):
         REFERENCE.output_delta(z, y, scale, sigma, cost, out_a=want_a, out_delta=want_delta, out_cost=want_cost)
         part = dtype(1 / n if cost.reduction == "mean" else 1)
         outputs = nan(rows, n, dtype=dtype), nan(rows, n, dtype=dtype), nan(rows, dtype=dtype)
-        totals = rng.normal(size=rows).astype(dtype) if optional else None
+        totals = rng.normal(size=2 * rows).astype(dtype) if optional else None  # pairs
         inputs = b, y, scale, weight, totals, np.int32(rows), np.int32(n), part
         got_z, a, delta, costs, *_, got_totals, _, _, _, ctl = launch(
             kernel, grid, product, *outputs, *inputs, control(), offset=offset
@@ -281,7 +282,10 @@ def check_output(kernel, sigma, cost, dtype, factor=2000, shapes=SHAPES, gap=0):
         close(delta, want_delta, factor)
         close(costs, want_cost if weight is None else want_cost * weight, factor)
         if totals is not None:
-            close(got_totals, totals + costs, 1)
+            close(got_totals[0::2], totals[0::2] + costs, 1)
+            left_out = got_totals.reshape(-1, 2).astype(float).sum(axis=1) - totals.reshape(-1, 2).sum(axis=1) - costs
+            largest = max(np.abs(x).max(initial=0) for x in (totals, costs))
+            assert np.abs(left_out).max(initial=0) <= 8 * np.finfo(dtype).eps * largest
         assert ctl.tolist() == control().tolist()
 
 
@@ -589,7 +593,7 @@ def numbers(rule):
         case bpgpu.Adam():
             decay = getattr(rule, "weight_decay", 0)
             return rule.beta1, rule.beta2, rule.epsilon, decay, 1 - rule.beta1, 1 - rule.beta2
-    return rule.momentum, 0, 0, 0, 0, 0
+    return rule.momentum, 0, 0, 0, 1 - rule.momentum, 0
 
 
 def make_schedule(rule, rates, dtype):
@@ -634,7 +638,7 @@ def test_update(name, clip_norm, dtype):
         m, v = states(name, size, dtype)
         want_state = [np.zeros(size, dtype) for _ in range(rule.n_state)]
         p, ctl = want.copy(), control()
-        penalty, want_penalty = np.zeros(grid, dtype), 0.0
+        penalty, want_penalty = np.zeros(2 * grid, dtype), 0.0  # pairs
         schedule = make_schedule(rule, rates, dtype)
         schedule[:, 3] = [1 / t for t in range(1, len(rates) + 1)]  # the batch of step t has weight t
         for t, eta in enumerate(rates, 1):
@@ -708,7 +712,7 @@ def test_update_that_overflows(name):
 @pytest.mark.parametrize("name", RULES)
 def test_update_stops_at_the_latch(name, ctl):
     built = module("update.cu", np.float32)
-    p, g, penalty = np.ones(300, np.float32), np.full(300, np.nan, np.float32), np.ones(2, np.float32)
+    p, g, penalty = np.ones(300, np.float32), np.full(300, np.nan, np.float32), np.ones(4, np.float32)
     m, v = states(name, 300, np.float32)
     args = step_args(name, np.float32, p, g, m, v, ctl, penalty=penalty, penalty_scale=1)
     after = launch(built.get_function(name), 2, *args)
@@ -719,10 +723,10 @@ def test_update_stops_at_the_latch(name, ctl):
 def test_update_of_nothing():
     built = module("update.cu", np.float32)
     empty = np.empty(0, np.float32)
-    penalty = np.full(2, 3.0, np.float32)
+    penalty = np.full(4, 3.0, np.float32)
     args = step_args("sgd", np.float32, empty, empty, None, None, control(), penalty=penalty, penalty_scale=1)
     *_, penalty, ctl = launch(built.get_function("sgd"), 2, *args)
-    assert penalty.tolist() == [3, 3]
+    assert penalty.tolist() == [3, 3, 3, 3]
     assert ctl.tolist() == control().tolist()
 
 
@@ -775,10 +779,54 @@ def test_a_clip_that_is_not_finite_changes_nothing():
 @pytest.mark.parametrize(("n", "slots"), [(0, 0), (1, 0), (255, 1), (257, 300), (1000, 3)])
 def test_total(n, slots, dtype):
     rng = np.random.default_rng(n)
-    cost, penalty = rng.normal(size=n).astype(dtype), rng.normal(size=slots).astype(dtype)
+    cost, penalty = rng.normal(size=2 * n).astype(dtype), rng.normal(size=2 * slots).astype(dtype)
     args = cost, np.int64(n), penalty if slots else None, np.int32(slots), nan(1, dtype=dtype)
     out = launch(module("update.cu", dtype).get_function("total"), 1, *args)[-1]
     np.testing.assert_allclose(out[0], cost.sum() + penalty.sum(), atol=1000 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_total_of_many_equal_costs_does_not_drift(dtype):
+    cost = np.zeros(20_000, dtype)
+    cost[0::2], cost[1::2] = dtype(0.1), dtype(1e-9)
+    args = cost, np.int64(10_000), None, np.int32(0), nan(1, dtype=dtype)
+    out = launch(module("update.cu", dtype).get_function("total"), 1, *args)[-1]
+    np.testing.assert_allclose(out[0], math.fsum(cost.astype(float)), rtol=np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_total_cost_of_many_steps_does_not_drift(dtype):
+    """One row, whose cost of each step is added to what the steps before have left."""
+    formulas = {"sigma": "z", "cost_value": "y", "cost_delta": "y"}
+    kernel, totals = module("output.cu", dtype, **formulas).get_function("output_delta"), np.zeros(2, dtype)
+    one, y, steps = np.ones(1, dtype), np.full((1, 1), 0.1, dtype), 500
+    for _ in range(steps):
+        outputs = np.ones((1, 1), dtype), nan(1, 1, dtype=dtype), nan(1, 1, dtype=dtype), nan(1, dtype=dtype)
+        *_, totals, _, _, _, _ = launch(
+            kernel, 1, *outputs, None, y, one, None, totals, np.int32(1), np.int32(1), dtype(1), control()
+        )
+    np.testing.assert_allclose(totals[0] + totals[1], steps * float(y[0, 0]), rtol=np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("missing", [2e-8, 1e-6])
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop", "adam", "adamw"])
+def test_update_with_a_beta_near_1_is_right_on_average(name, missing):
+    """A beta rounded to float32 would shrink the state by 0 or 1.013e-6; the roundings of many numbers cancel out."""
+    T, size, kept, rng = np.float32, 4000, 1 - missing, np.random.default_rng(0)
+    momentum = name in ("momentum", "nesterov")
+    h = (kept, 0, 0, 0, missing, 0) if momentum else (kept, kept, 1, 0, missing, missing)
+    h = (kept, 1, 0, 0, missing, 0) if name == "rmsprop" else h
+    start, g = rng.uniform(1, 2, size).astype(T), rng.uniform(-1, 1, size).astype(T)
+    g *= T(1e-6 if momentum else 10)
+    m, v = (x if x is None else start.copy() for x in states(name, size, T))
+    args = list(step_args(name, T, np.zeros(size, T), g, m, v, control(), schedule=np.ones((1, 4), T)))
+    first = next(i for i, x in enumerate(args) if isinstance(x, np.ndarray) and x.shape == (1, 4)) + 1
+    args[first : first + 6] = map(T, h)
+    _, _, m, v, *_ = launch(module("update.cu", T).get_function(name), 3, *args)
+    g, start = g.astype(float), start.astype(float)
+    for state, added in ((m, -g if momentum else missing * g), (v, missing * g**2)):
+        if state is not None:
+            assert abs(np.mean(state - (kept * start + added))) < 5e-9
 
 
 # The latch

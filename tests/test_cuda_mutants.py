@@ -247,7 +247,7 @@ MUTANTS = [
         "scale of the column", "output.cu", "share = factor * scale[row]", "share = factor * scale[row % n]", output
     ),
     Mutant("z not written back", "output.cu", "            z[i] = zi;\n", "", output),
-    Mutant("total not added to", COMMON, "total_cost[row] += sum", "total_cost[row] = sum", output),
+    Mutant("total not added to", COMMON, "add_to(total_cost + 2 * row, sum)", "total_cost[2 * row] = sum", output),
     Mutant(
         "latch forgotten",
         "output.cu",
@@ -409,8 +409,8 @@ MUTANTS = [
     Mutant(
         "1 - beta from a rounded beta",
         "update.cu",
-        "c.h1 * v[i] + c.h5 * g * g",
-        "c.h1 * v[i] + (T(1) - c.h1) * g * g",
+        "c.h1, c.h5, c.h5 * g * g)",
+        "c.h1, c.h5, (T(1) - c.h1) * g * g)",
         update("adam"),
     ),
     Mutant(
@@ -426,8 +426,8 @@ MUTANTS = [
     Mutant(
         "penalty of the last step only",
         "update.cu",
-        "penalty[blockIdx.x] += penalty_scale * weight",
-        "penalty[blockIdx.x] = penalty_scale * weight",
+        "add_to(penalty + 2 * blockIdx.x, penalty_scale * weight * squares)",
+        "penalty[2 * blockIdx.x] = penalty_scale * weight * squares",
         update("sgd"),
     ),
     Mutant(

@@ -223,7 +223,7 @@ def test_parameters_that_could_not_be_trained_in_place_are_refused(change):
     given = net._data(*data(16))
     parameters = change(net.parameters)
     before = parameters.copy()
-    with pytest.raises(TypeError, match=r"must be contiguous NumPy arrays of float32, got array"):
+    with pytest.raises(TypeError, match=r"parameters must be a contiguous NumPy array of float32, got array"):
         net.backend.run_epoch(plan, given, None, parameters=parameters, learning_rates=[0.1], epoch=0)
     np.testing.assert_array_equal(parameters, before)
 
@@ -549,3 +549,16 @@ def test_the_plan_counts_what_the_backend_adds():
     ((plan, prepared),) = found
     held = sum(value.nbytes for value in vars(prepared).values() if isinstance(value, np.ndarray))
     assert backend.workspace_nbytes(plan) == held
+
+
+def test_a_sum_of_many_terms_trains_in_compiled_code():
+    value = " + ".join(f"sin({k} * z) / {k}" for k in range(1, 101))
+    derivative = " + ".join(f"cos({k} * z)" for k in range(1, 101))
+    sines = bpgpu.Activation("sines", value=value, derivative=derivative)
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 1))
+    found = []
+    for backend in ("numba", "numpy"):
+        net = bpgpu.MLP([3, 4, 1], [sines, "identity"], "half_squared_error", dtype="float64", backend=backend)
+        found.append(net.fit(X, y, optimizer=bpgpu.SGD(1e-3), epochs=2, batch_size=7).loss)
+    np.testing.assert_allclose(*found, rtol=1e-12)

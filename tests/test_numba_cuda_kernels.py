@@ -289,6 +289,12 @@ def test_update(name, clip_norm):
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam"])
+def test_update_with_a_beta_near_1_is_right_on_average(name):
+    checks.test_update_with_a_beta_near_1_is_right_on_average(name, 1e-6)
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", checks.RULES)
 def test_update_of_a_fault(name):
     checks.test_update_of_a_fault(name)
@@ -327,3 +333,8 @@ def test_annotations_are_all_there():
     for name, make in kernels().KERNELS.items():
         function = make(np.float32, *(None for _ in kernels().formulas_of(name)))
         assert all(hasattr(p.annotation, "__metadata__") for p in inspect.signature(function).parameters.values()), name
+
+
+def test_totals_do_not_drift():
+    checks.test_total_of_many_equal_costs_does_not_drift(np.float32)
+    checks.test_total_cost_of_many_steps_does_not_drift(np.float32)

@@ -171,8 +171,8 @@ MUTANTS = [
     Mutant(
         "a column of sums lost",
         GEMM,
-        "(sums0[1], sums0[2], sums0[3], sums0[0])",
-        "(sums0[1], sums0[1], sums0[3], sums0[0])",
+        "(totals0[1], totals0[2], totals0[3], totals0[0])",
+        "(totals0[1], totals0[1], totals0[3], totals0[0])",
         product("gemm_forward", (3, 4, 60)),
         256,
     ),
@@ -234,7 +234,7 @@ MUTANTS = [
         output,
     ),
     Mutant("z not written back", OUTPUT, "                z[row, j] = zi\n", "", output),
-    Mutant("total not added to", OUTPUT, "total_cost[row] += value", "total_cost[row] = value", output),
+    Mutant("total not added to", OUTPUT, "add_to(total_cost, row, value)", "total_cost[2 * row] = value", output),
     Mutant("targets taken to add up to 1", OUTPUT, "(sum_y - yi) * ai", "(T(1) - yi) * ai", cross_entropy),
     Mutant(
         "1 - a as a difference", OUTPUT, "times(T(1) - yi, log_others)", "times(T(1) - yi, math.log1p(-ai))", binary
@@ -304,8 +304,8 @@ MUTANTS = [
     Mutant(
         "penalty of every thread",
         UPDATE,
-        "            if cuda.threadIdx.x == 0:\n                penalty",
-        "            if True:\n                penalty",
+        "            if cuda.threadIdx.x == 0:\n                add_to",
+        "            if True:\n                add_to",
         call("test_update", "sgd", None, F32),
     ),
     Mutant(

@@ -35,7 +35,7 @@ SCALARS = {
 SHAPES = {
     "W": (N_IN, N_OUT), "dW": (N_IN, N_OUT), "a_prev": (ROWS, N_IN), "x": (ROWS, N_IN), "X": (9, N_IN), "Y": (9, N_OUT),
     "schedule": (4, 4), "b": (N_OUT,), "db": (N_OUT,), "order": (9,), "labels": (0,), "sample_weight": (9,),
-    "clip": (1,), "penalty": (2,), "partial": (4,), "out": (ROWS, N_OUT), "ctl": (8,),
+    "clip": (1,), "penalty": (4,), "total_cost": (2 * ROWS,), "partial": (4,), "out": (ROWS, N_OUT), "ctl": (8,),
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def arguments(name, kinds):
         "gemm_gradient": {"mask": (N_IN, N_OUT)},
         "dropout": {"x": (ROWS, N_OUT)},
         "norm_final": {},
-        "total": {"cost": (COUNT,), "out": (1,)},
+        "total": {"cost": (2 * COUNT,), "out": (1,)},
     }
     made = []
     for argument, kind in kinds.items():

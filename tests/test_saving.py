@@ -311,6 +311,18 @@ def test_hostile_formula(broken, formula, place, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == [broken.path.name]
 
 
+def test_formula_that_fails_somewhere(broken):
+    row = {"name": "swish", "value": "z / (1 + exp(-z))", "derivative": "(1 + a * exp(-z)) / (1 + exp(-z))"}
+    broken.description["activations"][0] = row
+    broken.write()
+    with raises(broken.path, "FormulaError: activation 'swish': at z = -89 in float32 the derivative"):
+        load(broken.path)
+    broken.description["activations"][0] = row | {"name": [1]}
+    broken.write()
+    with raises(broken.path, r"TypeError: the name of an activation must be text, got \[1\]"):
+        load(broken.path)
+
+
 def test_newer_format(broken):
     broken.description |= {"format": 2, "bpgpu": "9.9", "sizes": "as nobody knows yet"}
     broken.write()

@@ -5,9 +5,9 @@ import pytest
 from scipy import sparse
 
 import bpgpu
-from bpgpu import checks
 from bpgpu.backends import cpu_blas, numba_backend
 from bpgpu.plan import Data, Plan
+from bpgpu.sparse import compressed_rows, is_frozen
 from tests.simgpu import device
 from tests.test_numba_backend import DTYPES, RULES, assert_same
 from tests.test_numba_processes import run
@@ -189,13 +189,15 @@ def test_rows_out_of_order_and_with_duplicates_are_read_and_not_changed(kind, th
         np.testing.assert_array_equal(array, before)
 
 
-def test_what_needs_no_change_is_not_copied():
+def test_values_that_need_no_change_are_not_copied_and_indices_are_nobodys_to_change():
     X, _ = text()
     for dtype in DTYPES:
         for given in (sparse.csr_array(X, dtype=dtype), sparse.csr_matrix(X, dtype=dtype)):
             a = network("numba", dtype=dtype).forward(given)[0]
-            for name in ("data", "indices", "indptr"):
-                assert np.shares_memory(getattr(a, name), getattr(given, name)), (dtype, name)
+            assert np.shares_memory(a.data, given.data)
+            for array, theirs in ((a.indices, given.indices), (a.indptr, given.indptr)):
+                assert not np.shares_memory(array, theirs)
+                assert is_frozen(array) and theirs.flags.writeable
 
 
 def test_sparse_validation_data_of_dense_training_and_the_reverse():
@@ -261,7 +263,7 @@ def test_a_plan_for_the_other_kind_of_data_is_refused():
     given = Data(X, y.astype(np.int32)), Data(sparse.csr_array(X), y.astype(np.int32))
     for data, other in (given, given[::-1]):
         plan = Plan(net.architecture, 16, net.backend, bpgpu.SGD(0.1), nonzeros=other.nonzeros).allocate()
-        with pytest.raises(AssertionError, match="other kind"):
+        with pytest.raises(ValueError, match="other kind"):
             net.backend.run_epoch(plan, data, None, parameters=net.parameters, learning_rates=[0.1] * 4, epoch=0)
 
 
@@ -315,10 +317,16 @@ def test_the_plan_has_no_room_for_sparse_batches_and_counts_the_columns():
 # What is refused
 
 
-def damaged(**changes):
-    X = sparse.csr_array(np.eye(4, 3))
+def damaged(form="csr", **changes):
+    X = sparse.csr_array(np.eye(4, 3)).asformat(form)
     for name, value in changes.items():
         setattr(X, name, np.asarray(value))
+    return X
+
+
+def uneven_lists():
+    X = sparse.lil_array(np.eye(4, 3))
+    X.data[0] = [1.0] * 1000
     return X
 
 
@@ -339,8 +347,26 @@ WRONG = {
     "column 3": (damaged(indices=[0, 1, 3]), ValueError, "X is not a valid sparse matrix: .*must be < 3"),
     "column -1": (damaged(indices=[0, 1, -1]), ValueError, "X is not a valid sparse matrix: .*must be >= 0"),
     "rows back": (damaged(indptr=[0, 2, 1, 3, 3]), ValueError, "X is not a valid sparse matrix: .*non-decreasing"),
-    "few rows": (damaged(indptr=[0, 1, 2]), ValueError, "X is not a valid sparse matrix: "),
-    "few values": (damaged(data=[1.0]), ValueError, "X is not a valid sparse matrix: "),
+    "few rows": (damaged(indptr=[0, 1, 2]), ValueError, "X is not a valid sparse matrix: indptr must hold 5 integers"),
+    "no rows at all": (damaged(indptr=[]), ValueError, "X is not a valid sparse matrix: indptr must hold 5 integers"),
+    "indptr of floats": (damaged(indptr=[0.0, 1, 2, 3, 3]), ValueError, "indptr must hold 5 integers, got float64"),
+    "indptr from 1": (damaged(indptr=[1, 1, 2, 3, 3]), ValueError, "indptr must begin with 0, got 1"),
+    "last 0": (damaged(indptr=[0, 1, 2, 3, 0]), ValueError, "indptr must be non-decreasing, and falls after entry 3"),
+    "last too large": (damaged(indptr=[0, 1, 2, 3, 9]), ValueError, "indptr must end with .* got 9 for 3 indices"),
+    "last too small": (damaged(indptr=[0, 1, 2, 2, 2]), ValueError, "indptr must end with .* got 2 for 3 indices"),
+    "few values": (damaged(data=[1.0]), ValueError, "got 3 for 3 indices and 1 values"),
+    "many values": (damaged(data=[1.0] * 9), ValueError, "got 3 for 3 indices and 9 values"),
+    "indices of floats": (damaged(indices=[0.0, 1, 2]), ValueError, "indices must be integers, got float64"),
+    "CSC, last 0": (damaged("csc", indptr=[0, 1, 2, 0]), ValueError, "indptr must be non-decreasing"),
+    "CSC, row 9": (damaged("csc", indices=[0, 9, 2]), ValueError, "indices must be < 4, got 9"),
+    "BSR, last 0": (damaged("bsr", indptr=[0, 1, 2, 3, 0]), ValueError, "indptr must be non-decreasing"),
+    "BSR, block 3": (damaged("bsr", indices=[0, 1, 3]), ValueError, "indices must be < 3, got 3"),
+    "COO, row 9": (damaged("coo", row=[0, 9, 2]), ValueError, r"coords\[0\] must be < 4, got 9"),
+    "COO, column -1": (damaged("coo", col=[0, -1, 2]), ValueError, r"coords\[1\] must be >= 0, got -1"),
+    "COO, few values": (damaged("coo", data=[1.0]), ValueError, "coords and data must be of one length"),
+    "DIA, many offsets": (damaged("dia", offsets=[0, 1, 2]), ValueError, "offsets must have one entry for each row"),
+    "DIA, twice": (damaged("dia", offsets=[0, 0], data=np.ones((2, 3))), ValueError, "offsets must not repeat"),
+    "LIL, many values": (uneven_lists(), ValueError, "rows and data must have one list for each row"),
 }
 
 
@@ -361,7 +387,7 @@ def test_too_much_for_int32():
     with pytest.raises(
         ValueError, match=r"X must have fewer than 2\^31 entries, rows and columns, got shape \(4, 2147"
     ):
-        checks.compressed_rows("X", X, np.dtype("float32"))
+        compressed_rows("X", X, np.dtype("float32"))
 
 
 def test_sparse_targets_are_refused():

@@ -10,10 +10,22 @@ import pandas as pd
 import pytest
 
 import bpgpu
-from bpgpu.cli import tables
+from bpgpu.cli import csv_files
+from bpgpu.cli.columns import Inputs
 from bpgpu.cli.scaling import Standardisation
+from bpgpu.cli.tables import Table, read_table
+from bpgpu.cli.targets import Target
 
 ROWS = pd.DataFrame({"x": np.arange(60.0), "c": 0.1, "y": np.arange(60) % 2})
+
+
+def frame_of(path, **options):
+    return read_table(str(path), **options).frame
+
+
+def text_of(*names):
+    """Say which columns of a CSV file are read as text."""
+    return lambda columns: set(names)
 
 
 def damaged(content, *places):
@@ -52,7 +64,7 @@ def test_whatever_is_wrong_with_a_file_its_error_is_one_sentence_that_names_it(t
     write_damaged_files(tmp_path)
     path = str(tmp_path / name)
     with pytest.raises(ValueError, match=r"cannot be read as a table: .") as caught:
-        tables.read_table(path)
+        read_table(path)
     assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
 
@@ -61,55 +73,60 @@ def test_any_exception_of_a_reader_names_the_file(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError
 
-    monkeypatch.setattr(tables.pd, "read_csv", fail)
+    monkeypatch.setattr(csv_files.pd, "read_csv", fail)
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match=r"a\.csv: cannot be read as a table: AssertionError$"):
-        tables.read_table(str(tmp_path / "a.csv"))
+        read_table(str(tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize("name", ["t.csv", "T.CSV", "t.csv.gz", "t.csv.bz2", "t.csv.xz", "t.csv.zip", "T.CSV.GZ"])
 def test_csv_is_read_compressed_or_not(tmp_path, name):
     ROWS.to_csv(tmp_path / name, index=False)
-    pd.testing.assert_frame_equal(tables.read_table(str(tmp_path / name)), ROWS)
+    pd.testing.assert_frame_equal(frame_of(tmp_path / name), ROWS)
 
 
 def test_the_last_suffix_says_what_a_file_is(tmp_path):
     ROWS.to_parquet(tmp_path / "data.csv.parquet")
-    pd.testing.assert_frame_equal(tables.read_table(str(tmp_path / "data.csv.parquet")), ROWS)
+    pd.testing.assert_frame_equal(frame_of(tmp_path / "data.csv.parquet"), ROWS)
     for name in ("data.csv.txt", "data.csv.gz.gz", "data.gz", "data", "data.csvx"):
         (tmp_path / name).write_text("x,y\n1,2\n")
         with pytest.raises(ValueError, match=f"{name}: .* must end in .csv"):
-            tables.read_table(str(tmp_path / name))
+            read_table(str(tmp_path / name))
 
 
 def test_an_array_file_is_read_by_its_content(tmp_path):
     np.savez(tmp_path / "a.npz", X=np.eye(3), y=np.arange(3))
     shutil.copy(tmp_path / "a.npz", tmp_path / "a.npy")
-    assert list(tables.read_table(str(tmp_path / "a.npy"))) == ["x0", "x1", "x2", "y"]
+    assert list(frame_of(tmp_path / "a.npy")) == ["x0", "x1", "x2", "y"]
     np.save(tmp_path / "m.npy", np.eye(3))
     shutil.copy(tmp_path / "m.npy", tmp_path / "m.npz")
-    assert list(tables.read_table(str(tmp_path / "m.npz"))) == ["x0", "x1", "x2"]
+    assert list(frame_of(tmp_path / "m.npz")) == ["x0", "x1", "x2"]
 
 
 def test_column_names_become_text(tmp_path):
     ROWS.set_axis([0, 1, 2], axis=1).to_parquet(tmp_path / "t.parquet")
-    assert list(tables.read_table(str(tmp_path / "t.parquet"))) == ["0", "1", "2"]
+    assert list(frame_of(tmp_path / "t.parquet")) == ["0", "1", "2"]
 
 
 def test_labels_of_a_long_csv_are_all_text_or_all_numbers(tmp_path):
     """Pandas guesses the type of each piece of a large file, which would make 1 and "1" two classes."""
     kinds = np.array(["1"] * 400_000 + ["one"])
     pd.DataFrame({"x": 0, "y": kinds}).to_csv(tmp_path / "long.csv", index=False)
-    assert tables.Target.find(tables.read_table(str(tmp_path / "long.csv")), "y", "auto", "").classes == ["1", "one"]
+    table = read_table(str(tmp_path / "long.csv"), text=text_of("y"))
+    assert Target.find(table, "y", "classification").classes == ["1", "one"]
 
 
-def test_features_say_what_stands_in_the_way():
-    table = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [1e300, 1.0], "c": ["x", "y"]})
-    with pytest.raises(ValueError, match=r"t.csv: these columns have missing or infinite entries: a; "):
-        tables.features(table, ["a", "b"], "t.csv")
-    with pytest.raises(ValueError, match=r"t.csv: these columns have entries too large for float32: b; .*float64"):
-        tables.features(table, ["b"], "t.csv", np.dtype(np.float32))
-    assert tables.features(table, ["b"], "t.csv")[0, 0] == 1e300
+def test_inputs_say_what_stands_in_the_way():
+    frame = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [1e300, 1.0], "c": ["x", "y"]})
+    table, rows = Table(frame, "t.csv"), np.arange(2)
+    with pytest.raises(ValueError, match=r"t.csv: these columns have missing or infinite entries: 'a'; 'a' has 1, "):
+        Inputs(["a", "b"]).check(table, np.dtype(np.float64), "fill them")
+    with pytest.raises(ValueError, match=r"t.csv: these columns have entries too large for float32: 'b'; .*float64"):
+        Inputs(["b"]).check(table, np.dtype(np.float32), "")
+    with pytest.raises(ValueError, match=r"t.csv: these columns are not numeric: 'c'; 'c' holds 'x' in row 0"):
+        Inputs.find(table, ["b", "c"], [], rows)
+    assert Inputs(["b"]).check(table, np.dtype(np.float64), "") == []
+    np.testing.assert_array_equal(np.vstack(list(Inputs(["b"]).convert(table, rows))), [[1e300], [1]])
 
 
 # Targets
@@ -129,12 +146,14 @@ def test_features_say_what_stands_in_the_way():
 )
 def test_targets_that_a_model_file_cannot_hold_are_refused(values, named, task):
     with pytest.raises(ValueError, match=f"t: the target 'y' must hold text or numbers, got {named}; "):
-        tables.Target.find(pd.DataFrame({"x": [1, 2], "y": values}), "y", task, "t")
+        Target.find(Table(pd.DataFrame({"x": [1, 2], "y": values}), "t"), "y", task)
 
 
 def test_infinite_targets_count_as_missing():
-    with pytest.raises(ValueError, match="the target 'y' has 1 missing or infinite entries; drop those rows"):
-        tables.Target.find(pd.DataFrame({"x": [1, 2, 3], "y": [1.0, np.inf, 2.0]}), "y", "auto", "t")
+    with pytest.raises(
+        ValueError, match="the target 'y' has 1 missing or infinite entries, the first 'inf' in row 1; correct"
+    ):
+        Target.find(Table(pd.DataFrame({"x": [1, 2, 3], "y": [1.0, np.inf, 2.0]}), "t"), "y", "auto")
 
 
 @pytest.mark.parametrize(
@@ -150,37 +169,35 @@ def test_infinite_targets_count_as_missing():
     ],
 )
 def test_classes_are_sorted_and_encode_and_decode_are_inverse(values, classes):
-    table = pd.DataFrame({"x": 0, "y": values})
-    goal = tables.Target.find(table, "y", "classification", "t")
+    table = Table(pd.DataFrame({"x": 0, "y": values}), "t")
+    goal = Target.find(table, "y", "classification")
     assert goal.classes == classes
     assert {type(label) for label in goal.classes} <= {bool, int, float, str}
-    codes = goal.encode(table, "t")
+    codes = goal.encode(table)
     np.testing.assert_array_equal(codes, [1, 0, 1])
-    np.testing.assert_array_equal(goal.decode(codes[:, None]), table["y"].to_numpy())
+    np.testing.assert_array_equal(goal.decode(codes[:, None]), table.frame["y"].to_numpy())
 
 
 def test_labels_of_text_are_found_again_where_a_file_has_only_their_numbers(tmp_path):
-    goal = tables.Target("y", "classification", ["1", "2", "3+"])
+    goal = Target("y", "classification", ["1", "2", "3+"])
     part = pd.DataFrame({"x": [0.0, 0.0], "y": [2, 1]})
     part.to_csv(tmp_path / "part.csv", index=False)
     part.to_parquet(tmp_path / "part.parquet")
     part.astype({"y": float}).to_parquet(tmp_path / "floats.parquet")
     for name in ("part.csv", "part.parquet", "floats.parquet"):
-        table = tables.read_table(str(tmp_path / name), goal.text_column)
-        np.testing.assert_array_equal(goal.encode(table, name), [1, 0])
+        table = read_table(str(tmp_path / name), text=text_of("y"))
+        np.testing.assert_array_equal(goal.encode(table), [1, 0])
     # Text is compared as it stands in the file: 1.0 and 01 are other labels than 1.
     (tmp_path / "other.csv").write_text("x,y\n0,1\n0,1.0\n0,01\n")
-    with pytest.raises(ValueError, match=r"did not see: 01, 1\.0$"):
-        goal.encode(tables.read_table(str(tmp_path / "other.csv"), goal.text_column), "other.csv")
-    assert tables.Target("y", "classification", [1, 2]).text_column is None
-    assert tables.Target("y", "regression", []).text_column is None
+    with pytest.raises(ValueError, match=r"did not see: '01', '1\.0'; the first is '1\.0' in line 3$"):
+        goal.encode(read_table(str(tmp_path / "other.csv"), text=text_of("y")))
 
 
 def test_missing_labels_are_told_from_unknown_ones(tmp_path):
     (tmp_path / "t.csv").write_text("x,y\n0,1\n0,\n")
-    goal = tables.Target("y", "classification", ["1", "2"])
+    goal = Target("y", "classification", ["1", "2"])
     with pytest.raises(ValueError, match=r"t\.csv: the target 'y' has 1 missing or infinite entries"):
-        goal.encode(tables.read_table(str(tmp_path / "t.csv"), "y"), "t.csv")
+        goal.encode(read_table(str(tmp_path / "t.csv"), text=text_of("y")))
 
 
 # Standardisation

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bpgpu import forks
 from bpgpu.backends.base import Backend
 from bpgpu.errors import BackendUnavailableError, unknown_name
 
@@ -98,7 +99,8 @@ def _construct(name: str) -> Backend:
     if importlib.util.find_spec(module) is None:
         raise BackendUnavailableError(name, "not part of this version of bpgpu")
     try:
-        backend: Backend = getattr(importlib.import_module(module), attribute)()
+        with forks.whole:
+            backend: Backend = getattr(importlib.import_module(module), attribute)()
     except BackendUnavailableError:
         raise
     except Exception as error:

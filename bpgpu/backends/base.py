@@ -2,7 +2,8 @@
 
 Every method is written here once, for reading; a backend sets `xp` and overrides a method only for speed, with the
 same arguments and the same side effects. Rows are samples. ``out`` arguments are written, all others are only read,
-but for `update`, whose name says so.
+but for `update`, whose name says so. Arguments that do not fit together raise ValueError: see
+`bpgpu.backends.contract`.
 """
 
 import functools
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
+from bpgpu.backends import contract, sums
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.memory import Array, Memory
 from bpgpu.backends.softmax import any_cost, binary_cross_entropy, cross_entropy, softmax
@@ -21,6 +23,7 @@ from bpgpu.interop import is_sparse
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout, Plan
+from bpgpu.sparse import frozen, is_frozen
 
 
 class Backend(Memory):
@@ -68,7 +71,8 @@ class Backend(Memory):
         out_z : array, shape (B, n_l), optional
             Receives z.
         """
-        z = self._product(a_prev, W, out=out if out_z is None else out_z)
+        contract.forward(a_prev, W, b, activation, out, out_z)
+        z = sums.product(self.xp, a_prev, W, out=out if out_z is None else out_z)
         if b is not None:
             z += b
         out[...] = softmax(self.xp, z) if activation.rowwise else self._evaluate(activation.value, z=z)
@@ -86,6 +90,7 @@ class Backend(Memory):
         out : array, shape (B, n_l)
             May be `x`.
         """
+        contract.dropout(x, out)
         keep = self.xp.asarray(philox.keep_mask(x.shape, **vars(dropout)))
         scaled = x * x.dtype.type(1 / (1 - dropout.rate))
         out[...] = self.xp.where(keep, scaled, x.dtype.type(0))  # a product with 0 would be NaN where x is infinite
@@ -119,6 +124,7 @@ class Backend(Memory):
         out_cost : array, shape (B,)
             Receives the cost of each row, without its scale.
         """
+        contract.output_delta(z, y, scale, activation, cost, out_a, out_delta, out_cost)
         value, delta = output_formulas(activation, cost)
         if activation.rowwise:
             if cost == BINARY_CROSS_ENTROPY and z.shape[1] > 1:
@@ -165,7 +171,8 @@ class Backend(Memory):
         dropout : Dropout, optional
             What was dropped from a_l.
         """
-        self.xp.matmul(delta, W.T, out=out)
+        contract.hidden_delta(delta, W, a, z, activation, out)
+        sums.product(self.xp, delta, W.T, out=out)
         if dropout is not None:
             self.dropout(out, dropout, out=out)
         if activation.rowwise:
@@ -203,13 +210,14 @@ class Backend(Memory):
         mask : array, shape (n_{l-1}, n_l), optional
             Connectivity: the gradient is 0 where it is 0.
         """
-        self._product(a_prev.T, delta, out=out_W)
+        contract.weight_gradient(a_prev, delta, W, mask, out_W, out_b)
+        sums.product(self.xp, a_prev.T, delta, out=out_W)
         if decay and W is not None:
             out_W += decay * W
         if mask is not None:
             out_W *= mask
         if out_b is not None:
-            self.xp.sum(delta, axis=0, out=out_b)
+            sums.column_sums(self.xp, delta, out=out_b)
 
     # Update
 
@@ -237,10 +245,11 @@ class Backend(Memory):
         n_weights : int
             How many leading entries are weights.
         """
+        contract.update(rule, parameters, gradients, state, t, learning_rate, n_weights)
         if rule.clip_norm is not None:
             largest = float(self.xp.abs(gradients).max())  # squares of the gradients themselves could overflow
             if largest > 0:
-                norm = largest * math.sqrt(float(((gradients / largest) ** 2).sum()))
+                norm = largest * math.sqrt(sums.total(self.xp, (gradients / largest) ** 2))
                 if norm > rule.clip_norm:
                     gradients *= rule.clip_norm / norm
         rule.apply(parameters, gradients, state, t=t, eta=learning_rate, n_weights=n_weights, xp=self.xp)
@@ -277,6 +286,8 @@ class Backend(Memory):
         self.output_delta(
             z[L], batch.y, batch.scale, sigma[L], net.cost, out_a=a[L], out_delta=batch.delta[L], out_cost=batch.cost
         )
+        if net.largest_cost < math.inf:
+            self.xp.minimum(batch.cost, net.largest_cost, out=batch.cost)
         return self.dot(batch.scale, batch.cost)
 
     def batch_gradients(self, plan: Plan, batch: Batch, parameters: Array, *, epoch: int, step: int) -> float:
@@ -319,6 +330,7 @@ class Backend(Memory):
         float
             C, penalty included; not finite if that is so.
         """
+        data = contract.samples(plan, data)
         batch = plan.batch(len(data))
         self.load_batch(batch, data, slice(None))
         with np.errstate(all="ignore"):
@@ -330,7 +342,7 @@ class Backend(Memory):
 
     def dot(self, x: Array, y: Array) -> float:
         """Return the sum of the products of two vectors."""
-        return float(x @ y)
+        return sums.dot(self.xp, x, y)
 
     def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
         """Copy the rows of a batch into its workspace, CSR rows in place of it; expand integer labels to one-hot rows.
@@ -347,9 +359,11 @@ class Backend(Memory):
         float
             The weight of the batch.
         """
+        contract.batch(batch, data, rows)
         chosen = data.rows(rows)
         if is_sparse(chosen.X):
-            batch.a[0] = batch.h[0] = chosen.X
+            # Rows of what nobody can write to: then they need no check.
+            batch.a[0] = batch.h[0] = frozen(chosen.X) if is_frozen(data.X.indices) else chosen.X
         else:
             batch.a[0][...] = chosen.X
         if chosen.y.ndim == 2:
@@ -361,7 +375,7 @@ class Backend(Memory):
             batch.weight = float(len(batch.scale))
             return batch.weight
         batch.scale[...] = chosen.weight
-        batch.weight = total = float(batch.scale.sum())
+        batch.weight = total = sums.total(self.xp, batch.scale)
         if total > 0:  # a batch may draw rows of weight 0 only: then it has no cost but the penalty
             batch.scale /= total
         return total
@@ -404,8 +418,9 @@ class Backend(Memory):
             the optimizer's state is not, after the last update.
         """
         assert plan.rule is not None
+        data = contract.epoch(plan, data, order, parameters, learning_rates, epoch)
         n, B, n_weights = len(data), plan.batch_size, plan.architecture.n_weights
-        total_cost = total_weight = 0.0
+        costs, shares = [], []
         for step, start in enumerate(range(0, n, B)):
             stop = min(start + B, n)
             batch = plan.batch(stop - start)
@@ -425,24 +440,15 @@ class Backend(Memory):
                     n_weights=n_weights,
                 )
             plan.steps += 1
-            share = stop - start if plan.architecture.by_weight else weight
-            total_cost += share * C
-            total_weight += share
+            shares.append(float(stop - start) if plan.architecture.by_weight else weight)
+            costs.append(shares[-1] * C)
         # A square of a gradient that overflows in the state would stop its parameter for ever, without a word.
         for quantity, flat in [("weight", parameters), *(("optimizer state", array) for array in plan.state)]:
             if not self.all_finite(flat):
                 layer = first_layer(plan.architecture, flat, self.all_finite)
                 raise NonFiniteError(epoch + 1, step + 1, layer, quantity)
-        return total_cost / total_weight
-
-    # What the reference is made of
-
-    def _product(self, x: Array, y: Array, *, out: Array) -> Array:
-        """Compute x y, of which x may be sparse."""
-        if not is_sparse(x):
-            return self.xp.matmul(x, y, out=out)
-        out[...] = x @ y
-        return out
+        with np.errstate(over="ignore"):
+            return float(np.sum(costs) / np.sum(shares))
 
     def _evaluate(self, formula: str, z: Array = None, a: Array = None, y: Array = None) -> Array:
         """Evaluate a formula of the table; overflow in it, say of exp, may be harmless and is no warning."""

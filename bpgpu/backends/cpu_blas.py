@@ -5,17 +5,15 @@ import functools
 import os
 import re
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from llvmlite.binding import get_host_cpu_name
 from numba.extending import get_cython_function_address
 
+from bpgpu.backends.blas_threads import blas_threads
 from bpgpu.errors import BackendUnavailableError
 
 _MKL = re.compile(r"(lib)?mkl_rt(\.\d+)?\.(so|dll)(\.\d+)?")
@@ -43,8 +41,6 @@ class Blas:
     """
 
     def __init__(self) -> None:
-        from threadpoolctl import ThreadpoolController
-
         wanted = os.environ.get("BPGPU_BLAS", "")
         if wanted not in ("", "scipy", "mkl"):
             raise BackendUnavailableError("numba", f"BPGPU_BLAS must be 'scipy' or 'mkl', got {wanted!r}")
@@ -67,48 +63,21 @@ class Blas:
             self.name = "scipy"
             addresses = [get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")]
         self.gemm = dict(zip(map(np.dtype, (np.float32, np.float64)), addresses, strict=True))
-        # After the library is loaded. A sequential one sets no limit, and threadpoolctl does not know macOS's own.
-        found = ThreadpoolController().select(user_api="blas").lib_controllers
-        self._libraries: list[Any] = [x for x in found if getattr(x, "threading_layer", "") != "sequential"]
-        self._lock = threading.Lock()
-        self._running = 0
-        self._before: list[int] = []
+        self._threads = blas_threads()
+        self._threads.find()  # the library that has just been loaded
 
     def allowed_threads(self) -> int:
         """Return how many threads BLAS has outside our epochs: what threadpoolctl, joblib or a variable has set."""
-        with self._lock:
-            return min(self._before if self._running else self._threads(), default=sys.maxsize)
+        return min(self._threads.outside(), default=sys.maxsize)
 
-    def _threads(self) -> list[int]:
-        return [library.num_threads for library in self._libraries]
-
-    @contextmanager
-    def one_thread(self) -> Iterator[None]:
-        """Hold BLAS at one thread, for it works inside threads of our own; the last to leave restores what was.
-
-        Epochs of several Python threads may run side by side.
-        """
-        with self._lock:
-            if not self._running:
-                self._before = self._threads()
-                self._limit([1] * len(self._libraries))
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                if not self._running:
-                    self._limit(self._before)
-
-    def _limit(self, threads: list[int]) -> None:
-        for library, count in zip(self._libraries, threads, strict=True):
-            library.set_num_threads(count)
+    def one_thread(self) -> AbstractContextManager[None]:
+        """Hold BLAS at one thread, because it works inside threads of our own."""
+        return self._threads.at_most(1)
 
 
 @functools.cache
 def blas() -> Blas:
-    """Return the one of this process, for all backends: each alone would restore what another had set."""
+    """Return the one of this process."""
     return Blas()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.activations import Activation
-from bpgpu.backends import cuda_epoch
+from bpgpu.backends import contract, cuda_epoch
 from bpgpu.backends.base import Backend
 from bpgpu.backends.cuda_launch import Launch, blocks
 from bpgpu.backends.cuda_memory import Memory
@@ -79,9 +79,10 @@ class CudaBackend(Backend):
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
         if type(plan.rule) in RULES:
             with self.memory.current():
-                cuda_epoch.Epoch.of(plan, self, parameters, data)
+                cuda_epoch.Epoch.of(plan, self, parameters, contract.samples(plan, data))
 
     def place(self, data: Data, plan: Plan) -> Data:
+        data = contract.samples(plan, data)
         if not on_host(data.X):
             return self._on_device(data)
         if plan.rule is None:  # a forward pass: the labels and weights of a batch, and the squares of the weights
@@ -193,6 +194,7 @@ class CudaBackend(Backend):
                     rule, parameters, gradients, state, t=t, learning_rate=learning_rate, n_weights=n_weights
                 )
             return
+        contract.update(rule, parameters, gradients, state, t, learning_rate, n_weights)
         dtype = parameters.dtype
         schedule = self.asarray(rule_kernel(rule).schedule(np.array([learning_rate]), t, np.ones(1)), dtype)
         clip, norm = None, list[Launch]()
@@ -208,6 +210,7 @@ class CudaBackend(Backend):
     # Whole steps
 
     def load_batch(self, batch: Batch, data: Data, rows: np.ndarray[Any, Any] | slice) -> float:
+        contract.batch(batch, data, rows)
         order = None
         if on_host(data.X):
             data = self._from_host(batch, data.rows(rows))
@@ -249,6 +252,7 @@ class CudaBackend(Backend):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
+        data = contract.epoch(plan, data, order, parameters, learning_rates, epoch)
         with self.memory.current():
             return cuda_epoch.Epoch.of(plan, self, parameters, data).run(order, learning_rates, epoch)
 

@@ -53,8 +53,8 @@ def _upload_shapes(plan: Plan, n: int) -> dict[str, tuple[tuple[int, ...], Any]]
     return {
         "control": ((8,), np.int32),
         "result": ((1,), dtype),
-        "total": ((B,), dtype),
-        "slots": ((MAX_BLOCKS,), dtype),
+        "total": ((2 * B,), dtype),  # pairs
+        "slots": ((2 * MAX_BLOCKS,), dtype),
         "schedule": ((-(-n // B), 4), dtype),
         "order": ((n,), np.int32),
     }

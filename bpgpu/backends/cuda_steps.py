@@ -4,6 +4,7 @@ Every method returns launches with their arguments bound and checked, so that on
 epoch can repeat them. `control` is the device's int32 words by which kernels and host talk (`control_words`).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -11,8 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from bpgpu.activations import IDENTITY, Activation
+from bpgpu.backends import contract
+from bpgpu.backends.addresses import device_address
 from bpgpu.backends.cuda_launch import MAX_BLOCKS, Binds, Launch, blocks
 from bpgpu.backends.rules import rule_kernel
+from bpgpu.backends.sums import MANY_TERMS, blocks_of, in_blocks
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.kernels.philox import threshold
 from bpgpu.optimizers import Optimizer
@@ -44,8 +48,11 @@ GEMM_FORMULAS = {"sigma": IDENTITY.value, "sigma_prime": IDENTITY.derivative}
 
 
 def row_chunks(rows: int) -> int:
-    """Return in how many chunks of rows the column sums begin."""
-    return max(1, min(64, rows // WARP))
+    """Return in how many chunks of rows the column sums begin: of the rows' square root, and of a warp's at least.
+
+    So neither the chunks nor their number is a long sum.
+    """
+    return max(1, min(math.isqrt(rows), rows // WARP))
 
 
 def _dropout_arguments(dropout: Dropout | None) -> tuple[Any, ...]:
@@ -103,6 +110,9 @@ class Steps:
         dropout: Dropout | None = None,
     ) -> list[Launch]:
         """``z = a_prev W + b``, ``a = sigma(z)``, and h, a after dropout."""
+        contract.forward(a_prev, W, b, activation, a, z)
+        if h is not None:
+            contract.dropout(a, h)
         (rows, m), n, dtype = a_prev.shape, W.shape[1], W.dtype
         sigma = {"sigma": (IDENTITY if activation.rowwise else activation).value}
         drop = _dropout_arguments(dropout)
@@ -120,6 +130,7 @@ class Steps:
 
     def weighted_input(self, a_prev: Array, W: Array, b: Array | None, control: Array, *, z: Array) -> list[Launch]:
         """``z = a_prev W``, with b only if it comes for free; `output` takes the bias otherwise (`bias_left`)."""
+        contract.forward(a_prev, W, b, IDENTITY, z)
         if self.fused(len(a_prev), W):
             return self.forward(a_prev, W, b, IDENTITY, control, a=z)
         return [self._matmul(a_prev, W, z)]
@@ -145,6 +156,7 @@ class Steps:
         total: Array | None = None,
     ) -> list[Launch]:
         """Activation, costs of the rows and delta of the output layer; `total` adds up the weighted costs."""
+        contract.output_delta(z, y, scale, activation, cost, a, delta, row_cost, b, weight)
         rows, n = z.shape
         value, slope = output_formulas(activation, cost)
         if activation.rowwise:
@@ -171,6 +183,7 @@ class Steps:
         out: Array,
     ) -> list[Launch]:
         """``out = (delta W^T) ⊙ sigma'``, dropout in between."""
+        contract.hidden_delta(delta, W, a, z, activation, out)
         (m, n), rows, dtype = W.shape, delta.shape[0], W.dtype
         drop = _dropout_arguments(dropout)
         prime = {"sigma_prime": IDENTITY.derivative if activation.rowwise else activation.derivative}
@@ -189,6 +202,7 @@ class Steps:
 
     def dropout(self, x: Array, dropout: Dropout, control: Array, *, out: Array) -> list[Launch]:
         """``out = x / (1 - rate)`` where kept, else 0."""
+        contract.dropout(x, out)
         rows, n = x.shape
         arguments = (out, x, rows, n, *_dropout_arguments(dropout), control)
         return [self.launcher.bind("dropout", x.dtype, (blocks(rows * n),), arguments)]
@@ -205,11 +219,19 @@ class Steps:
         out_b: Array | None = None,
     ) -> list[Launch]:
         """``dW = (a_prev^T delta + decay W) ⊙ mask``; the fused GEMM also gives `out_b`, the column sums of delta."""
+        contract.weight_gradient(a_prev, delta, W, mask, out, out_b)
         (rows, m), n = a_prev.shape, delta.shape[1]
         if self.fused(rows, out):
             arguments = (a_prev, delta, W, mask, out, out_b, rows, m, n, decay)
             return [self._fused_launch("gemm_gradient", out, arguments)]
-        launches: list[Launch] = [self._matmul(a_prev.T, delta, out)]
+        launches: list[Launch] = []
+        if in_blocks(rows, out.size):
+            block_sum = self.cupy.empty(out.shape, out.dtype)
+            for i, block in enumerate(blocks_of(rows, MANY_TERMS // 2)):
+                launches.append(self._matmul(a_prev[block].T, delta[block], block_sum if i else out))
+                launches += [partial(out.__iadd__, block_sum)] if i else []
+        else:
+            launches.append(self._matmul(a_prev.T, delta, out))
         if decay and W is not None:
             launches.append(lambda: out.__iadd__(decay * W))
         if mask is not None:
@@ -225,12 +247,11 @@ class Steps:
         chunks = row_chunks(rows)
         widths = [delta.shape[1] for delta, _ in pairs]
         offsets = chunks * (np.cumsum(widths) - widths)
-        table = self.cupy.asarray(
-            np.array(
-                [[d.data.ptr, out.data.ptr, n, at] for (d, out), n, at in zip(pairs, widths, offsets, strict=True)],
-                dtype=np.int64,
-            )
-        )
+        addresses = [
+            (device_address("delta", delta, (rows, n), dtype), device_address("out_b", out, (n,), dtype))
+            for (delta, out), n in zip(pairs, widths, strict=True)
+        ]
+        table = self.cupy.asarray(np.column_stack([addresses, widths, offsets]).astype(np.int64))
         across = sum(-(-n // COLUMNS) for n in widths)
         first = (table, len(pairs), rows, chunks, partial_sums)
         second = (table, len(pairs), chunks, partial_sums)
@@ -256,6 +277,7 @@ class Steps:
         `norms` is room for two numbers for each of the blocks of g.
         """
         count = blocks(g.size)
+        contract.flat(("p", p), ("g", g))
         first = (g, p, mask, g.size, n_weights, decay, norms)
         return [
             self.launcher.bind("norm_partial", g.dtype, (count,), first),
@@ -277,6 +299,7 @@ class Steps:
         control: Array,
     ) -> list[Launch]:
         """Penalty, mask and clipping of the gradient, and the rule, in one pass over the flat buffers."""
+        contract.flat(("parameters", p), ("gradients", g), *(("state", array) for array in state))
         kernel = rule_kernel(rule)
         rest = iter(state)
         m = next(rest) if kernel.keeps_m else None
@@ -327,8 +350,8 @@ class Steps:
         return self.launcher.bind("advance", dtype, (1,), (control,))
 
     def total(self, costs: Array, slots: Array, out: Array) -> Launch:
-        """Add up the costs of an epoch in a fixed order."""
-        return self.launcher.bind("total", costs.dtype, (1,), (costs, costs.size, slots, MAX_BLOCKS, out))
+        """Add up the costs of an epoch, which are pairs, in a fixed order."""
+        return self.launcher.bind("total", costs.dtype, (1,), (costs, costs.size // 2, slots, MAX_BLOCKS, out))
 
 
 def at_step(gather: Launch, step: int) -> Launch:

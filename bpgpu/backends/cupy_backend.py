@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.backends import cuda_probe
+from bpgpu.backends import cuda_probe, sums
 from bpgpu.backends.cuda_backend import CudaBackend
 from bpgpu.backends.cuda_launch import Launcher
 from bpgpu.backends.cuda_steps import Gemm, Steps
@@ -135,7 +135,7 @@ class CupyBackend(CudaBackend):
 
     def dot(self, x: Array, y: Array) -> float:
         with self.memory.current():
-            return float((x * y).sum())
+            return sums.dot(self.xp, x, y)
 
     def all_finite(self, array: Array) -> bool:
         with self.memory.current():

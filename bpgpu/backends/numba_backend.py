@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from bpgpu import forks
+from bpgpu.backends import contract
+from bpgpu.backends.addresses import Addresses
 from bpgpu.backends.base import Backend
 from bpgpu.backends.cpu_blas import blas
 from bpgpu.backends.cpu_threads import allowed_threads, helpers
 from bpgpu.backends.faults import first_fault, first_layer
 from bpgpu.backends.memory import Array
 from bpgpu.backends.rules import RULES, rule_kernel
+from bpgpu.checks import MAX_SIZE
 from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.interop import is_sparse
@@ -34,6 +38,7 @@ from bpgpu.plan import Data, Plan
 # 0.85 times as long on both as on one, and one of 2^19 as long.
 GRAIN = 2**20
 _log = logging.getLogger("bpgpu")
+INT32 = np.dtype(np.int32)
 CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
 
 
@@ -51,9 +56,11 @@ class Prepared:
     shares: np.ndarray[Any, Any]
     slabs: np.ndarray[Any, Any]
     shared: np.ndarray[Any, Any]
+    shared_address: int
     result: np.ndarray[Any, Any]
     zeros: np.ndarray[Any, Any]
     columns: np.ndarray[Any, Any]
+    addresses: Addresses  # keeps alive what the tables point to
 
     def run(self, thread: int, first: int = 0, last: int = 0) -> None:
         """Train steps first ... last as thread 0, or help it as another."""
@@ -68,7 +75,7 @@ class Prepared:
             self.sums,
             self.shares,
             self.slabs,
-            self.shared.ctypes.data,
+            self.shared_address,
             self.result,
         )
 
@@ -97,7 +104,7 @@ class NumbaBackend(Backend):
         net = plan.architecture
         L, threads = len(net.activations), self._threads(plan)
         integers = k.DATA_ENTRIES + (L + 1) * k.LAYER_COLUMNS + k.NETWORK_ENTRIES + threads * (4 * L + LINE) + TAKEN
-        numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes)
+        numbers = threads * (L + 1) * 2 + k.NUMBERS + max(net.sizes) + _lost(plan)
         return int(
             8 * (integers + (threads + 1) * k.SHARES + k.RESULTS + _columns(plan)) + net.dtype.itemsize * numbers
         )
@@ -109,7 +116,8 @@ class NumbaBackend(Backend):
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
         if type(plan.rule) in RULES:
-            plan.prepared = self._prepare(plan)
+            with forks.whole:
+                plan.prepared = self._prepare(plan)
 
     def run_epoch(
         self,
@@ -142,32 +150,37 @@ class NumbaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
+        data = contract.epoch(plan, data, order, parameters, learning_rates, epoch)
         if plan.prepared is None:
-            plan.prepared = self._prepare(plan)
+            with forks.whole:
+                plan.prepared = self._prepare(plan)
         prepared: Prepared = plan.prepared
         net, kernel = plan.architecture, rule_kernel(plan.rule)
         n, B, steps = len(data), plan.batch_size, -(-len(data) // plan.batch_size)
         states = iter(plan.state)
         m = next(states) if kernel.keeps_m else None
         v = next(states) if kernel.keeps_v else None
-        targets, labels = (None, data.y) if data.y.ndim == 1 else (data.y, None)
-        T, whole = net.dtype, np.dtype(np.int32)
-        X, indptr, indices = (data.X.data, data.X.indptr, data.X.indices) if is_sparse(data.X) else (data.X, None, None)
-        assert (indptr is None) == (plan.nonzeros is None), "the plan was made for data of the other kind"
-        trained = [None if x is None else in_place(x, T) for x in (parameters, plan.gradients, m, v)]
-        schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
-        given = [
-            (X, T),
-            (indptr, whole),
-            (indices, whole),
-            (targets, T),
-            (labels, whole),
-            (data.weight, T),
-            (order, whole),
+        X, y, T, flat = data.X, data.y, net.dtype, parameters.shape
+        indptr, indices, values = (X.indptr, X.indices, X.data) if is_sparse(X) else (None, None, X)
+        targets, labels = (None, y) if y.ndim == 1 else (y, None)
+        read: list[tuple[str, Any, tuple[int, ...], np.dtype[Any]]] = [
+            ("X", values, (n, net.sizes[0]) if indices is None else indices.shape, T),
+            ("X.indptr", indptr, (n + 1,), INT32),
+            ("X.indices", indices, values.shape, INT32),
+            ("targets", targets, (n, net.sizes[-1]), T),
+            ("labels", labels, (n,), INT32),
+            ("weight", data.weight, (n,), T),
+            ("order", order, (n,), INT32),
         ]
-        read = [None if array is None else np.ascontiguousarray(array, dtype) for array, dtype in given]
-        addresses = [0 if array is None else array.ctypes.data for array in (*read, *trained, schedule)]
-        prepared.data[:] = epoch, n, parameters.size, steps, *addresses
+        trained = [("parameters", parameters), ("gradients", plan.gradients), ("state m", m), ("state v", v)]
+        schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
+        given = Addresses()
+        places = []
+        for name, array, shape, dtype in read:
+            places.append(given.of(name, None if array is None else np.ascontiguousarray(array, dtype), shape, dtype))
+        places += [given.of(name, array, flat, T, written=True) for name, array in trained]
+        places.append(given.of("schedule", schedule, (steps, k.RATES), np.dtype(np.float64)))
+        prepared.data[:] = epoch, n, parameters.size, steps, *places
         result = prepared.result
         result[:] = 0
         chunk = max(1, int(CHUNK // (3 * sum(plan.products) + net.n_weights)))
@@ -192,16 +205,22 @@ class NumbaBackend(Backend):
         """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
         net, batch, rule = plan.architecture, plan.batch(plan.batch_size), rule_kernel(plan.rule)
         L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
+        if plan.batch_size > MAX_SIZE:
+            raise ValueError(
+                f"batch_size must be at most {MAX_SIZE}, as BLAS counts rows in 32 bits, got {plan.batch_size}"
+            )
         layers = np.zeros((L + 1, k.LAYER_COLUMNS), np.int64)
         layers[:, k.SIZE] = net.sizes
         sizes = np.array(net.sizes)
         layers[1:, k.W] = np.cumsum(sizes[:-1] * sizes[1:]) - sizes[:-1] * sizes[1:]
         layers[1:, k.B] = net.n_weights + np.cumsum(sizes[1:]) - sizes[1:] if net.bias else -1
-        for l in range(L + 1):
+        addresses, B = Addresses(), plan.batch_size
+        for l, n in enumerate(net.sizes):
             for column, array in ((k.Z, batch.z), (k.A, batch.a), (k.H, batch.h), (k.DELTA, batch.delta)):
-                layers[l, column] = array[l].ctypes.data if isinstance(array[l], np.ndarray) else 0
+                if isinstance(array[l], np.ndarray):  # not None, and no sparse rows
+                    layers[l, column] = addresses.of("workspace", array[l], (B, n), dtype, written=True)
         for l, (sigma, mask) in enumerate(zip(net.activations, plan.masks, strict=True), start=1):
-            layers[l, k.MASK] = 0 if mask is None else mask.ctypes.data
+            layers[l, k.MASK] = addresses.of(f"connectivity[{l - 1}]", mask, (net.sizes[l - 1], net.sizes[l]), dtype)
             if not sigma.rowwise:
                 layers[l, [k.ACTIVATE, k.DERIVE]] = compiled.activation(sigma.value, sigma.derivative, dtype)
         sigma, cost = net.activations[-1], net.cost
@@ -220,19 +239,26 @@ class NumbaBackend(Backend):
         else:
             network[[k.OUTPUT, k.COST]] = k.SOFTMAX, compiled.cost(value, delta, dtype)
         zeros = np.zeros(max(net.sizes), dtype)
-        network[[k.GEMM, k.GIVE_WAY, k.ZEROS]] = self._blas.gemm[dtype], self._give_way, zeros.ctypes.data
-        network[[k.Y, k.SCALE, k.ROW_COST]] = [x.ctypes.data for x in (batch.y, batch.scale, batch.cost)]
+        network[[k.GEMM, k.GIVE_WAY]] = self._blas.gemm[dtype], self._give_way
+        network[k.ZEROS] = addresses.of("zeros", zeros, zeros.shape, dtype)
+        network[k.Y] = addresses.of("workspace", batch.y, (B, net.sizes[-1]), dtype, written=True)
+        for entry, array in ((k.SCALE, batch.scale), (k.ROW_COST, batch.cost)):
+            network[entry] = addresses.of("workspace", array, (B,), dtype, written=True)
         network[k.BY_WEIGHT] = net.by_weight
         network[k.MASKED] = any(mask is not None for mask in plan.masks)
         network[k.THRESHOLD] = threshold(net.dropout)
         network[[k.KEY0, k.KEY1]] = net.seed & 0xFFFFFFFF, net.seed >> 32
         network[[k.BATCH, k.RULE]] = plan.batch_size, getattr(k, rule.name.upper())
         columns = np.zeros((2, _columns(plan)), np.int32)
-        network[[k.SEEN, k.MET]] = [x.ctypes.data for x in columns]
+        network[[k.SEEN, k.MET]] = [addresses.of("columns", x, x.shape, INT32, written=True) for x in columns]
+        lost = np.zeros(_lost(plan), dtype)
+        network[k.LOST] = addresses.of("lost", lost, lost.shape, dtype, written=True) if lost.size else 0
+        shared = np.zeros(TAKEN + threads * LINE, np.int64)
         numbers = np.zeros(k.NUMBERS, dtype)
         numbers[: k.L2] = rule.numbers
         numbers[k.L2], numbers[k.CLIP] = net.l2, (plan.rule and plan.rule.clip_norm) or 0.0
         numbers[k.KEEP] = 1 / (1 - net.dropout) if net.dropout else 0.0
+        numbers[k.LARGEST_COST] = net.largest_cost
         numbers[k.FACTOR] = 1 / net.sizes[-1] if cost.reduction == "mean" else 1.0
         return Prepared(
             compiled_epoch(dtype),
@@ -244,23 +270,27 @@ class NumbaBackend(Backend):
             np.zeros((threads, L + 1, 2), dtype),
             np.zeros((threads + 1, k.SHARES)),
             slabs(layers[:, k.SIZE], layers[:, k.W], layers[:, k.B], threads),
-            np.zeros(TAKEN + threads * LINE, np.int64),
+            shared,
+            addresses.of("shared", shared, shared.shape, np.dtype(np.int64), written=True),
             np.zeros(k.RESULTS),
             zeros,
             columns,
+            addresses,
         )
-
-
-def in_place(flat: Array, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Return a flat buffer, which is trained where it lies."""
-    if not (isinstance(flat, np.ndarray) and flat.dtype == dtype and flat.flags.c_contiguous):
-        raise TypeError(f"parameters, gradients and state must be contiguous NumPy arrays of {dtype}, got {flat!r:.60}")
-    return flat
 
 
 def _columns(plan: Plan) -> int:
     """Return of how many columns of X the epoch notes which have come up in a batch."""
     return 0 if plan.nonzeros is None else plan.architecture.sizes[0]
+
+
+def _lost(plan: Plan) -> int:
+    """Return for how many sums of the gradient the epoch keeps what their roundings leave out: if X is sparse.
+
+    Products with a dense X are summed in blocks.
+    """
+    n_in, n, *_ = plan.architecture.sizes
+    return 0 if plan.nonzeros is None or plan.batch_size <= k.MANY_TERMS else n_in * n
 
 
 def slabs(sizes: Any, W: Any, b: Any, threads: int) -> np.ndarray[Any, Any]:

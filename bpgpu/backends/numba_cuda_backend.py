@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.activations import IDENTITY
+from bpgpu.backends import sums
 from bpgpu.backends.cuda_backend import CudaBackend
 from bpgpu.backends.cuda_steps import Steps
 from bpgpu.backends.numba_cuda_launch import Launcher
@@ -158,7 +159,7 @@ class NumbaCudaBackend(CudaBackend):
             target.copy_to_device(value, stream=self.memory.stream)
 
     def dot(self, x: Array, y: Array) -> float:
-        return float(self.to_numpy(x) @ self.to_numpy(y))
+        return sums.dot(np, self.to_numpy(x), self.to_numpy(y))
 
     def all_finite(self, array: Array) -> bool:
         return bool(np.isfinite(self.to_numpy(array)).all())

@@ -1,12 +1,13 @@
 """The reference backend: the base class over NumPy."""
 
-import functools
 import platform
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from bpgpu.backends.base import Backend
+from bpgpu.backends.blas_threads import blas_threads
 from bpgpu.backends.memory import Array
 from bpgpu.plan import Data, Plan
 
@@ -35,15 +36,7 @@ class NumpyBackend(Backend):
         epoch: int,
     ) -> float:
         """Train one epoch as the reference does, small products on one thread."""
-        with blas_libraries().limit(limits=1 if max(plan.products) < THREADED_PRODUCT else None):
+        with blas_threads().at_most(1) if max(plan.products) < THREADED_PRODUCT else nullcontext():
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
-
-
-@functools.cache
-def blas_libraries() -> Any:
-    """Return what sets the threads of the BLAS libraries; to find them takes longer than a short epoch."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")

@@ -23,13 +23,15 @@ class RuleKernel:
 
     def schedule(self, rates: np.ndarray[Any, Any], t: int, weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return a row for each step, the first being step t: eta, two bias corrections, 1 / weight of the batch."""
-        steps = t + np.arange(len(rates))
-        corrections = [1 / (1 - beta**steps) for beta in self.betas]
-        if self.epsilon_hat:  # both corrections are of m: that of v would not reach epsilon
-            corrections = [corrections[0] / np.sqrt(corrections[1]), np.ones(len(steps))]
-        with np.errstate(divide="ignore"):
-            shares = np.where(weights > 0, 1 / weights, 0)
-        return np.column_stack([rates, *corrections, shares])
+        table = np.zeros((len(rates), 4))
+        table[:, 0], table[:, 1:3] = rates, 1
+        if any(self.betas):
+            steps = t + np.arange(len(rates))
+            m, v = (1 / (1 - beta**steps) for beta in self.betas)
+            # With epsilon_hat both corrections are of m: that of v would not reach epsilon.
+            table[:, 1], table[:, 2] = (m / np.sqrt(v), 1) if self.epsilon_hat else (m, v)
+        np.divide(1, weights, out=table[:, 3], where=weights > 0)
+        return table
 
 
 def rule_kernel(rule: Optimizer | None) -> RuleKernel:
@@ -40,7 +42,7 @@ def rule_kernel(rule: Optimizer | None) -> RuleKernel:
         case SGD(momentum=0):
             return RuleKernel("sgd", (0.0,) * 6, False, False)
         case SGD(momentum=mu, nesterov=nesterov):
-            return RuleKernel("nesterov" if nesterov else "momentum", (mu, *(0.0,) * 5), True, False)
+            return RuleKernel("nesterov" if nesterov else "momentum", (mu, 0.0, 0.0, 0.0, 1 - mu, 0.0), True, False)
         case RMSprop(rho=rho, epsilon=epsilon):
             return RuleKernel("rmsprop", (rho, epsilon, 0.0, 0.0, 1 - rho, 0.0), False, True)
         case Adam(beta1=beta1, beta2=beta2, epsilon=epsilon, epsilon_hat=epsilon_hat):

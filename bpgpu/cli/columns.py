@@ -24,6 +24,8 @@ def kind(column: "pd.Series[Any]") -> str:
         return "number"
     if column.dtype.kind in "mMc":
         return str(column.dtype)
+    if isinstance(column.dtype, pd.StringDtype):
+        return "text"
     kinds = {type(value) for value in column.dropna().unique().tolist()} if _hashable(column) else {list}
     if kinds <= {str, bool, int, float}:
         return "text"
@@ -240,9 +242,10 @@ def _different_texts(names: Any) -> bool:
 
 def _codes(column: "pd.Series[Any]", seen: list[str | None]) -> Matrix:
     """Return the number of each entry among those of training, or -1."""
-    codes = {entry: code for code, entry in enumerate(seen)}
-    found = texts(column)
-    numbers: Matrix = found.where(found.notna(), None).map(lambda entry: codes.get(entry, -1)).to_numpy(dtype=np.intp)
+    known = {entry: code for code, entry in enumerate(seen)}
+    found, entries = pd.factorize(texts(column))  # -1 where an entry is missing
+    codes: Matrix = np.array([*(known.get(entry, -1) for entry in entries), known.get(None, -1)], dtype=np.intp)
+    numbers: Matrix = codes[found]
     return numbers
 
 
@@ -267,7 +270,7 @@ def _refuse_text(table: Table, names: list[str], told: bool = True) -> None:
     if kind(column) == "text":
         entries = texts(column)
         wrong = column.notna() & (pd.to_numeric(entries, errors="coerce").isna())
-        if 2 * (wrong & ~written_numbers(column)).sum() < column.notna().sum():
+        if wrong.any() and 2 * (wrong & ~written_numbers(column)).sum() < column.notna().sum():
             help_ = remedy(str(entries[wrong].iloc[0]))
             raise ValueError(
                 f"{table.source}: the column {name!r} holds numbers except for {wrong.sum():,} of its entries, the "
@@ -309,6 +312,8 @@ def _refuse_holes(table: Table, names: list[str], dtype: np.dtype[Any], fix: str
     if holes:
         name = holes[0]
         wrong = ~np.isfinite(bad[name])
+        if np.isinf(bad[name]).any():
+            wrong, fix = np.isinf(bad[name]), "correct the infinite entries, or leave columns out with --drop NAME"
         raise ValueError(
             f"{table.source}: these columns have missing or infinite entries: {quoted(holes)}; "
             f"{name!r} has {wrong.sum():,}, the first {table.first(name, wrong)}; {fix}"

@@ -25,6 +25,7 @@ HEAD = 1 << 18  # bytes that are looked at before the file is read
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+UNCLOSED = re.compile(r"EOF inside string starting at row (\d+)")
 TOO_LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 
 
@@ -102,6 +103,9 @@ class CsvFile:
         missing: dict[str, Any] = (
             {} if reading.na is None else {"keep_default_na": False, "na_values": ["", *reading.na]}
         )
+        for line, row in itertools.islice(self._lines(), 1):
+            if len(row) > len(self.names):  # pandas would take what is too much for an index
+                raise self._too_long(line, len(row))
         try:
             with _open(self.path) as file:
                 frame = pd.read_csv(
@@ -119,14 +123,13 @@ class CsvFile:
         except UnicodeDecodeError:
             raise _not_text(self.path, self.encoding) from None
         except pd.errors.ParserError as error:
+            found = UNCLOSED.search(str(error))
+            if found is not None:
+                raise ValueError(f"a quotation mark is not closed, about line {int(found[1]) + 1}") from None
             found = TOO_LONG.search(str(error))
             if found is None:
                 raise ValueError(str(error).removeprefix("Error tokenizing data. C error: ")) from error
             raise self._too_long(int(found[2]), int(found[3])) from None
-        if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for an index
-            for line, row in self._lines():
-                if len(row) > len(self.names):
-                    raise self._too_long(line, len(row))
         if self.header and _looks_like_data(self.names, frame):
             raise ValueError(
                 f"its first line looks like data, not like names: {quoted(self.names)}; use --no-header if it is, "

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
 from bpgpu.checks import positive
@@ -16,6 +15,7 @@ from bpgpu.errors import unknown_name
 Metrics = dict[str, float | None]
 # With more classes, the confusion matrix is neither shown nor in the JSON.
 MAX_CONFUSION = 30
+MAX_LABEL = 20  # characters of a label there
 
 
 def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
@@ -130,15 +130,16 @@ class One:
         say("         " + ", ".join(f"{name} {'-' if one is None else f'{one:.4g}'}" for name, one in others))
         if self.answer is not None:
             least = self.baseline[first]
-            constant = repr(self.goal.classes[int(self.answer)]) if self.goal.classes else f"{self.answer:.6g}"
+            constant = repr(self.goal.classes[int(self.answer)]) if self.goal.classes else f"{self.answer:.10g}"
             say(f"baseline {first} {'-' if least is None else f'{least:.4f}'} if the answer were always {constant}")
             if value is not None and least is not None and value <= least:
                 say(f"note     {first} is no better than that: the network tells nothing about these rows")
         if self.confusion is not None:
-            table = Table("true / predicted", *map(str, self.goal.classes))
-            for label, counts in zip(self.goal.classes, self.confusion, strict=True):
-                table.add_row(str(label), *map(str, counts))
-            say(table)
+            say("confusion, a row for each true class, in it the predicted ones in the same order")
+            labels = [str(label)[:MAX_LABEL] for label in self.goal.classes]
+            width, digits = max(map(len, labels)), len(str(self.confusion.max()))
+            for label, counts in zip(labels, self.confusion, strict=True):
+                say(f"         {label:<{width}}  " + " ".join(f"{count:>{digits}}" for count in counts))
 
 
 @dataclass(frozen=True)

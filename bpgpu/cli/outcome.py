@@ -110,14 +110,18 @@ class Outcome:
         """Save the network; return where. What diverged replaces no older model."""
         wanted = out if self.failure is None else free_name(out, "diverged")
         try:
-            self.net.save(wanted)
+            try:
+                self.net.save(wanted)
+            except KeyboardInterrupt:  # once more, because an interrupt must not cost the training
+                self.net.save(wanted)
+                raise
         except OSError as error:  # a full disk, say: any other place is better than none
             place = Path(tempfile.mkdtemp(prefix="bpgpu-")) / wanted.name
             try:
                 self.net.save(place)
             except OSError:
                 raise error from None
-            raise _SavedElsewhereError(error, place) from error
+            raise _SavedElsewhereError(error, wanted, place) from error
         return wanted
 
     def _json(self, measured: Measured | None, model: Path | None) -> str:
@@ -144,6 +148,6 @@ class Outcome:
 class _SavedElsewhereError(OSError):
     """The model could not be saved where it was asked for, but in `place`."""
 
-    def __init__(self, error: OSError, place: Path) -> None:
-        super().__init__(error.errno, f"{error.strerror}; the model was saved as {place}", error.filename)
+    def __init__(self, error: OSError, wanted: Path, place: Path) -> None:
+        super().__init__(error.errno, f"{error.strerror}; the model was saved as {place}", str(wanted))
         self.place = place

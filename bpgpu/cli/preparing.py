@@ -130,7 +130,7 @@ def prepare(
 
 def as_text(goal: Targets, inputs: Inputs, ids: list[str]) -> Callable[[list[str]], set[str]]:
     """Return what `read_table` asks for, of a table for a network that is trained."""
-    return lambda names: {*goal.names, *inputs.categories, *ids}
+    return lambda names: {*goal.names, *ids} - {*inputs.columns} | {*inputs.categories}
 
 
 def predicted(net: MLP, rows: Rows) -> Matrix:
@@ -228,8 +228,8 @@ class Saved:
                 )
             if about["table"] != table.digest():
                 raise ValueError(
-                    f"--held-out needs the very table of training; {table.source} has as many rows, but its content "
-                    "is another; without --held-out all its rows are predicted"
+                    f"--held-out needs the very table of training, but the content of {table.source} is another; "
+                    "without --held-out all rows are predicted"
                 )
             classes = strata(self.goal.encode(table)) if self.stratified else None
             numbers = split(len(table), about["fraction"], about["split_seed"], classes)[1]

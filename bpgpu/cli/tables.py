@@ -83,6 +83,7 @@ class Table:
             if name not in self.frame:
                 near = unknown_name(option, name, self.names) if len(self.names) <= 8 else None
                 hint = str(near).partition("; ")[2] if near else ""
+                hint = f"repeat {option} for several" if set(name.split(",")) <= set(self.names) else hint
                 raise ValueError(
                     f"{self.source}: {option} must name a column, got {name!r}; there are {quoted(self.names)}"
                     + (f"; {hint}" if hint else "")
@@ -113,7 +114,7 @@ class Table:
         """Return a column of text as numbers, booleans if all are; NaN where an entry is neither."""
         text = self.frame[name].astype(object)
         if text.dropna().isin(list(BOOLEANS)).all():
-            return text.map(BOOLEANS)
+            return text.map(BOOLEANS).astype("boolean")  # which may be missing
         plain = text.map(lambda entry: entry.strip() if isinstance(entry, str) else entry)
         if self.thousands is not None:
             plain = plain.map(lambda entry: entry.replace(self.thousands, "") if isinstance(entry, str) else entry)
@@ -168,7 +169,15 @@ def read_table(
         frame = _matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
         frame["digit"] = y
         return Table(frame, "digits", ["digit"])
-    tables = [_read_file(path, reading, text) for path in _paths(sources)]
+    chosen: list[set[str]] = []
+
+    def of_the_first(names: list[str]) -> set[str]:
+        """Return the same columns for all files, whatever their order is."""
+        if not chosen:
+            chosen.append(text(names))
+        return chosen[0]
+
+    tables = [_read_file(path, reading, of_the_first) for path in files_of(sources)]
     table = tables[0] if len(tables) == 1 else _joined(tables)
     _set_unnamed_aside(table)
     return table
@@ -203,6 +212,10 @@ def _read_file(path: Path, reading: Reading, text: Callable[[list[str]], set[str
     except Exception as error:  # a damaged file can raise anything: the readers and decompressors are many
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a table: {reason}") from error
+    for name in table.names:
+        column = table.frame[name]
+        if column.dtype == object and {type(entry) for entry in column.dropna().tolist()} == {bool}:
+            table.frame[name] = column.astype("boolean")  # with missing entries, which bool cannot have
     if table.frame.empty:
         raise ValueError(f"{path}: must have at least one row and one column, got {table.frame.shape}")
     return table
@@ -234,7 +247,7 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    content = pq.ParquetFile(path).read()
+    content = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20).read()  # not the file beside its content
     equal = sorted({name for name in content.column_names if content.column_names.count(name) > 1})
     if equal:
         raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them")

@@ -45,9 +45,10 @@ class Target:
         """
         _refuse_missing(table, name)
         column = table.frame[name]
-        if column.dtype.kind == "O" and kind(column) == "text":
-            column = _of_text(table, name, task)
         kinds = {type(value) for value in column.tolist()}
+        if kinds == {str}:
+            column = _of_text(table, name, task)
+            kinds = {type(value) for value in column.tolist()}
         if not (kinds <= {str} or kinds <= {bool, int, float}):
             raise ValueError(
                 f"{table.source}: the target {name!r} must hold text or numbers, got "
@@ -100,7 +101,7 @@ class Target:
                 raise ValueError(
                     f"{table.source}: the target {self.name!r} must hold numbers, got {table.first(self.name, wrong)}"
                 )
-            column = numbers.where(numbers.notna(), column)
+            column = numbers.astype(object).where(numbers.notna(), column) if self.classes else numbers
         if not self.classes:
             return _finite(table, self.name, column, dtype)
         labels = texts(column).tolist() if as_they_stand else column.tolist()
@@ -169,12 +170,12 @@ def _refuse_missing(table: Table, name: str) -> None:
     if column.dtype.kind == "f":
         wrong |= np.isinf(column)
     if wrong.any():
-        first = table.first(name, wrong)
+        entry = table.place(int(np.argmax(wrong)), name)[1]
         label = "if that is a label, use --na '' so that only empty entries count as missing; else "
-        label = "" if first.startswith("'' ") or column.dtype.kind == "f" else label
+        fix = f"leave those rows out, which --na {entry!r} does" if column.isna().any() else "correct them"
         raise ValueError(
             f"{table.source}: the target {name!r} has {int(wrong.sum()):,} missing or infinite entries, the first "
-            f"{first}; {label}leave those rows out"
+            f"{table.first(name, wrong)}; {label if entry and column.dtype.kind != 'f' else ''}{fix}"
         )
 
 
@@ -183,6 +184,11 @@ def _finite(table: Table, name: str, column: "pd.Series[Any]", dtype: np.dtype[A
     if column.dtype.kind not in "buif":
         raise ValueError(f"{table.source}: the target {name!r} must hold numbers, got {kind(column)}")
     numbers: Matrix = column.to_numpy(dtype=np.float64)
+    infinite = ~np.isfinite(numbers)
+    if infinite.any():
+        raise ValueError(
+            f"{table.source}: the target {name!r} must be finite, got {table.first(name, infinite)}; correct it"
+        )
     with np.errstate(over="ignore"):
         wrong = ~np.isfinite(numbers.astype(dtype))
     if wrong.any():

@@ -86,6 +86,10 @@ def train(
 ) -> int:
     """Train a network on a table and measure it on held-out rows.
 
+    A table has one row a sample. Its columns have different names; each is a target or an input, and inputs are
+    numbers without missing entries, unless --drop, --id or --encode says otherwise. A .csv file names its columns in
+    the first line; a .npz file has arrays X and y. What is unclear is an error, with its line and the option to use.
+
     Columns are standardised, which is folded into the saved model: it takes raw rows. Two classes get one sigmoid
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """

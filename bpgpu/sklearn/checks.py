@@ -6,6 +6,7 @@ import numpy as np
 
 from bpgpu.checks import MAX_SIZE
 from bpgpu.errors import shown
+from bpgpu.sklearn import parameters
 
 # What scikit-learn computes with as floats; it checks their ranges, but not that they are in the range of a float.
 REALS = ("alpha", "learning_rate_init", "power_t", "tol", "epsilon")
@@ -32,13 +33,13 @@ def options(estimator: Any, incremental: bool) -> None:
     numbers(estimator)
     if estimator.solver == "lbfgs":
         for name, given in (
-            ("dropout", estimator.dropout > 0),
-            ("optimizer", estimator.optimizer is not None),
-            ("callbacks", bool(estimator.callbacks)),
+            ("dropout", parameters.value(estimator, "dropout") > 0),
+            ("optimizer", parameters.value(estimator, "optimizer") is not None),
+            ("callbacks", bool(parameters.value(estimator, "callbacks"))),
         ):
             if given:
                 raise ValueError(f"{name} needs a stochastic solver, got solver='lbfgs'")
-    if incremental and getattr(estimator, "class_weight", None) == "balanced":
+    if incremental and parameters.value(estimator, "class_weight") == "balanced":
         raise ValueError(
             "class_weight='balanced' is not supported for partial_fit, which does not see all samples; compute "
             "the weights with sklearn.utils.class_weight.compute_class_weight and pass them as a dict"

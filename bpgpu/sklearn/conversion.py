@@ -14,14 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 from bpgpu import onnx_export
 from bpgpu.activations import Activation, get_activation
 from bpgpu.backends.base import Backend
-from bpgpu.costs import Cost
+from bpgpu.costs import BINARY_CROSS_ENTROPY, Cost
 from bpgpu.network import MLP
-from bpgpu.sklearn import networks
+from bpgpu.sklearn import networks, parameters
 
 # What says where a fit runs, who watches it, or something of a loss: to scikit-learn's training it makes no difference.
 UNIMPORTANT = {"backend", "n_threads", "progress", "callbacks", "quantile", "huber_delta"}
 # What a fit leaves behind that scikit-learn's does not.
-OWN = {"validation_loss_curve_", "_order", "_dropout_seed", "_split_state", "_skl_callbacks"}
+OWN = {"validation_loss_curve_", "_order", "_dropout_seed", "_split_state", "_skl_callbacks", parameters.TAKEN}
 SKLEARNS = {get_activation(name): name for name in ("identity", "logistic", "tanh", "relu")}
 # Poisson's loss with derivatives that hold for each alone; the ones of `networks` hold for the pair.
 EXP = Activation("exp", value="exp(z)", derivative="a")
@@ -44,13 +44,12 @@ class ConversionMixin:
             If scikit-learn lacks a parameter that is not at its default, or what it is set to.
         """
         plain = _sklearns_kind(self)()
-        parameters = inspect.signature(type(self)).parameters
-        added = parameters.keys() - plain.get_params().keys()
-        for name in sorted(added - UNIMPORTANT):
-            value, default = getattr(self, name), parameters[name].default
-            if value is not default and value != default:
+        added = {*self._added, *inspect.signature(type(self)).parameters} - plain.get_params().keys()
+        for name, default in sorted(self._added.items()):
+            given = parameters.value(self, name)
+            if name not in UNIMPORTANT and given is not default and given != default:
                 raise ValueError(
-                    f"to_sklearn: scikit-learn has no parameter {name}, which is {value!r} here; if only the fitted "
+                    f"to_sklearn: scikit-learn has no parameter {name}, which is {given!r} here; if only the fitted "
                     f"weights matter, call set_params({name}={default!r}) first"
                 )
         vars(plain).update(copy.deepcopy({name: x for name, x in vars(self).items() if name not in added | OWN}))
@@ -64,14 +63,14 @@ class ConversionMixin:
         return plain
 
     @classmethod
-    def from_sklearn(cls, estimator: Any, **parameters: Any) -> Any:
+    def from_sklearn(cls, estimator: Any, **changes: Any) -> Any:
         """Return a copy of scikit-learn's estimator of this kind, fitted or not.
 
         Parameters
         ----------
         estimator : sklearn.neural_network.MLPClassifier or MLPRegressor
             The one that this class derives from.
-        **parameters
+        **changes
             To be set in the copy, such as ``backend``.
 
         Raises
@@ -86,7 +85,7 @@ class ConversionMixin:
         if not isinstance(estimator, kind):
             raise TypeError(f"estimator must be scikit-learn's {kind.__name__}, got {type(estimator).__name__}")
         vars(new).update(copy.deepcopy(vars(estimator)))
-        return new.set_params(**parameters)
+        return new.set_params(**changes)
 
     def to_onnx(
         self: Any, path: str | PathLike[str], *, input_name: str = "X", dtype: Any = None, X: Any = None
@@ -158,10 +157,15 @@ def network(kind: type[MLP], estimator: Any, backend: str | Backend) -> Any:
         estimator = own.from_sklearn(estimator)
     found = networks.architecture(estimator, np.result_type(*estimator.coefs_, *estimator.intercepts_))
     # Of one output: its value and its gradient agree, and the sum over the outputs is what scikit-learn descends along.
-    costs = {"identity": lambda: networks.cost(estimator, 1), "exp": lambda: POISSON}
+    costs = {
+        "identity": lambda: networks.cost(estimator, 1),
+        "exp": lambda: POISSON,
+        "logistic": lambda: BINARY_CROSS_ENTROPY,
+    }
+    own = {networks.EXP: EXP, networks.LOGISTIC: get_activation("logistic")}
     net = kind(
         found.sizes,
-        [EXP if activation == networks.EXP else activation for activation in found.activations],
+        [own.get(activation, activation) for activation in found.activations],
         costs.get(estimator.out_activation_, lambda: found.cost)(),
         l2=found.l2,
         dropout=found.dropout,

@@ -15,6 +15,7 @@ from bpgpu.callbacks import Callback
 from bpgpu.costs import Cost
 from bpgpu.kernels.formulas import ACTIVATION_ALIASES
 from bpgpu.optimizers import OPTIMIZERS, Optimizer
+from bpgpu.sklearn import parameters
 from bpgpu.sklearn.conversion import ConversionMixin
 from bpgpu.sklearn.fitting import BackendMixin
 from bpgpu.sklearn.networks import LOSSES
@@ -33,6 +34,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
+@parameters.beside(neural_network.MLPClassifier)
 class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier):
     """scikit-learn's `MLPClassifier`, trained by a backend of bpgpu.
 
@@ -145,18 +147,22 @@ class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier)
             n_iter_no_change=n_iter_no_change,
             max_fun=max_fun,
         )
-        self.class_weight = class_weight
-        self.label_smoothing = label_smoothing
-        self.dropout = dropout
-        self.optimizer = optimizer
-        self.scoring = scoring
-        self.callbacks = callbacks
-        self.dtype = dtype
-        self.backend = backend
-        self.n_threads = n_threads
-        self.progress = progress
+        parameters.keep(
+            self,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+            dropout=dropout,
+            optimizer=optimizer,
+            scoring=scoring,
+            callbacks=callbacks,
+            dtype=dtype,
+            backend=backend,
+            n_threads=n_threads,
+            progress=progress,
+        )
 
 
+@parameters.beside(neural_network.MLPRegressor)
 class MLPRegressor(BackendMixin, ConversionMixin, neural_network.MLPRegressor):
     """scikit-learn's `MLPRegressor`, trained by a backend of bpgpu.
 
@@ -255,13 +261,16 @@ class MLPRegressor(BackendMixin, ConversionMixin, neural_network.MLPRegressor):
             n_iter_no_change=n_iter_no_change,
             max_fun=max_fun,
         )
-        self.quantile = quantile
-        self.huber_delta = huber_delta
-        self.dropout = dropout
-        self.optimizer = optimizer
-        self.scoring = scoring
-        self.callbacks = callbacks
-        self.dtype = dtype
-        self.backend = backend
-        self.n_threads = n_threads
-        self.progress = progress
+        parameters.keep(
+            self,
+            quantile=quantile,
+            huber_delta=huber_delta,
+            dropout=dropout,
+            optimizer=optimizer,
+            scoring=scoring,
+            callbacks=callbacks,
+            dtype=dtype,
+            backend=backend,
+            n_threads=n_threads,
+            progress=progress,
+        )

@@ -12,19 +12,20 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
-from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
+from sklearn.neural_network import _multilayer_perceptron as perceptron
+from sklearn.utils._param_validation import validate_parameter_constraints
 
 from bpgpu.activations import get_activation
 from bpgpu.backends import get_backend, why_auto
 from bpgpu.backends.base import Backend
+from bpgpu.backends.blas_threads import blas_threads
 from bpgpu.backends.cpu_threads import at_most
-from bpgpu.backends.numpy_backend import blas_libraries
 from bpgpu.errors import NonFiniteError
 from bpgpu.plan import Plan
-from bpgpu.sklearn import checks, networks, weights
+from bpgpu.sklearn import checks, networks, overrides, weights
 from bpgpu.sklearn.habits import StateMixin, warn
 from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners
+from bpgpu.sklearn.parameters import constraints, value
 from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
 from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps, in_given_arrays
@@ -43,22 +44,19 @@ def automatic() -> tuple[Backend, str]:
     return get_backend("auto"), why_auto()
 
 
-def blas_threads() -> int:
-    """Return how many threads BLAS has."""
-    return max((library.num_threads for library in blas_libraries().lib_controllers), default=1)
-
-
 @contextmanager
 def limited(n_threads: int | None) -> Iterator[None]:
     """Hold BLAS and the compiled engine at `n_threads`, where they would take more."""
     if n_threads is None:
         yield
         return
-    with at_most(n_threads), blas_libraries().limit(limits=min(n_threads, blas_threads())):
+    with at_most(n_threads), blas_threads().at_most(n_threads):
         yield
 
 
-class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, PredictionMixin, BaseMultilayerPerceptron):
+class BackendMixin(
+    StateMixin, CallbackSupportMixin, ValidationMixin, PredictionMixin, perceptron.BaseMultilayerPerceptron
+):
     """What `MLPClassifier` and `MLPRegressor` put in the place of scikit-learn's training.
 
     The methods are scikit-learn's inner seams, with its arguments. Initial weights, the split for early stopping,
@@ -73,6 +71,9 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
     _report: FitReport
     _by_class: Any = None
     _objective: Objective | None = None
+
+    def _validate_params(self) -> None:
+        validate_parameter_constraints(constraints(self), self.get_params(deep=False), type(self).__name__)
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(
@@ -115,7 +116,7 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
         self._report = FitReport()
         self._before = getattr(self, "_random_state", None) if self.warm_start == "resume" else None
         try:
-            with limited(self.n_threads):
+            with limited(value(self, "n_threads")):
                 super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
             self._keep_report(self._report)
         finally:
@@ -131,10 +132,13 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
             self._by_class = weights.by_class(self, y)
         else:
             checks.numeric(y)
-        return X if self.dtype is None else X.astype(self.dtype, copy=False), y
+        dtype = value(self, "dtype")
+        return X if dtype is None else X.astype(dtype, copy=False), y
 
     def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Any, Any]:
         """Let scikit-learn draw the next layer's weights by its own activation, the output's by the last hidden one."""
+        if self.activation in perceptron.ACTIVATIONS if isinstance(self.activation, str) else False:
+            return super()._init_coef(fan_in, fan_out, dtype)  # type: ignore[no-any-return]
         chosen, layers = self.activation, networks.hidden(self)
         if layers:
             layer = layers[min(len(self.coefs_), len(layers) - 1)]
@@ -145,11 +149,14 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
             self.activation = chosen
         return W, b
 
-    def _where(self, X: Any, y: Any, weight: Any) -> tuple[Backend | None, str]:
+    def _where(self, X: Any, y: Any, weight: Any, layer_units: Any) -> tuple[Backend | None, str]:
         """Return the backend that trains, and why; None where scikit-learn has to."""
-        backend, reason = automatic() if self.backend == "auto" else (get_backend(self.backend), "asked for by name")
-        obstacle = ""
-        if issparse(y):
+        chosen = value(self, "backend")
+        backend, reason = automatic() if chosen == "auto" else (get_backend(chosen), "asked for by name")
+        obstacle = overrides.obstacle(self, X, y, layer_units)
+        if obstacle:
+            pass
+        elif issparse(y):
             obstacle = "y is sparse"
         elif issparse(X) and max(X.nnz, *X.shape) > LARGEST_SPARSE:
             obstacle = "X is sparse and too large for int32"
@@ -159,21 +166,27 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
             obstacle = "a sample weight is negative"
         if not obstacle:
             return backend, reason
-        if only := networks.only_here(self):
-            raise ValueError(f"{obstacle}, which only scikit-learn can train on, and {' and '.join(only)} only bpgpu")
+        self._refuse_what_is_only_here(obstacle)
         return None, obstacle
+
+    def _refuse_what_is_only_here(self, obstacle: str) -> None:
+        if only := networks.only_here(self):
+            raise ValueError(
+                f"only scikit-learn can train this ({obstacle}), and only bpgpu can train with {' and '.join(only)}; "
+                "change one of the two"
+            )
 
     def _begin(self, X: Any, backend: Backend | None, reason: str, plan: Plan | None) -> None:
         """Enter in the report, and in the log, where this fit runs."""
         report = self._report
         report.backend = "scikit-learn" if backend is None else backend.name
         report.device = f"CPU ({platform.machine()})" if backend is None else backend.device
-        report.reason, report.dtype, report.samples = reason, self.coefs_[0].dtype.name, X.shape[0]
-        report.threads = getattr(plan and plan.prepared, "threads", None) or blas_threads()
+        report.reason, report.dtype, report.samples = reason, np.asarray(self.coefs_[0]).dtype.name, X.shape[0]
+        report.threads = getattr(plan and plan.prepared, "threads", None) or max(blas_threads().now(), default=1)
         # Every product three times, but for the error of the input, which nobody asks for.
-        first, *others = self.coefs_
-        inputs = X.nnz // X.shape[0] if issparse(X) else len(first)
-        report.multiply_adds = 2 * inputs * first.shape[1] + 3 * sum(W.size for W in others)
+        inputs = X.nnz // X.shape[0] if issparse(X) else X.shape[1]
+        first, *others = (np.size(W) for W in self.coefs_)
+        report.multiply_adds = 2 * inputs * first // X.shape[1] + 3 * sum(others)
         report.lap("prepare")
         log.info("%s.fit runs on %s (%s): %s", type(self).__name__, report.backend, report.device, reason)
 
@@ -190,13 +203,19 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
         incremental: bool,
     ) -> None:
         self._report.lap("checks")
+        work = (activations, deltas, coef_grads, intercept_grads)
         sample_weight = weights.product(self._by_class, sample_weight)
+        if reason := overrides.of_the_loop():
+            self._refuse_what_is_only_here(reason)
+            self._begin(X, None, reason, None)
+            super()._fit_stochastic(X, y, sample_weight, *work, layer_units, incremental)
+            return
         resumes = self._before is not None and hasattr(self, "_optimizer")
         if resumes:
             self._random_state = self._before
         if not (incremental or resumes) or not hasattr(self, "_optimizer"):
             self._optimizer = self._new_optimizer()
-            if self.dropout:  # drawn from a copy, so that dropout leaves the order of the samples alone
+            if value(self, "dropout"):  # drawn from a copy, so that dropout leaves the order of the samples alone
                 self._dropout_seed = int(copy.deepcopy(self._random_state).randint(2**31))
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -208,17 +227,17 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
             held_out = (*held_out, self._label_binarizer.inverse_transform(y_val) if is_classifier(self) else y_val)
         listeners = Listeners(self, X, y, held_out is not None)
         batch_size = self._rows_of_a_batch(X.shape[0])
-        backend, reason = self._where(X, y, weight)
+        backend, reason = self._where(X, y, weight, layer_units)
         # With a backend on a GPU, what is done here is in the order of its own work.
         with nullcontext() if backend is None else backend.ordered(), in_given_arrays(self):
             steps: BackendSteps | ReferenceSteps
             if backend is None:
-                steps = ReferenceSteps(self, X, y, weight, batch_size)
+                steps = ReferenceSteps(self, X, y, weight, batch_size, work)
                 self._begin(X, None, reason, None)
             else:
                 steps = BackendSteps(self, X, y, weight, batch_size, backend)
                 self._begin(X, backend, reason, steps.plan)
-            self._train(steps, (X, y, weight, batch_size), held_out, listeners, resumes, incremental)
+            self._train(steps, (X, y, weight, batch_size, work), held_out, listeners, resumes, incremental)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         self._report.lap("validation")
@@ -226,7 +245,7 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
     def _train(
         self,
         steps: BackendSteps | ReferenceSteps,
-        data: tuple[Any, Any, Any, int],
+        data: tuple[Any, Any, Any, int, Any],
         held_out: tuple[Any, Any, Any, Any] | None,
         listeners: Listeners,
         resumes: bool,
@@ -242,10 +261,8 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
             self.n_iter_ = 0
             for _ in range(self.max_iter):
                 listeners.epoch_begins(steps)
-                if self.shuffle:  # what sklearn.utils.shuffle does, which checks more than it shuffles
-                    places = np.arange(n_samples, dtype=np.int32)
-                    self._random_state.shuffle(places)
-                    order = order[places]
+                if self.shuffle:
+                    order = overrides.shuffled(order, self._random_state)
                 taken = order if self.shuffle else None
                 try:
                     self.loss_ = steps.epoch(taken)
@@ -265,14 +282,14 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
             else:
                 ended = f"finished {self.max_iter} epochs"
                 warn(
-                    BaseMultilayerPerceptron._fit_stochastic,
+                    perceptron.BaseMultilayerPerceptron._fit_stochastic,
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                     "converged yet.",
                     ConvergenceWarning,
                 )
         except KeyboardInterrupt:
             ended = "interrupted"
-            warn(BaseMultilayerPerceptron._fit_stochastic, "Training interrupted by user.")
+            warn(perceptron.BaseMultilayerPerceptron._fit_stochastic, "Training interrupted by user.")
         finally:
             listeners.end(ended)
             steps.download()
@@ -281,10 +298,10 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
 
     def _new_optimizer(self) -> Any:
         parameters = self.coefs_ + self.intercepts_
-        if self.optimizer is not None:
+        if value(self, "optimizer") is not None:
             return networks.RuleOptimizer(parameters, networks.given_rule(self))
         if self.solver == "sgd":
-            return SGDOptimizer(
+            return perceptron.SGDOptimizer(
                 parameters,
                 self.learning_rate_init,
                 self.learning_rate,
@@ -292,14 +309,14 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
                 self.nesterovs_momentum,
                 self.power_t,
             )
-        return AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
+        return perceptron.AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
     def _rows_of_a_batch(self, n_samples: int) -> Any:
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
             warn(
-                BaseMultilayerPerceptron._fit_stochastic,
+                perceptron.BaseMultilayerPerceptron._fit_stochastic,
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
             )
         return np.clip(self.batch_size, 1, n_samples)  # NumPy's integer makes scikit-learn's loss float64
@@ -348,7 +365,7 @@ class BackendMixin(StateMixin, CallbackSupportMixin, ValidationMixin, Prediction
     ) -> None:
         self._report.lap("checks")
         sample_weight = weights.product(self._by_class, sample_weight)
-        backend, reason = self._where(X, y, sample_weight)
+        backend, reason = self._where(X, y, sample_weight, layer_units)
         self._objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
         self._begin(X, backend, reason, None)
         try:

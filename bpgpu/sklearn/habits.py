@@ -1,7 +1,6 @@
 """What scikit-learn's users rely on beside the results: its warnings, its pickles, and the types of its numbers."""
 
 import functools
-import inspect
 import warnings
 import weakref
 from typing import Any
@@ -12,6 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.neural_network._base import LOSS_FUNCTIONS
 
+from bpgpu.sklearn import parameters
 from bpgpu.sklearn.report import FitReport
 
 
@@ -53,8 +53,7 @@ class StateMixin(BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take scikit-learn's state too, as `bpgpu.accel` needs it: the parameters it lacks get their defaults."""
-        parameters = inspect.signature(type(self)).parameters.values()
-        state = {p.name: p.default for p in parameters if p.default is not p.empty} | state
+        state = dict(parameters.completed(self, state))
         version = state.pop("_sklearn_version", "pre-0.18")  # scikit-learn's own words
         if _is_ours(self) and version != sklearn.__version__:
             warning = InconsistentVersionWarning(

@@ -7,7 +7,7 @@ from bpgpu.backends import get_backend
 from bpgpu.callbacks import Callback, ProgressBar, checked
 from bpgpu.network import MLP
 from bpgpu.plan import Architecture
-from bpgpu.sklearn import networks
+from bpgpu.sklearn import networks, parameters
 from bpgpu.sklearn.steps import BackendSteps, ReferenceSteps, flatten
 from bpgpu.training import History, Training
 
@@ -34,8 +34,10 @@ class Listeners:
 
     def __init__(self, estimator: Any, X: Any, y: Any, has_validation: bool) -> None:
         self.estimator, self.X, self.y = estimator, X, y
-        given = checked(() if estimator.callbacks is None else estimator.callbacks)
-        self.bpgpus: list[Callback] = [*given, *([ProgressBar()] if estimator.progress else [])]
+        given = parameters.value(estimator, "callbacks")
+        self.bpgpus: list[Callback] = [*checked(() if given is None else given)]
+        if parameters.value(estimator, "progress"):
+            self.bpgpus.append(ProgressBar())
         self.stopped = ""
         self.root: Any = None
         self.has_validation = has_validation

@@ -1,20 +1,22 @@
 """What a scikit-learn estimator is to bpgpu: its network, with its losses as costs, and its rule."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.neural_network._base import ACTIVATIONS, LOSS_FUNCTIONS
+from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
 
 from bpgpu.activations import IDENTITY, SOFTMAX, Activation, get_activation, layer_activations, unchecked
 from bpgpu.backends import get_backend
-from bpgpu.checks import compressed_rows
-from bpgpu.costs import BINARY_CROSS_ENTROPY, COSTS, CROSS_ENTROPY, Cost
+from bpgpu.costs import COSTS, CROSS_ENTROPY, Cost
 from bpgpu.kernels import formulas
 from bpgpu.optimizers import SGD, Adam, Optimizer, get_optimizer
 from bpgpu.plan import Architecture, Data
+from bpgpu.sklearn import parameters
+from bpgpu.sparse import compressed_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -23,6 +25,8 @@ EXP = unchecked(Activation, name="exp", value="exp(z)", derivative="1")
 POISSON = unchecked(
     Cost, name="poisson", value="where(y == 0, 0, y * log(y / a)) - y + a", gradient="a - y", reduction="sum"
 )
+# The same of the log-loss.
+LOGISTIC = unchecked(Activation, name="logistic", value=get_activation("logistic").value, derivative="1")
 # Losses of a regression beside scikit-learn's, for one output; q is the quantile, d the delta of Huber's.
 LOSSES = {
     "absolute_error": ("abs(a - y)", "where(a > y, 1, where(a < y, -1, 0))"),
@@ -49,7 +53,8 @@ def cost(estimator: Any, outputs: int) -> Cost:
             return COSTS["half_squared_error"]
         value, gradient = "0.5 * (y - a) ** 2", "a - y"
     else:
-        numbers = {"d": repr(float(estimator.huber_delta)), "q": repr(float(estimator.quantile))}
+        chosen = {"d": parameters.value(estimator, "huber_delta"), "q": parameters.value(estimator, "quantile")}
+        numbers = {name: repr(float(number)) for name, number in chosen.items()}
         value, gradient = (formula.format(**numbers) for formula in LOSSES[loss])
     if outputs > 1:
         value = f"({value}) / {outputs}"
@@ -64,25 +69,38 @@ def hidden(estimator: Any) -> tuple[Activation, ...]:
 def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
     """Return the network of an estimator that scikit-learn has initialised."""
     sizes = [len(estimator.coefs_[0]), *map(len, estimator.intercepts_)]
+    largest = math.inf
     if estimator.out_activation_ == "identity":
         output, loss = IDENTITY, cost(estimator, sizes[-1])
+    elif estimator.out_activation_ == "exp":
+        output, loss = EXP, POISSON
+    elif estimator.out_activation_ == "logistic":
+        output, loss = LOGISTIC, log_loss(dtype)
     else:
-        output, loss = {
-            "softmax": (SOFTMAX, CROSS_ENTROPY),
-            "logistic": (get_activation("sigmoid"), BINARY_CROSS_ENTROPY),
-            "exp": (EXP, POISSON),
-        }[estimator.out_activation_]
+        output, loss = SOFTMAX, CROSS_ENTROPY
+        largest = -math.log(np.finfo(dtype).eps)
     return Architecture(
         sizes=tuple(sizes),
         activations=(*hidden(estimator), output),
         cost=loss,
         bias=True,
         l2=float(estimator.alpha),
-        dropout=float(estimator.dropout),
+        dropout=float(parameters.value(estimator, "dropout")),
         dtype=dtype,
         seed=getattr(estimator, "_dropout_seed", 0),
         by_weight=True,
+        largest_cost=largest,
     )
+
+
+def log_loss(dtype: np.dtype[Any]) -> Cost:
+    """Return scikit-learn's log-loss of logistic outputs, which takes no probability for less than eps.
+
+    With softmax, where one class of a row is right, that is a largest cost of a row.
+    """
+    eps = repr(float(np.finfo(dtype).eps))
+    value = f"-(y * log(max(a, {eps})) + (1 - y) * log(max(1 - a, {eps})))"
+    return unchecked(Cost, name="log_loss", value=value, gradient="a - y", reduction="sum")
 
 
 def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> Data:
@@ -97,26 +115,37 @@ def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> D
 def only_here(estimator: Any) -> list[str]:
     """Return the parameters whose values scikit-learn cannot train with."""
     found = {
-        "activation": not isinstance(estimator.activation, str) or estimator.activation not in ACTIVATIONS,
-        "dropout": estimator.dropout > 0,
-        "optimizer": estimator.optimizer is not None,
-        "loss": not isinstance(estimator.loss, str) or estimator.loss not in LOSS_FUNCTIONS,
+        "activation": not isinstance(estimator.activation, str) or estimator.activation not in perceptron.ACTIVATIONS,
+        "dropout": parameters.value(estimator, "dropout") > 0,
+        "optimizer": parameters.value(estimator, "optimizer") is not None,
+        "loss": is_own_loss(estimator),
         "label_smoothing": smoothing(estimator) > 0,
     }
     return [name for name, used in found.items() if used]
 
 
+def is_own_loss(estimator: Any) -> bool:
+    """Return whether the loss is one that scikit-learn lacks."""
+    return isinstance(estimator.loss, Cost) or estimator.loss in LOSSES
+
+
+def are_distributions(y: Any) -> bool:
+    """Return whether the targets of a row sum to 1, as softmax is computed with its cross-entropy."""
+    sums = y.sum(axis=1)
+    return bool((sums == 1).all() if y.dtype == bool else (abs(sums - 1) <= 4 * np.finfo(sums.dtype).eps).all())
+
+
 def smoothing(estimator: Any) -> float:
     """Return how much of a label's probability goes to all labels alike."""
-    return float(getattr(estimator, "label_smoothing", 0.0))
+    return float(parameters.value(estimator, "label_smoothing") or 0.0)
 
 
 def targets(estimator: Any, y: Any, dtype: np.dtype[Any]) -> Array:
-    """Return targets as the backends take them: labels of classes that exclude each other, floats else."""
+    """Return targets as the backends take them: labels if each row is one class, floats else."""
     part, softmax = smoothing(estimator), estimator.out_activation_ == "softmax"
     if part:
         y = np.asarray(y, dtype) * (1 - part) + part / (y.shape[1] if softmax else 2)
-    elif softmax:
+    elif softmax and y.dtype == bool:
         return np.ascontiguousarray(y.argmax(axis=1), np.int32)
     return np.ascontiguousarray(y, dtype)
 
@@ -125,9 +154,9 @@ def loss(estimator: Any, y: Any, a: Array, weight: Array | None) -> float:
     """Return the loss of outputs without the penalty, as scikit-learn computes its own."""
     if smoothing(estimator):
         y = targets(estimator, y, a.dtype)
-    name = "binary_log_loss" if estimator.out_activation_ == "logistic" else estimator.loss
-    if name in LOSS_FUNCTIONS:
-        return float(LOSS_FUNCTIONS[name](y, a, weight))
+    if not is_own_loss(estimator):
+        binary = estimator.loss == "log_loss" and estimator.out_activation_ == "logistic"
+        return float(perceptron.LOSS_FUNCTIONS["binary_log_loss" if binary else estimator.loss](y, a, weight))
     given = cost(estimator, a.shape[1])
     values = formulas.numpy_function(given.value, a.dtype)(None, a, y.astype(a.dtype))
     rows = values.mean(axis=1) if given.reduction == "mean" else values.sum(axis=1)
@@ -176,9 +205,10 @@ class RuleOptimizer(BaseOptimizer):
 
 def given_rule(estimator: Any) -> Optimizer:
     """Return the rule that the parameter `optimizer` names, at scikit-learn's learning rate, or is."""
-    if isinstance(estimator.optimizer, Optimizer):
-        return estimator.optimizer
-    return dataclasses.replace(get_optimizer(estimator.optimizer), learning_rate=float(estimator.learning_rate_init))
+    chosen = parameters.value(estimator, "optimizer")
+    if isinstance(chosen, Optimizer):
+        return chosen
+    return dataclasses.replace(get_optimizer(chosen), learning_rate=float(estimator.learning_rate_init))
 
 
 def rule(optimizer: Any) -> Optimizer:

@@ -3,18 +3,17 @@
 from typing import Any
 
 import numpy as np
-from sklearn.neural_network._base import ACTIVATIONS
-from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bpgpu.sklearn import networks
 
 
-class PredictionMixin(BaseMultilayerPerceptron):
+class PredictionMixin(perceptron.BaseMultilayerPerceptron):
     """Predictions with any activation, and what goes on inside."""
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
-        if isinstance(self.activation, str) and self.activation in ACTIVATIONS:
+        if isinstance(self.activation, str) and self.activation in perceptron.ACTIVATIONS:
             return super()._forward_pass_fast(X, check_input=check_input)
         return networks.forward(self, self._checked_input(X) if check_input else X)[1][-1]
 

@@ -1,11 +1,11 @@
 """Who takes the steps of an epoch: a backend of bpgpu or, for what no backend can do, scikit-learn itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from sklearn.utils import gen_batches
+from sklearn.neural_network import _multilayer_perceptron as perceptron
 
 from bpgpu.backends.base import Backend
 from bpgpu.errors import NonFiniteError
@@ -168,28 +168,40 @@ class BackendSteps:
 
 
 class ReferenceSteps:
-    """Epochs by scikit-learn's own `_backprop` and optimizer."""
+    """Epochs by scikit-learn's own `_backprop` and optimizer.
+
+    Parameters
+    ----------
+    estimator, X, y, weight, batch_size
+        As of `BackendSteps`, of any kind that scikit-learn itself takes.
+    work : list of list
+        activations, deltas, coef_grads and intercept_grads as scikit-learn's `_fit` makes them.
+    """
 
     learning_rate: float | None = None
 
-    def __init__(self, estimator: Any, X: Any, y: Any, weight: Array | None, batch_size: int) -> None:
+    def __init__(
+        self, estimator: Any, X: Any, y: Any, weight: Array | None, batch_size: int, work: Sequence[list[Any]]
+    ) -> None:
         self.estimator, self.X, self.y, self.weight, self.batch_size = estimator, X, y, weight, batch_size
-        layers = len(estimator.coefs_)
-        self.work: list[list[Any]] = [[None] * (layers + 1), [None] * layers, [None] * layers, [None] * layers]
+        self.activations, self.deltas, *self.gradients = work
+        self.parameters: list[Any] = []
 
     def epoch(self, order: Array | None) -> Any:
         """Train one epoch and return its loss, of the type that it has in scikit-learn."""
         estimator, n, loss = self.estimator, self.X.shape[0], 0.0
         if self.learning_rate is not None:  # scikit-learn's Adam computes its rate from the initial one
             estimator._optimizer.learning_rate = estimator._optimizer.learning_rate_init = self.learning_rate
-        parameters = estimator.coefs_ + estimator.intercepts_
-        for batch in gen_batches(n, self.batch_size):
+        self.parameters = self.parameters or estimator.coefs_ + estimator.intercepts_
+        for batch in perceptron.gen_batches(n, self.batch_size):
             rows = batch if order is None else order[batch]
             weight = None if self.weight is None else self.weight[rows]
-            self.work[0][0] = self.X[rows]
-            cost, dW, db = estimator._backprop(self.work[0][0], self.y[rows], weight, *self.work)
+            X = self.activations[0] = self.X[rows] if order is None else perceptron._safe_indexing(self.X, rows)
+            cost, *self.gradients = estimator._backprop(
+                X, self.y[rows], weight, self.activations, self.deltas, *self.gradients
+            )
             loss += cost * (batch.stop - batch.start)
-            estimator._optimizer.update_params(parameters, dW + db)
+            estimator._optimizer.update_params(self.parameters, self.gradients[0] + self.gradients[1])
         return loss / n
 
     def download(self) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.metrics import get_scorer
-from sklearn.model_selection import train_test_split
-from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -17,8 +16,10 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from bpgpu.sklearn import parameters
 
-class ValidationMixin(BaseMultilayerPerceptron):
+
+class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     """Data to validate on: those that `fit` got, or a part of X."""
 
     _given_validation: Any
@@ -37,7 +38,7 @@ class ValidationMixin(BaseMultilayerPerceptron):
             else:
                 random_state = copy.deepcopy(self._split_state)
         arrays = (X, y) if weight is None else (X, y, weight)
-        parts = train_test_split(
+        parts = perceptron.train_test_split(
             *arrays,
             random_state=random_state,
             test_size=self.validation_fraction,
@@ -70,11 +71,12 @@ class ValidationMixin(BaseMultilayerPerceptron):
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the score that early stopping goes by."""
-        if self.scoring is None:
+        scoring = parameters.value(self, "scoring")
+        if scoring is None:
             return float(super()._score(X, y, sample_weight))
-        if self.scoring == "loss":
+        if scoring == "loss":
             return float(-self.validation_loss_curve_[-1])
-        scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
+        scorer = get_scorer(scoring) if isinstance(scoring, str) else scoring
         given = {} if sample_weight is None else {"sample_weight": sample_weight}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X does not have valid feature names")  # inside, X is an array

@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
+from bpgpu.sklearn import parameters
+
 
 def by_class(estimator: Any, y: Any) -> Any:
     """Return the weights of encoded targets, or None without `class_weight`.
 
     A class that a dict does not name weighs 1. Which classes there are is not for a batch of `partial_fit` to say.
     """
-    class_weight = getattr(estimator, "class_weight", None)
+    class_weight = parameters.value(estimator, "class_weight")
     if class_weight is None:
         return None
     if estimator._label_binarizer.y_type_.startswith("multilabel"):

@@ -7,9 +7,11 @@ from importlib.machinery import PathFinder
 class _Wait:
     """Finds nothing: it waits for scikit-learn, so that a Python without it does not load bpgpu."""
 
+    waiting = True  # it stays in sys.meta_path, which the import system is going through
+
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "sklearn":
-            sys.meta_path.remove(self)
+        if name == "sklearn" and self.waiting:
+            self.waiting = False
             try:
                 from bpgpu import accel
             except ImportError:  # another environment

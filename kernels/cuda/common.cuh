@@ -76,12 +76,20 @@ __device__ __forceinline__ T block_sum(T x)
     return total;
 }
 
-// The cost of a row, from what each lane of its warp has summed up; returns whether it is finite.
+// Adds x to a pair of a sum and what its roundings have left out, so that no number of additions makes it drift.
+__device__ __forceinline__ void add_to(T* pair, T x)
+{
+    const T sum = pair[0] + x, of_x = sum - pair[0];
+    pair[1] += (pair[0] - (sum - of_x)) + (x - of_x);
+    pair[0] = sum;
+}
+
+// The cost of a row, from what each lane of its warp has summed up; returns whether it is finite. total_cost are pairs.
 __device__ __forceinline__ bool write_cost(T sum, long long row, T factor, const T* weight, T* cost, T* total_cost)
 {
     sum = factor * warp_sum(sum) * (weight ? weight[row] : T(1));
     if (lane_index() == 0) cost[row] = sum;
-    if (lane_index() == 0 && total_cost) total_cost[row] += sum;
+    if (lane_index() == 0 && total_cost) add_to(total_cost + 2 * row, sum);
     return is_finite(sum);
 }
 

@@ -11,8 +11,8 @@
 // 64 columns of the result and the right one once for every 64 rows, mostly from L2: 16 FLOPs a byte in float, 8 in
 // double. From shared memory a thread takes 8 elements for 16 multiplications and additions.
 //
-// Deterministic on any grid: every element is summed over k = 0, 1, 2, ... by one thread; an element of db is 16 such
-// sums, of every 16th row each, added in order. Launched with blocks of 256 threads in x, and a grid of
+// Deterministic on any grid: every element is summed over k = 0, 1, 2, ... by one thread, in blocks, whose sums are added
+// in order; an element of db is 16 such sums, of every 16th row each, added in order. Launched with blocks of 256 threads in x, and a grid of
 // (ceil(columns / 64), ceil(rows / 64)) of the result; a smaller one strides. B, m and n are below 2^31 - 64.
 
 constexpr int TILE = 64;            // rows and columns of the result in a block's tile
@@ -90,6 +90,20 @@ struct Operand {
     }
 };
 
+// How many of so many terms are added up before their sum is added to the sum of the others: about the square root, for
+// a sum of n terms that are alike may be off by n / 6 roundings. A multiple of DEPTH.
+__device__ __forceinline__ int block_of(int terms)
+{
+    const int block = (int)sqrt(T(terms)) / DEPTH * DEPTH;
+    return block > 4 * DEPTH ? block : 4 * DEPTH;
+}
+
+__device__ __forceinline__ void add_block(Four& total, Four& sum)
+{
+    for (int k = 0; k < 4; ++k) total.x[k] += sum.x[k];
+    sum = {};
+}
+
 // The product of two operands, handed on four columns of a row at a time: epilogue(row, column, v). If `column_sums`
 // is given, also the sums of b over the terms, for which b must not be SUM_IN_ROWS.
 template <class A, class B, class Epilogue>
@@ -97,12 +111,13 @@ __device__ __forceinline__ void multiply(const A& a, const B& b, T* column_sums,
 {
     __shared__ Slab a_slab[2], b_slab[2];
     const int rows = a.extent(), columns = b.extent(), terms = a.terms();
-    const int thread = threadIdx.x, down = thread / SIDE, across = thread % SIDE;
+    const int thread = threadIdx.x, down = thread / SIDE, across = thread % SIDE, block = block_of(terms);
     for (unsigned y = blockIdx.y; y < ((unsigned)rows + TILE - 1) / TILE; y += gridDim.y) {
         for (unsigned x = blockIdx.x; x < ((unsigned)columns + TILE - 1) / TILE; x += gridDim.x) {
             const int row0 = y * TILE, column0 = x * TILE;
             const bool summing = column_sums && y == 0;
-            Four sum[4] = {}, b_sum = {};
+            Four sum[4] = {}, b_sum = {}, total[4] = {}, b_total = {};
+            int end = block;  // of the terms that are added up in `sum`
             Four next_a = a.fetch(row0, 0), next_b = b.fetch(column0, 0);
             __syncthreads();  // the tile before this one may still be in use
             for (int k0 = 0, stage = 0; k0 < terms; k0 += DEPTH, stage ^= 1) {
@@ -122,16 +137,21 @@ __device__ __forceinline__ void multiply(const A& a, const B& b, T* column_sums,
                     for (int i = 0; i < 4; ++i)
                         for (int j = 0; j < 4; ++j) sum[i].x[j] += left.x[i] * right.x[j];
                 }
+                if (k0 + DEPTH == end || k0 + DEPTH >= terms) {
+                    for (int i = 0; i < 4; ++i) add_block(total[i], sum[i]);
+                    add_block(b_total, b_sum);
+                    end += block;
+                }
             }
             const int column = column0 + 4 * across;
 #pragma unroll 1  // four copies of a long formula would only be slower to compile and to fetch
             for (int row = row0 + 4 * down, end = row + 4; row < end; ++row) {
-                if (row < rows && column < columns) epilogue(row, column, sum[0]);
-                for (int i = 0; i < 3; ++i) sum[i] = sum[i + 1];  // moved, as registers have no index
+                if (row < rows && column < columns) epilogue(row, column, total[0]);
+                for (int i = 0; i < 3; ++i) total[i] = total[i + 1];  // moved, as registers have no index
             }
             if (summing) {  // each thread has the sum of every 16th row, for four columns
                 __syncthreads();
-                b_slab[0].write(down, across, b_sum);
+                b_slab[0].write(down, across, b_total);
                 __syncthreads();
                 if (thread < TILE && column0 + thread < columns) {
                     T total = T(0);

@@ -3,7 +3,7 @@
 // Computes  z + b, a = softmax(z) through the log-sum-exp, the cost of each row, delta = dC/dz.
 // Reads     z (the product, rows x n), b (n; may be null), y (rows x n), scale (rows): the share of each row in C,
 //           weight (rows; may be null), by which its cost is multiplied. factor is 1/n for a mean over outputs, else 1.
-// Writes    z in place, a and delta (rows x n), cost (rows), ctl[0]; total_cost (rows; may be null) += cost.
+// Writes    z in place, a and delta (rows x n), cost (rows), ctl[0]; total_cost (rows pairs; may be null) += cost.
 // Bytes     per element 5 sizeof(T): z and y in, z, a and delta out; the passes over a row but the first find it in a
 //           cache.
 //

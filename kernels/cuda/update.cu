@@ -5,11 +5,11 @@
 //           c2 from the schedule's row of step ctl[1].
 // Reads     p, g, the rule's state m, v (null where it has none), mask (n_weights; may be null), clip (may be null),
 //           schedule (steps x 4): eta, 1/(1 - beta1^t), 1/(1 - beta2^t), 1/weight of the batch; ctl.
-//           momentum, nesterov: h0 = mu, state m. rmsprop: h0 = rho, h1 = epsilon, h4 = 1 - rho, state v.
+//           momentum, nesterov: h0 = mu, h4 = 1 - mu, state m. rmsprop: h0 = rho, h1 = epsilon, h4 = 1 - rho, state v.
 //           adam, adamw: h0 = beta1, h1 = beta2, h2 = epsilon, h3 = weight decay (adamw), h4 = 1 - beta1,
 //           h5 = 1 - beta2; the differences come from the host, as 1 - 0.999f is wrong in the fifth digit.
-// Writes    p and the state in place; if not null penalty[blockIdx.x] += penalty_scale, times the batch's weight,
-//           sum of p^2 over the block's weights before the step.
+// Writes    p and the state in place; if not null penalty[blockIdx.x], a pair, += penalty_scale, times the batch's
+//           weight, sum of p^2 over the block's weights before the step.
 // Bytes     per parameter 3 sizeof(T) (p and g in, p out), 2 more for each state, 1 more with a mask.
 // Nothing happens once the latch is closed. An element whose g is not finite is left as it is, sets ctl[0] = 2 and
 // brings ctl[2] down to its index; one that is not finite afterwards sets ctl[0] = 3 and brings ctl[3] down.
@@ -21,11 +21,18 @@
 // Bytes     per parameter sizeof(T), 1 more with decay, 1 more with a mask.
 //
 // total
-// Computes  out[0] = sum of cost (n) + sum of penalty (slots; null if there are none). One block, so one order.
+// Computes  out[0] = sum of cost (n) + sum of penalty (slots; null if there are none), all pairs of a sum and what its
+//           roundings have left out (`add_to`). One block, so one order.
 
 enum Rule { SGD, MOMENTUM, NESTEROV, RMSPROP, ADAM, ADAMW };
 
 struct Numbers { T eta, c1, c2, h0, h1, h2, h3, h4, h5; };
+
+// beta x + added, of which rest is 1 - beta: near 1, beta rounded would have lost part of that. An infinite x stays.
+__device__ __forceinline__ T decayed(T x, T beta, T rest, T added)
+{
+    return beta > rest ? x + (is_finite(x) ? added - rest * x : added) : beta * x + added;
+}
 
 // Changes parameter i, whose gradient is g, by the rule; returns whether it and its state are finite.
 template <int rule>
@@ -34,15 +41,15 @@ __device__ __forceinline__ bool change(T* p, T g, T* m, T* v, long long i, bool 
     if constexpr (rule == SGD) {
         p[i] += -c.eta * g;
     } else if constexpr (rule == MOMENTUM || rule == NESTEROV) {
-        const T step = -c.eta * g, velocity = c.h0 * m[i] + step;
+        const T step = -c.eta * g, velocity = decayed(m[i], c.h0, c.h4, step);
         m[i] = velocity;
         p[i] += rule == NESTEROV ? step + c.h0 * velocity : velocity;
     } else if constexpr (rule == RMSPROP) {
-        v[i] = c.h0 * v[i] + c.h4 * g * g;
+        v[i] = decayed(v[i], c.h0, c.h4, c.h4 * g * g);
         p[i] -= c.eta * g / (sqrt(v[i]) + c.h1);
     } else {
-        m[i] = c.h0 * m[i] + c.h4 * g;
-        v[i] = c.h1 * v[i] + c.h5 * g * g;
+        m[i] = decayed(m[i], c.h0, c.h4, c.h4 * g);
+        v[i] = decayed(v[i], c.h1, c.h5, c.h5 * g * g);
         T direction = m[i] * c.c1 / (sqrt(v[i] * c.c2) + c.h2);
         if (rule == ADAMW && is_weight) direction += c.h3 * p[i];
         p[i] -= c.eta * direction;
@@ -88,7 +95,7 @@ __device__ __forceinline__ void update(
     if (!penalty) return;
     squares = block_sum(squares);
     const T weight = now[3] > T(0) ? T(1) / now[3] : T(0);  // of the batch
-    if (threadIdx.x == 0) penalty[blockIdx.x] += penalty_scale * weight * squares;
+    if (threadIdx.x == 0) add_to(penalty + 2 * blockIdx.x, penalty_scale * weight * squares);
 }
 
 extern "C" __global__ void sgd(
@@ -193,10 +200,10 @@ extern "C" __global__ void norm_final(const T* partial, int blocks, T clip_norm,
 
 extern "C" __global__ void total(const T* cost, long long n, const T* penalty, int slots, T* out)
 {
-    T sum = T(0);
-    for (long long i = threadIdx.x; i < n; i += blockDim.x) sum += cost[i];
+    T sum[2] = {T(0), T(0)};
+    for (long long i = threadIdx.x; i < 2 * n; i += blockDim.x) add_to(sum, cost[i]);
     if (penalty)
-        for (int slot = threadIdx.x; slot < slots; slot += blockDim.x) sum += penalty[slot];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) out[0] = sum;
+        for (int i = threadIdx.x; i < 2 * slots; i += blockDim.x) add_to(sum, penalty[i]);
+    const T whole = block_sum(sum[0]), rest = block_sum(sum[1]);
+    if (threadIdx.x == 0) out[0] = whole + rest;
 }

@@ -1,0 +1,250 @@
+"""What the methods of a backend are called with, checked on all backends alike: shapes, and indices of rows.
+
+`MLP` has checked what a user passes to it; these checks are for those who call a backend themselves. NumPy would
+broadcast what does not fit, and compiled code read and write beyond it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bpgpu import checks
+from bpgpu.activations import Activation
+from bpgpu.costs import Cost
+from bpgpu.interop import is_sparse, on_host
+from bpgpu.optimizers import Optimizer
+from bpgpu.plan import Batch, Data, Plan
+from bpgpu.sparse import check, compressed_rows, is_frozen
+
+Array = Any
+Expected = tuple[str, Array, tuple[int, ...]]
+
+
+def _shape(name: str, array: Array) -> tuple[int, ...]:
+    """Return the shape of an array, which must be one."""
+    shape: tuple[int, ...] | None = getattr(array, "shape", None)
+    if shape is None:
+        raise TypeError(f"{name} must be an array of the backend, got {type(array).__name__}")
+    return shape
+
+
+def _matrix(name: str, array: Array) -> tuple[int, ...]:
+    """Return the shape of an array, which must have two dimensions."""
+    shape = _shape(name, array)
+    if len(shape) != 2:
+        raise ValueError(f"{name} must have two dimensions, got shape {shape}")
+    return shape
+
+
+def _is_a(kind: type, name: str, value: Any) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an object of bpgpu.{kind.__name__}, got {value!r:.60}")
+
+
+def _fit(*expected: Expected) -> None:
+    """Raise unless the arrays, where they are not None, have the shapes beside them."""
+    for name, array, shape in expected:
+        if array is not None and _shape(name, array) != shape:
+            raise ValueError(f"{name} must have shape {shape}, to fit the other arguments, got {array.shape}")
+
+
+def _apart(name: str, out: Array, *others: Array) -> None:
+    for other in others:
+        if out is other:
+            raise ValueError(f"{name} must be an array of its own, and is one of the arguments that are read")
+
+
+# The three steps, and those between them
+
+
+def forward(
+    a_prev: Array, W: Array, b: Array | None, activation: Activation, out: Array, out_z: Array | None = None
+) -> None:
+    """Check the arrays of `Backend.forward`."""
+    _is_a(Activation, "activation", activation)
+    (rows, m), n = _matrix("a_prev", a_prev), _matrix("W", W)[1]
+    _fit(("W", W, (m, n)), ("b", b, (n,)), ("out", out, (rows, n)), ("out_z", out_z, (rows, n)))
+    _apart("out", out, a_prev)
+    if is_sparse(a_prev):
+        check("a_prev", a_prev)
+
+
+def output_delta(
+    z: Array,
+    y: Array,
+    scale: Array,
+    activation: Activation,
+    cost: Cost,
+    out_a: Array,
+    out_delta: Array,
+    out_cost: Array,
+    b: Array | None = None,
+    weight: Array | None = None,
+) -> None:
+    """Check the arrays of `Backend.output_delta`."""
+    _is_a(Activation, "activation", activation)
+    _is_a(Cost, "cost", cost)
+    rows, n = shape = _matrix("z", z)
+    _fit(
+        ("y", y, shape),
+        ("scale", scale, (rows,)),
+        ("out_a", out_a, shape),
+        ("out_delta", out_delta, shape),
+        ("out_cost", out_cost, (rows,)),
+        ("b", b, (n,)),
+    )
+    if weight is not None and weight.shape[0] < rows:
+        raise ValueError(f"weight must have {rows} numbers at least, got {weight.shape}")
+
+
+def hidden_delta(delta: Array, W: Array, a: Array, z: Array | None, activation: Activation, out: Array) -> None:
+    """Check the arrays of `Backend.hidden_delta`."""
+    _is_a(Activation, "activation", activation)
+    (rows, n), m = _matrix("delta", delta), _matrix("W", W)[0]
+    _fit(("W", W, (m, n)), ("a", a, (rows, m)), ("z", z, (rows, m)), ("out", out, (rows, m)))
+    _apart("out", out, delta, a, z)
+    if activation.derivative_needs_z and z is None:
+        raise ValueError(f"z must be given, because the derivative of {activation.name!r} is computed from it")
+
+
+def dropout(x: Array, out: Array) -> None:
+    """Check the arrays of `Backend.dropout`."""
+    _fit(("out", out, _matrix("x", x)))
+
+
+def weight_gradient(
+    a_prev: Array, delta: Array, W: Array | None, mask: Array | None, out_W: Array, out_b: Array | None
+) -> None:
+    """Check the arrays of `Backend.weight_gradient`."""
+    (rows, m), n = _matrix("a_prev", a_prev), _matrix("delta", delta)[1]
+    _fit(
+        ("delta", delta, (rows, n)),
+        ("W", W, (m, n)),
+        ("mask", mask, (m, n)),
+        ("out_W", out_W, (m, n)),
+        ("out_b", out_b, (n,)),
+    )
+    _apart("out_W", out_W, W, mask)
+    if is_sparse(a_prev):
+        check("a_prev", a_prev)
+
+
+def flat(*arrays: tuple[str, Array]) -> None:
+    """Raise unless all are vectors of one length."""
+    (name, first), *others = arrays
+    shape = _shape(name, first)
+    if len(shape) != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {shape}")
+    _fit(*((name, array, shape) for name, array in others))
+
+
+def update(
+    rule: Optimizer,
+    parameters: Array,
+    gradients: Array,
+    state: list[Array],
+    t: int,
+    learning_rate: float,
+    n_weights: int,
+) -> None:
+    """Check the arguments of `Backend.update`."""
+    _is_a(Optimizer, "rule", rule)
+    if len(state) != rule.n_state:
+        raise ValueError(f"state must hold {rule.n_state} arrays for {type(rule).__name__}, got {len(state)}")
+    flat(("parameters", parameters), ("gradients", gradients), *(("state", array) for array in state))
+    if len({id(array) for array in (parameters, gradients, *state)}) < 2 + len(state):
+        raise ValueError("parameters, gradients and state must be arrays of their own, and one of them came twice")
+    if t < 1:
+        raise ValueError(f"t must be at least 1, as steps are counted from 1, got {t}")
+    if not 0 <= n_weights <= parameters.shape[0]:
+        raise ValueError(f"n_weights must be between 0 and {parameters.shape[0]}, the parameters, got {n_weights}")
+    if not math.isfinite(learning_rate):
+        raise ValueError(f"learning_rate must be finite, got {learning_rate}")
+
+
+# Data
+
+
+def rows_of(name: str, rows: Any, n: int) -> None:
+    """Raise unless these are indices of n rows, none of them counted from the end."""
+    if not (isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind in "iu"):
+        raise TypeError(f"{name} must be a one-dimensional NumPy array of integers, got {rows!r:.60}")
+    if len(rows) and not (rows.min() >= 0 and rows.max() < n):
+        wrong = rows[(rows < 0) | (rows >= n)][0]
+        raise ValueError(f"{name} must hold rows 0 ... {n - 1} of the data, got {wrong}")
+
+
+def batch(batch: Batch, data: Data, rows: Any) -> None:
+    """Check the arguments of `Backend.load_batch`."""
+    n, B, K = len(data), len(batch.scale), batch.y.shape[1]
+    count = len(range(n)[rows]) if isinstance(rows, slice) else len(rows)
+    if count != B:
+        raise ValueError(f"rows must be as many as the batch has, {B}, got {count}")
+    if not isinstance(rows, slice):
+        rows_of("rows", rows, n)
+    _fit_data(data, None if batch.a[0] is None else batch.a[0].shape[1], K)
+    if is_sparse(data.X):
+        check("data.X", data.X)
+    if data.y.ndim == 1:
+        _labels(data.y, K)
+
+
+def samples(plan: Plan, data: Data) -> Data:
+    """Return the data of a plan, checked; the plan remembers them.
+
+    What compiled code takes for indices, labels and those of a sparse X, is copied unless nobody can write to it.
+    """
+    given, accepted = plan.accepted
+    if given is data and accepted is not None:
+        return accepted
+    net = plan.architecture
+    _fit_data(data, net.sizes[0], net.sizes[-1])
+    if plan.backend.takes_sparse and is_sparse(data.X) != (plan.nonzeros is not None):
+        raise ValueError("the plan was made for data of the other kind, sparse or dense; give it data.nonzeros")
+    X, y = data.X, data.y
+    if is_sparse(X) and not (X.dtype == net.dtype and is_frozen(X.indices) and is_frozen(X.indptr)):
+        X = compressed_rows("data.X", X, net.dtype)
+    if y.ndim == 1:
+        y = _labels(y, net.sizes[-1])
+    plan.accepted = data, data if X is data.X and y is data.y else Data(X, y, data.weight)
+    return plan.accepted[1]
+
+
+def _fit_data(data: Data, inputs: int | None, outputs: int) -> None:
+    n, columns = _matrix("data.X", data.X)
+    if n == 0 or inputs not in (None, columns):
+        raise ValueError(f"data.X must have rows, of {inputs} columns, got shape {data.X.shape}")
+    y = _shape("data.y", data.y)
+    if y not in ((n,), (n, outputs)):
+        raise ValueError(f"data.y must have shape ({n}, {outputs}), or ({n},) of integer labels, got {y}")
+    _fit(("data.weight", data.weight, (n,)))
+
+
+def _labels(y: Array, outputs: int) -> Array:
+    """Return labels, checked, as int32 that nobody can write to; as they are if they lie on a device, or have been."""
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"data.y of one dimension must hold integer labels, got {y.dtype}; pass numbers in columns")
+    if not on_host(y) or (y.dtype == np.int32 and is_frozen(y)):
+        return y
+    labels = np.array(y)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < outputs):
+        wrong = labels[(labels < 0) | (labels >= outputs)][0]
+        raise ValueError(f"data.y of one dimension must hold labels 0 ... {outputs - 1}, got {wrong}")
+    labels = labels.astype(np.int32, copy=False)
+    labels.flags.writeable = False
+    return labels
+
+
+def epoch(plan: Plan, data: Data, order: Any, parameters: Array, learning_rates: list[float], epoch: int) -> Data:
+    """Check the arguments of `Backend.run_epoch`, and return the data that are to be trained on."""
+    accepted, net = samples(plan, data), plan.architecture
+    n, steps = len(data), -(-len(data) // plan.batch_size)
+    _fit(("parameters", parameters, (net.n_parameters,)))
+    if order is not None:
+        rows_of("order", order, n)
+        _fit(("order", order, (n,)))
+    if len(learning_rates) != steps:
+        raise ValueError(f"learning_rates must hold one for each of {steps} steps, got {len(learning_rates)}")
+    checks.integer("epoch", epoch, 0, checks.MAX_COUNT)
+    return accepted

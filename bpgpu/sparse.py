@@ -1,0 +1,122 @@
+"""Sparse matrices of SciPy, whose compiled code, as ours, goes wherever their indices point: checked before it does."""
+
+from typing import Any
+
+import numpy as np
+
+from bpgpu.checks import finite
+
+Array = np.ndarray[Any, Any]
+
+
+def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a sparse matrix as a CSR array of `dtype` with int32 indices, those of a row ascending, none twice.
+
+    Its `indices` and `indptr` are copies that nobody can write to, so what has been checked stays true while the
+    caller's arrays change. The values are only copied if they must be.
+
+    Raises
+    ------
+    TypeError
+        If it does not hold numbers.
+    ValueError
+        If it is damaged, not finite, or too large for int32.
+    """
+    from scipy.sparse import csr_array
+
+    if X.dtype.kind not in "buif":
+        raise TypeError(f"{name} must hold numbers, got dtype {X.dtype}")
+    check(name, X)
+    if max(X.nnz, *X.shape) > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"{name} must have fewer than 2^31 entries, rows and columns, got shape {X.shape} with {X.nnz} "
+            "entries; train on parts of it"
+        )
+    X = X.tocsr()
+    values, indices, indptr = X.data, np.array(X.indices), np.array(X.indptr)
+    _check_compressed(name, values, indices, indptr, X.shape)  # the copies: another thread may have changed X
+    rows = csr_array((values, indices.astype(np.int32, copy=False), indptr.astype(np.int32, copy=False)), X.shape)
+    if not rows.has_canonical_format:
+        rows.data = np.array(values)  # sorted in place, they would be sorted under the caller's hands
+        rows.sum_duplicates()
+
+    def place(entry: int) -> tuple[int, int]:
+        return int(np.searchsorted(rows.indptr, entry, side="right")) - 1, int(rows.indices[entry])
+
+    return frozen(csr_array((finite(name, rows.data, dtype, place), rows.indices, rows.indptr), X.shape))
+
+
+def frozen(X: Any) -> Any:
+    """Let nobody write to the index arrays of a CSR array that is ours alone; return it."""
+    for array in (X.indices, X.indptr):
+        array.flags.writeable = False
+        if isinstance(array.base, np.ndarray):
+            array.base.flags.writeable = False
+    return X
+
+
+def is_frozen(array: Array) -> bool:
+    """Return whether nobody can write to an array, also not through the array that it is a view of."""
+    owner = array if array.base is None else array.base
+    return not array.flags.writeable and isinstance(owner, np.ndarray) and not owner.flags.writeable
+
+
+def check(name: str, X: Any) -> None:
+    """Raise ValueError if a sparse matrix would lead SciPy's compiled code out of its arrays.
+
+    SciPy's own full check lets some pass, for one a CSR matrix whose `indptr` ends in 0.
+    """
+    match X.format:
+        case "csr" if is_frozen(X.indices) and is_frozen(X.indptr):
+            pass
+        case "csr":
+            _check_compressed(name, X.data, X.indices, X.indptr, X.shape)
+        case "csc":
+            _check_compressed(name, X.data, X.indices, X.indptr, X.shape[::-1])
+        case "bsr":
+            height, width = X.data.shape[1:]
+            if X.data.size:
+                _check_compressed(name, X.data, X.indices, X.indptr, (X.shape[0] // height, X.shape[1] // width))
+        case "coo":
+            _need(name, len({len(X.data), *map(len, X.coords)}) == 1, "coords and data must be of one length")
+            for axis, (coords, size) in enumerate(zip(X.coords, X.shape, strict=True)):
+                _check_range(name, f"coords[{axis}]", coords, size)
+        case "dia":
+            fits = X.data.ndim == 2 and X.offsets.shape == X.data.shape[:1]
+            _need(name, fits, "offsets must have one entry for each row of data")
+            _need(name, len(np.unique(X.offsets)) == len(X.offsets), "offsets must not repeat")
+        case "lil":
+            fits = X.rows.shape == X.data.shape == X.shape[:1]
+            fits = fits and all(map(lambda row, values: len(row) == len(values), X.rows, X.data))
+            _need(name, fits, "rows and data must have one list for each row, both of one length")
+        case "dok":
+            check(name, X.tocoo())
+
+
+def _check_compressed(name: str, values: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    fits = indptr.ndim == indices.ndim == 1 and indptr.dtype.kind in "iu" and len(indptr) == rows + 1
+    _need(name, fits, f"indptr must hold {rows + 1} integers, got {indptr.dtype} of shape {indptr.shape}")
+    _need(name, indptr[0] == 0, f"indptr must begin with 0, got {indptr[0]}")
+    falls = indptr[1:] < indptr[:-1]
+    _need(name, not falls.any(), f"indptr must be non-decreasing, and falls after entry {int(np.argmax(falls))}")
+    _need(
+        name,
+        indptr[-1] == len(indices) == len(values),
+        f"indptr must end with the number of indices and of values, got {indptr[-1]} for {len(indices)} indices and "
+        f"{len(values)} values",
+    )
+    _check_range(name, "indices", indices, columns)
+
+
+def _check_range(name: str, what: str, indices: Array, size: int) -> None:
+    _need(name, indices.dtype.kind in "iu", f"{what} must be integers, got {indices.dtype}")
+    if len(indices):
+        low, high = indices.min(), indices.max()
+        _need(name, low >= 0, f"{what} must be >= 0, got {low}")
+        _need(name, high < size, f"{what} must be < {size}, got {high}")
+
+
+def _need(name: str, fits: Any, problem: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} is not a valid sparse matrix: {problem}; build it anew from its entries")

@@ -1,0 +1,177 @@
+"""Long sums, and constants that are small beside 1: what float32 loses of them, unless one takes care."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import bpgpu
+from bpgpu.backends import sums
+from bpgpu.kernels import numba_cpu_sums, numba_cpu_update
+from bpgpu.kernels import numba_cpu_tables as k
+from bpgpu.plan import Plan
+
+BACKENDS = ["numpy", "numba"]
+EPS = float(np.finfo(np.float32).eps)
+
+
+# The penalty. One step of each weight is rounded to about 1e-7; on average over many weights that cancels out.
+
+
+@pytest.mark.parametrize("given", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shrinks_by", [2e-8, 4e-8, 1e-6])
+def test_penalty_of_plain_sgd_is_not_rounded_away(shrinks_by, backend, given):
+    """1 - 2e-8 is 1 in float32, and 1 - 4e-8 is 1 - 6e-8."""
+    rng, n, eta = np.random.default_rng(0), 20_000, 1e-2
+    W = rng.uniform(1, 2, (1, n)).astype(np.float32)
+    y = W + rng.uniform(-1e-4, 1e-4, (1, n)).astype(np.float32)
+    net = bpgpu.MLP(
+        [1, n], "identity", "half_squared_error", bias=False, l2=shrinks_by / eta, init=[W], backend=backend
+    )
+    net.fit(given(np.ones((1, 1), np.float32)), y, optimizer=bpgpu.SGD(eta), epochs=1, batch_size=1)
+    W = W.astype(float)
+    right = W - eta * (W - y) - shrinks_by * W
+    assert abs(np.mean(net.weights[0] - right)) < 5e-9
+
+
+def test_penalty_of_inputs_that_no_sample_has():
+    """Their gradient is the penalty alone."""
+    X = sparse.csr_array(np.array([[1, 0, 2, 0], [0, 0, 1, 0]], np.float32))
+    nets = [bpgpu.MLP([4, 3], "identity", "half_squared_error", l2=0.5, seed=1, backend=name) for name in BACKENDS]
+    for net in nets:
+        net.fit(X, np.ones((2, 3)), optimizer=bpgpu.SGD(0.1), epochs=3, batch_size=1, shuffle=False)
+    np.testing.assert_allclose(nets[0].weights[0], nets[1].weights[0], rtol=4 * EPS)
+
+
+# Rules whose beta is near 1
+
+RULES = {
+    "MOMENTUM": lambda beta: bpgpu.SGD(1.0, momentum=beta),
+    "NESTEROV": lambda beta: bpgpu.SGD(1.0, momentum=beta, nesterov=True),
+    "RMSPROP": lambda beta: bpgpu.RMSprop(1.0, rho=beta, epsilon=1.0),
+    "ADAM": lambda beta: bpgpu.Adam(1.0, beta, beta, 1.0),
+    "ADAMW": lambda beta: bpgpu.AdamW(1.0, beta, beta, 1.0),
+}
+
+
+@pytest.mark.parametrize("missing", [2e-8, 1e-6])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_state_of_a_rule_with_a_beta_near_1_is_right_on_average(name, compiled, missing):
+    """A beta rounded to float32 would shrink it by 0 or by 1.013e-6."""
+    T, size, rng, momentum = np.float32, 4000, np.random.default_rng(0), name in ("MOMENTUM", "NESTEROV")
+    start, g = rng.uniform(1, 2, size).astype(T), rng.uniform(-1, 1, size).astype(T)
+    g *= T(1e-6 if momentum else 10)
+    rule, p, none = RULES[name](1 - missing), np.zeros(size, T), np.empty(0, T)
+    m, v = (start.copy() if kept else none for kept in (name != "RMSPROP", not momentum))
+    if compiled:
+        h = (1 - missing, 0, 0, 0, missing, 0) if momentum else (1 - missing, 1 - missing, 1, 0, missing, missing)
+        h = (1 - missing, 1, 0, 0, missing, 0) if name == "RMSPROP" else h
+        numbers = np.array([*h, 0, 0, 0, 0], T)
+        rates = np.ones(4)
+        numba_cpu_update.change(0, size, p, g, m, v, False, getattr(k, name), numbers, rates)
+    else:
+        state = [x for x in (m, v) if x.size]
+        bpgpu.get_backend("numpy").update(rule, p, g, state, t=1, learning_rate=1.0, n_weights=0)
+    g, start = g.astype(float), start.astype(float)
+    for state, added in ((m, -g if momentum else missing * g), (v, missing * g**2)):
+        if state.size:
+            assert abs(np.mean(state - ((1 - missing) * start + added))) < 5e-9
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_state_of_a_rule_without_memory_is_what_the_gradient_says(name):
+    """Where beta is 0, or nearly, the state must not keep a trace of what was large before."""
+    rule = RULES[name](1e-3)
+    g, momentum = np.full(3, 1e-3, np.float32), name in ("MOMENTUM", "NESTEROV")
+    state = [np.full(3, 1.0, np.float32) for _ in range(rule.n_state)]
+    bpgpu.get_backend("numpy").update(rule, np.zeros(3, np.float32), g, state, t=1, learning_rate=1.0, n_weights=0)
+    squares = 1e-3 + (1 - 1e-3) * 1e-6
+    expected = [1e-3 - 1e-3] if momentum else [squares] if name == "RMSPROP" else [1e-3 + (1 - 1e-3) * 1e-3, squares]
+    for found, wanted in zip(state, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=8 * EPS, atol=1e-9)
+
+
+# Sums. That of gradients over rows is in the parity matrix, `bpgpu/accuracy_sums.py`.
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 1025, 4097])
+@pytest.mark.parametrize("columns", [1, 5])
+def test_column_sums_have_every_row_once(n, columns):
+    x = np.random.default_rng(n).integers(-9, 9, (n, columns)).astype(np.float64)
+    out, compiled = np.full(columns, np.nan), np.full(columns, np.nan)
+    sums.column_sums(np, x, out=out)
+    numba_cpu_sums.column_sums(x.ctypes.data, n, columns, compiled)
+    assert out.tolist() == compiled.tolist() == x.sum(axis=0).tolist()
+
+
+@pytest.mark.parametrize("terms", [1, 256, 257, 1000, 4099])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array, sparse.csc_array])
+def test_products_have_every_term_once(terms, form):
+    rng = np.random.default_rng(terms)
+    x, y = rng.integers(-9, 9, (3, terms)) * (rng.random((3, terms)) < 0.7), rng.integers(-9, 9, (terms, 2))
+    x[1] = 0
+    x, y, out = x.astype(np.float64), y.astype(np.float64), np.full((3, 2), np.nan)
+    sums.product(np, form(x), y, out=out)
+    assert out.tolist() == (x @ y).tolist()
+
+
+@pytest.mark.parametrize("given", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_equal_inputs_are_summed_as_exactly_as_promised(backend, given):
+    n = 100_000
+    X, W = np.full((2, n), 0.1, np.float32), np.full((n, 2), 0.1, np.float32)
+    net = bpgpu.MLP([n, 2], "identity", "half_squared_error", bias=False, init=[W], backend=backend)
+    data = net._data(given(X), np.zeros((2, 2), np.float32))
+    plan = Plan(net.architecture, 2, net.backend, nonzeros=data.nonzeros).allocate()
+    net.backend.gradients(plan, data, net.parameters)
+    exact = n * float(np.float32(0.1)) ** 2
+    np.testing.assert_allclose(plan.batch(2).z[1], exact, rtol=8 * EPS * math.sqrt(n / 64))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_penalty_of_many_equal_weights_does_not_drift(backend):
+    W = np.full((1000, 1000), 0.1)
+    net = bpgpu.MLP(
+        [1000, 1000], "identity", "half_squared_error", bias=False, l2=1.0, init=[W], dtype="float32", backend=backend
+    )
+    X = np.zeros((4, 1000), np.float32)
+    exact = 1e6 * float(np.float32(0.1)) ** 2 / (2 * 4)
+    assert net.loss(X, X) == pytest.approx(exact, rel=4 * EPS)
+    loss = net.fit(X, X, optimizer=bpgpu.SGD(1e-9), epochs=1, batch_size=4).loss[0]
+    assert loss == pytest.approx(exact, rel=4 * EPS)
+
+
+@pytest.mark.parametrize("weight", [None, 0.3])
+@pytest.mark.parametrize(("backend", "steps"), [("numpy", 3000), ("numba", 100_000)])
+def test_loss_of_an_epoch_of_many_equal_steps_does_not_drift(backend, steps, weight):
+    net = bpgpu.MLP([1, 1], "identity", "half_squared_error", init="zeros", dtype="float64", backend=backend)
+    y, weights = np.full((steps, 1), 0.1), None if weight is None else np.full(steps, weight)
+    rule = bpgpu.SGD(1e-30)  # which leaves every cost what it is
+    (loss,) = net.fit(np.zeros((steps, 1)), y, optimizer=rule, epochs=1, batch_size=1, sample_weight=weights).loss
+    assert loss == pytest.approx(0.1**2 / 2, rel=8 * float(np.finfo(float).eps))
+
+
+def test_norm_that_clips_does_not_drift():
+    g = np.full(1_000_000, 0.1)
+    slabs = np.array([[0, 1000], [1000, len(g)]])
+    exact = len(g) * 0.3**2
+    assert numba_cpu_update.squares(g, 0.1 / 0.3, slabs) == pytest.approx(exact, rel=1e-13)
+
+
+@pytest.mark.parametrize("cost", ["cross_entropy", "binary_cross_entropy", "half_squared_error"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_softmax_of_many_equal_outputs_keeps_the_promise(backend, cost):
+    n = 10_000
+    b = np.full(n, 0.1, np.float32)
+    b[0] = 2
+    y = np.full((2, n), 1 / n, np.float32)
+    costs = []
+    for dtype in ("float32", "float64"):
+        net = bpgpu.MLP([1, n], "softmax", cost, init=[(np.zeros((1, n)), b)], dtype=dtype, backend=backend)
+        data = net._data(np.zeros((2, 1)), y.astype(dtype))
+        plan = Plan(net.architecture, 2, net.backend).allocate()
+        costs.append(net.backend.gradients(plan, data, net.parameters))
+    assert costs[0] == pytest.approx(costs[1], rel=16 * EPS * math.sqrt(n / 64))
