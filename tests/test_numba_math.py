@@ -8,7 +8,7 @@ import pytest
 
 from bpgpu.kernels import numba_cpu_formulas as compiled
 from bpgpu.kernels import numba_cpu_math
-from bpgpu.kernels.formulas import ACTIVATIONS, COSTS
+from bpgpu.kernels.formulas import ACTIVATIONS, COSTS, PAIRS
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, 1e4, -1e4, 88.7, 88.8, -103.0, -104.5, 709.7, 709.8, -745.0, -746.5]
 
@@ -98,14 +98,19 @@ def test_coefficients_are_those_of_interpolation_at_chebyshev_points(name, bits)
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "name", ["sigmoid", "tanh", "elu", "softplus", "gelu", "binary_cross_entropy", "cross_entropy"]
+    "name",
+    [
+        *("sigmoid", "tanh", "elu", "softplus", "gelu", "binary_cross_entropy", "cross_entropy"),
+        *(("sigmoid", "binary_cross_entropy"), ("tanh", "squared_error")),
+    ],
 )
 def test_formulas_vectorise(name, dtype):
     """In the code that was compiled: several numbers at a time, and no call of the C library or of one of ours."""
     if name in ACTIVATIONS:
         source, functions = compiled._activation_source(*ACTIVATIONS[name], np.dtype(dtype)), ("activate", "derive")
     else:
-        source, functions = compiled._cost_source(*COSTS[name][:2], np.dtype(dtype)), ("cost",)
+        formulas = PAIRS[name] if name in PAIRS else COSTS[name][:2]
+        source, functions = compiled._cost_source(*formulas, np.dtype(dtype)), ("cost",)
     namespace = {}
     exec(source.replace("cache=True", "cache=False"), namespace)  # of what comes from a cache Numba shows no code
     for function in functions:
