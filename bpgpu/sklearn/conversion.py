@@ -25,7 +25,7 @@ OWN = {"validation_loss_curve_", "_order", "_dropout_seed", "_split_state", "_sk
 SKLEARNS = {get_activation(name): name for name in ("identity", "logistic", "tanh", "relu")}
 # Poisson's loss with derivatives that hold for each alone; the ones of `networks` hold for the pair.
 EXP = Activation("exp", value="exp(z)", derivative="a")
-POISSON = Cost("poisson", value=networks.POISSON.value, gradient="1 - y / a")
+POISSON = Cost("poisson", value=networks.POISSON.value, gradient="where(y == 0, 1, 1 - y / a)")
 
 
 class ConversionMixin:
