@@ -757,3 +757,17 @@ def test_a_schedule_of_epochs_that_fails_later_leaves_the_last_finished_epoch(ne
         with pytest.raises(error):
             net.fit(GOOD_X, y, optimizer=bpgpu.SGD(0.1), epochs=5, callbacks=[schedule])
         assert (net.parameters.tobytes(), net.epoch) == (finished.parameters.tobytes(), finished.epoch)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"alpha": 10**400}, {"learning_rate_init": 10**5000}, {"tol": 10**400}, {"hidden_layer_sizes": (2**63,)}],
+    ids=list,
+)
+def test_numbers_of_estimators_that_no_float_holds(options):
+    from bpgpu.sklearn import MLPClassifier
+
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"^{name}(\[0\])? must be at most .*got ") as caught:
+        MLPClassifier(max_iter=2, **options).fit(GOOD_X, [0, 1, 0, 1])
+    assert len(str(caught.value)) < 100
