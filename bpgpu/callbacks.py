@@ -141,7 +141,7 @@ class Checkpoint(_Monitor):
     def __init__(self, path: str | PathLike[str], *, monitor: str | None = None) -> None:
         super().__init__("loss" if monitor is None else monitor)
         if not isinstance(path, str | PathLike):
-            raise TypeError(f"path must be a path, got {path!r}")
+            raise TypeError(f"path must be a path, got {shown(path)}")
         self.path = Path(path)
         if "{epoch}" in str(self.path.parent) or re.search(r"\{\w+[:}]", self.path.name.replace("{epoch}", "")):
             raise ValueError(

@@ -76,7 +76,7 @@ def function(name: str, value: Any, arguments: Sequence[str], hint: str = "") ->
     """Return `value`, or raise ``TypeError`` if it is not a function that takes such arguments, by position."""
     expected = f"{name} must be a function of {' and '.join(arguments)}"
     if not callable(value) or isinstance(value, type):  # a class would only make an object
-        raise TypeError(f"{expected}, got {value!r}{hint}")
+        raise TypeError(f"{expected}, got {shown(value)}{hint}")
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):  # of a function in C, which does not tell
@@ -84,7 +84,7 @@ def function(name: str, value: Any, arguments: Sequence[str], hint: str = "") ->
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise TypeError(f"{expected}, got {value!r}: {error}{hint}") from None
+        raise TypeError(f"{expected}, got {shown(value)}: {error}{hint}") from None
     return value
 
 

@@ -685,3 +685,17 @@ __main__.main()
     assert net.epoch >= result["epochs"]
     X, y = load_digits()
     assert np.mean(net.predict(X).argmax(axis=1) == y) > 0.8
+
+
+def test_targets_far_from_zero_keep_their_digits(run, tmp_path):
+    """Such as Julian days: float32 has 2459000 and 2459000.25, and nothing in between."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (400, 2))
+    table = pd.DataFrame(x, columns=["a", "b"]).assign(day=2459000 + 0.02 * (x[:, 0] + x[:, 1]))
+    table.to_csv(tmp_path / "days.csv", index=False)
+    code, out, error = run("train", "days.csv", "--hidden", "8", "--epochs", "60", "--out", "m.safetensors", "--json")
+    assert code == 0 and json.loads(out)["test_metric"] > 0.95
+    assert "the model is kept in float64" in error
+    code, out, error = run("predict", "m.safetensors", "days.csv", "--out", "p.csv", "--json")
+    assert code == 0 and json.loads(out)["test_metric"] > 0.95
+    assert np.abs(pd.read_csv(tmp_path / "p.csv")["day"] - table["day"]).max() < 0.02

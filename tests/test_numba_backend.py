@@ -552,13 +552,12 @@ def test_the_plan_counts_what_the_backend_adds():
 
 
 def test_a_sum_of_many_terms_trains_in_compiled_code():
-    value = " + ".join(f"sin({k} * z) / {k}" for k in range(1, 101))
-    derivative = " + ".join(f"cos({k} * z)" for k in range(1, 101))
-    sines = bpgpu.Activation("sines", value=value, derivative=derivative)
+    value = " + ".join(f"z / {k}" for k in range(1, 101))
+    line = bpgpu.Activation("line", value=value, derivative=" + ".join(f"1 / {k}" for k in range(1, 101)))
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 1))
     found = []
     for backend in ("numba", "numpy"):
-        net = bpgpu.MLP([3, 4, 1], [sines, "identity"], "half_squared_error", dtype="float64", backend=backend)
+        net = bpgpu.MLP([3, 4, 1], [line, "identity"], "half_squared_error", dtype="float64", backend=backend)
         found.append(net.fit(X, y, optimizer=bpgpu.SGD(1e-3), epochs=2, batch_size=7).loss)
     np.testing.assert_allclose(*found, rtol=1e-12)

@@ -1,6 +1,7 @@
 """bpgpu's estimators on sparse X, beside scikit-learn's on the same."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -127,3 +128,24 @@ def test_on_a_gpu_batches_are_made_dense_but_not_all_at_once(monkeypatch):
             assert mine.fit_report_.backend == where
             assert_equal(mine, theirs, X, 1e-8)
     assert NumpyBackend.takes_sparse and NumbaBackend.takes_sparse and not CupyBackend.takes_sparse
+
+
+DAMAGE = {"indptr": 0, "indptr too far": 10**9, "indices": 10**9}
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "predict", "predict_proba", "score"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_matrices_are_refused_before_scipy_reads_them(damage, method, early_stopping):
+    """scikit-learn ends with a segmentation fault, or predicts from foreign memory."""
+    rng = np.random.default_rng(0)
+    X, y = sparse.csr_matrix(rng.random((60, 20)) < 0.5, dtype=float), np.arange(60) % 2
+    early_stopping = early_stopping and method == "fit"
+    model = ours.MLPClassifier((4,), max_iter=1, early_stopping=early_stopping, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(X, y)
+    getattr(X, damage.split()[0])[-1] = DAMAGE[damage]
+    arguments = {"partial_fit": [y, [0, 1]], "predict": [], "predict_proba": []}.get(method, [y])
+    with pytest.raises(ValueError, match="X is not a valid sparse matrix"):
+        getattr(model, method)(X, *arguments)

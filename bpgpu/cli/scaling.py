@@ -1,5 +1,6 @@
 """Standardisation of columns, and its folding into a network."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,12 @@ class Standardisation:
         biases[-1] *= self.deviation
         biases[-1] += self.mean
         net.parameters = net.backend.asarray(flat, net.architecture.dtype)
+
+
+def in_float64(net: MLP) -> None:
+    """Turn a network into one of float64, whose outputs can be further from 0 than float32 resolves."""
+    net.architecture = dataclasses.replace(net.architecture, dtype=np.dtype(np.float64))
+    net.parameters = net.backend.asarray(net.backend.to_numpy(net.parameters), net.architecture.dtype)
 
 
 def _host_parameters(net: MLP) -> tuple[Matrix, list[Any], list[Any]]:

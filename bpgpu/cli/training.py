@@ -18,7 +18,7 @@ from bpgpu.cli.outcome import KeepHistory, Outcome
 from bpgpu.cli.output import BackendOption, JsonOption, printer
 from bpgpu.cli.plots import check_plot
 from bpgpu.cli.preparing import Columns, predicted, prepare
-from bpgpu.cli.scaling import Standardisation
+from bpgpu.cli.scaling import Standardisation, in_float64
 from bpgpu.cli.splitting import fraction_of
 from bpgpu.errors import lookup, unknown_name
 from bpgpu.optimizers import OPTIMIZERS
@@ -26,7 +26,7 @@ from bpgpu.optimizers import OPTIMIZERS
 # (hidden layers, dropout) where the options are not given.
 DEFAULT_NETWORK = ("128,64", 0.0)
 DIGITS_NETWORK = ("512", 0.5)
-# Mean over deviation of a column above which the raw rows and the folded weights lose three digits or more.
+# Mean over deviation of a column above which raw numbers and the folded weights lose three digits or more.
 MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
 
 
@@ -172,6 +172,9 @@ def train(
         if not keeper.history.loss:  # the weights are those from before training
             raise
         failure = error
+    if outputs is not None and outputs.remoteness > MAX_REMOTENESS[number.name] and number == np.float32:
+        say(f"note     the target's mean is {outputs.remoteness:.0f} times its deviation: the model is kept in float64")
+        in_float64(net)
     inputs.fold_into_input(net)
     if outputs is not None:
         outputs.fold_into_output(net)

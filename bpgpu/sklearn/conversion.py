@@ -162,10 +162,10 @@ def network(kind: type[MLP], estimator: Any, backend: str | Backend) -> Any:
         "exp": lambda: POISSON,
         "logistic": lambda: BINARY_CROSS_ENTROPY,
     }
-    own = {networks.EXP: EXP, networks.LOGISTIC: get_activation("logistic")}
+    alone = {networks.EXP: EXP, networks.LOGISTIC: get_activation("logistic")}
     net = kind(
         found.sizes,
-        [own.get(activation, activation) for activation in found.activations],
+        [alone.get(activation, activation) for activation in found.activations],
         costs.get(estimator.out_activation_, lambda: found.cost)(),
         l2=found.l2,
         dropout=found.dropout,

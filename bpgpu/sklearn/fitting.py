@@ -30,6 +30,7 @@ from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
 from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps, in_given_arrays
 from bpgpu.sklearn.validation import ValidationMixin
+from bpgpu.sparse import check
 
 LARGEST_SPARSE = 2**31 - 1  # entries, rows and columns
 log = logging.getLogger("bpgpu")
@@ -127,6 +128,8 @@ class BackendMixin(
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
         if not reset:
             checks.layers(self)
+        if issparse(X):
+            check("X", X)  # before SciPy goes where its indices point
         X, y = super()._validate_input(X, y, incremental, reset)
         if is_classifier(self):
             self._by_class = weights.by_class(self, y)

@@ -3,22 +3,28 @@
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bpgpu.sklearn import networks
+from bpgpu.sparse import check
 
 
 class PredictionMixin(perceptron.BaseMultilayerPerceptron):
     """Predictions with any activation, and what goes on inside."""
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
+        if check_input and issparse(X):
+            check("X", X)
         if isinstance(self.activation, str) and self.activation in perceptron.ACTIVATIONS:
             return super()._forward_pass_fast(X, check_input=check_input)
         return networks.forward(self, self._checked_input(X) if check_input else X)[1][-1]
 
     def _checked_input(self, X: Any) -> Any:
         check_is_fitted(self)
+        if issparse(X):
+            check("X", X)
         return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
 
     def hidden_activations(self, X: Any) -> list[np.ndarray[Any, Any]]:

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import is_classifier
 from sklearn.metrics import get_scorer
 from sklearn.neural_network import _multilayer_perceptron as perceptron
@@ -17,6 +18,7 @@ from sklearn.utils.validation import (
 )
 
 from bpgpu.sklearn import parameters
+from bpgpu.sparse import check
 
 
 class ValidationMixin(perceptron.BaseMultilayerPerceptron):
@@ -54,6 +56,8 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     def _checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
         """Return what `fit` got as X_val, y_val and sample_weight_val as X, y and sample_weight are inside."""
         X, y, weight = self._given_validation
+        if issparse(X):
+            check("X_val", X)
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
         y = check_array(y, ensure_2d=False, dtype=None if is_classifier(self) else "numeric", input_name="y_val")
         check_consistent_length(X, y)
