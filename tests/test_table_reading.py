@@ -49,7 +49,7 @@ def trained(run, *arguments, out="m.safetensors"):
 
 
 def predictions(run, *arguments, model="m.safetensors"):
-    code, _, err = run("predict", model, *arguments, "--out", "p.csv")
+    code, _, err = run("predict", model, *arguments, "--out", "p.csv", "--backend", "numpy")
     assert code == 0, err
     return pd.read_csv("p.csv", dtype=str, keep_default_na=False), err
 
@@ -332,8 +332,8 @@ def test_several_targets(run, write):
     assert "target   w: classification, 2 classes\ntarget   z: classification, 2 classes" in printed
     found, _ = predictions(run, "t.csv", "--probabilities")
     assert list(found) == ["row", "w", "z", "p(w=0)", "p(w=1)", "p(z=0)", "p(z=1)"]
-    arguments = ["--target", "c", "--target", "b", "--drop", "y", "--epochs", "60", "--out", "r.safetensors", "--json"]
-    code, out, _ = run("train", "t.csv", *arguments)
+    arguments = ["--target", "c", "--target", "b", "--drop", "y", "--epochs", "60", "--out", "r.safetensors"]
+    code, out, _ = run("train", "t.csv", *arguments, "--backend", "numpy", "--json")
     assert code == 0
     assert json.loads(out.splitlines()[-1])["test_metric"] > 0.5
     table = pd.read_csv("t.csv")
@@ -433,13 +433,15 @@ def towns(rows=N):
 @pytest.mark.parametrize("encode", [["--encode", "auto"], ["--encode", "town", "--encode", "age"]])
 def test_text_and_holes_become_numbers_inside_the_model(run, tmp_path, encode):
     towns().to_csv(tmp_path / "t.csv", index=False)
-    code, out, _ = run("train", "t.csv", *encode, "--epochs", "40", "--out", "m.safetensors", "--json")
+    code, out, _ = run(
+        "train", "t.csv", *encode, "--epochs", "40", "--backend", "numpy", "--out", "m.safetensors", "--json"
+    )
     result = json.loads(out.splitlines()[-1])
     assert (code, result["test_metric"] > 0.9) == (0, True)
     net = bpgpu.MLP.load("m.safetensors")
     assert net.metadata["categories"]["town"][:3] == ["Oslo", "Paris", "Rome"]
     assert list(net.metadata["fill"]) == ["age"]
-    _, out, _ = run("predict", "m.safetensors", "t.csv", "--held-out", "--json", "--out", "p.csv")
+    _, out, _ = run("predict", "m.safetensors", "t.csv", "--held-out", "--json", "--out", "p.csv", "--backend", "numpy")
     assert json.loads(out.splitlines()[-1])["test_metric"] == result["test_metric"]
     new = pd.DataFrame({"age": [1.0, np.nan, 3], "town": ["Rome", "Rome", "Cairo"], "more": 1})
     new.to_csv("new.csv", index=False)
@@ -448,6 +450,15 @@ def test_text_and_holes_become_numbers_inside_the_model(run, tmp_path, encode):
     assert "note: new.csv: 'town' holds entries that training did not see, in 1 rows: 'Cairo'; they count as" in err
     new.to_parquet("new.parquet")
     assert predictions(run, "new.parquet")[0].equals(found)
+
+
+def test_an_exported_network_says_what_its_inputs_are(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    towns().to_csv(tmp_path / "t.csv", index=False)
+    trained(run, "t.csv", "--encode", "auto")
+    code, out, _ = run("export", "m.safetensors", "m.onnx")
+    assert code == 0
+    assert "X has the columns 'town=Oslo', 'town=Paris', 'town=Rome', 'age', without missing entries" in out
 
 
 def test_the_numbers_that_encoding_gives():
@@ -612,7 +623,8 @@ def test_memory_is_that_of_the_table_and_what_is_trained_on(tmp_path, kind):
     code = """
 import resource, sys
 from bpgpu.cli import run
-small, large = (["train", name, "--epochs", "1", "--hidden", "8", "--batch-size", "1000"] for name in sys.argv[1:])
+options = "--epochs 1 --hidden 8 --batch-size 1000 --backend numpy".split()
+small, large = (["train", name, *options] for name in sys.argv[1:])
 assert run(small) == 0
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert run(large) == 0
