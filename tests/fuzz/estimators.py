@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sklearn import neural_network
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 import bpgpu.sklearn as ours
-from tests.fuzz.inputs import content, matrices
+from tests.fuzz.inputs import DAMAGED, compressed, content, matrices
 
 TOLERANCE = 1e-6
 SOLVERS: list[dict[str, Any]] = [
@@ -181,6 +182,24 @@ class Estimators(RuleBasedStateMachine):
             return estimator.partial_fit(X, y, **options)
 
         self.after(self.both(call, X, y, weight))
+
+    @rule(
+        damage=st.sampled_from(sorted(DAMAGED)),
+        method=st.sampled_from(["fit", "partial_fit", "predict", "predict_proba"]),
+    )
+    def damaged(self, damage: str, method: str) -> None:
+        """Give ours a damaged matrix, which scikit-learn would believe; it may crash of it."""
+        type(self).calls += 1
+        X = DAMAGED[damage](compressed(self.X))
+        if content(X) == content(compressed(self.X)) or not hasattr(self.mine, method):
+            return
+        arguments = (X, self.y) if method.endswith("fit") else (X,)
+        mine = copy.deepcopy(self.mine)
+        try:
+            getattr(mine, method)(*arguments)
+        except (ValueError, NotFittedError):
+            return
+        raise AssertionError(f"{method} takes a matrix that is damaged: {damage}")
 
     def after(self, fitted: list[Any]) -> None:
         if fitted[0] is not None:

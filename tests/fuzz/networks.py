@@ -151,14 +151,14 @@ class Networks(RuleBasedStateMachine):
     def draw_data(self, data: Any) -> tuple[Any, Any, Any]:
         """Draw X, y and weights."""
         hostile = data.draw(st.integers(0, 2)) == 0
-        X = data.draw(matrices(self.X, hostile=hostile, may_be_sparse=True))
+        X = data.draw(matrices(self.X, hostile=hostile, may_be_sparse=True, may_be_damaged=True))
         y = data.draw(matrices(self.labels.astype(float) if data.draw(st.booleans()) else self.y, hostile=hostile))
         weight = data.draw(matrices(self.weight, hostile=hostile)) if data.draw(st.booleans()) else None
         return X, y, weight
 
     @rule(data=st.data())
     def predict(self, data: Any) -> None:
-        X = data.draw(matrices(self.X, may_be_sparse=True))
+        X = data.draw(matrices(self.X, may_be_sparse=True, may_be_damaged=True))
         self.same(self.both(lambda net: net.predict(X), X), "predict")
 
     @rule(data=st.data())
