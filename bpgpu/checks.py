@@ -45,7 +45,7 @@ def numeric(name: str, value: Any) -> Matrix:
 def finite(
     name: str, array: Matrix, dtype: np.dtype[Any], place: Callable[[int], tuple[int, ...]] | None = None
 ) -> Matrix:
-    """Return `array` in `dtype`, C-contiguous; `place` says at which index of the argument an element stands.
+    """Return `array` in `dtype`, C-contiguous and aligned; `place` says at which index of the argument an element stands.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def finite(
         If it holds NaN or infinity, or a number too large for `dtype`.
     """
     with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(array, dtype=dtype)
+        converted = np.require(array, dtype, "CAE")
     good = np.isfinite(converted)
     if not good.all():
         first = int(np.argmin(good))
