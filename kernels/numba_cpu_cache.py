@@ -197,6 +197,8 @@ def _one_process(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        with suppress(OSError):  # a forked child may have the file open for longer
+            fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 
