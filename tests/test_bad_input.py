@@ -188,8 +188,8 @@ BAD_WEIGHTS = {
     "too few": (np.ones(3), ValueError, r"must have shape \(4,\), one number for each sample, got \(3,\)"),
     "a number": (2.0, ValueError, r"must have shape \(4,\), .*got \(\)"),
     "a column": (np.ones((N, 1)), ValueError, r"must have shape \(4,\), .*got \(4, 1\)"),
-    "NaN": ([1, 1, np.nan, 1], ValueError, r"must be finite in float32, got nan at index \(2,\)"),
-    "infinite": ([1, 1, 1, np.inf], ValueError, r"must be finite in float32, got inf at index \(3,\)"),
+    "NaN": ([1, 1, np.nan, 1], ValueError, r"must be finite in float64, got nan at index \(2,\)"),
+    "infinite": ([1, 1, 1, np.inf], ValueError, r"must be finite in float64, got inf at index \(3,\)"),
     "text": (["a"] * N, TypeError, "must hold numbers, got dtype <U1"),
     "balanced": ("balanced", TypeError, "must hold numbers, got dtype <U8"),
 }
@@ -205,6 +205,17 @@ def test_bad_sample_weights(net_of, method, weight, error, message):
             net.fit(GOOD_X, y, validation_data=(GOOD_X, y, weight))
         else:
             call(net, method, GOOD_X, y, sample_weight=weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("power", [-1074, -1000, -200, -149, 130, 1000])
+def test_only_the_ratios_of_sample_weights_matter(make_net, dtype, power):
+    net, y, weight = make_net(dtype=dtype), NETS["numbers"][-1], np.array([1.0, 2, 0, 3])
+    expected = net.loss(GOOD_X, y, weight), net.backprop(GOOD_X, y, weight)[1][0][0].tobytes()
+    weight *= 2.0**power
+    assert (net.loss(GOOD_X, y, weight), net.backprop(GOOD_X, y, weight)[1][0][0].tobytes()) == expected
+    with np.errstate(all="raise"):
+        net.fit(GOOD_X, y, sample_weight=[1e-300, 1, 0, 1], epochs=1)
 
 
 # Other arguments of the methods
