@@ -53,7 +53,7 @@ def finite(
         If it holds NaN or infinity, or a number too large for `dtype`.
     """
     with np.errstate(over="ignore"):
-        converted = np.require(array, dtype, "CAE")
+        converted = np.require(array, dtype, ["C", "A", "E"])
     good = np.isfinite(converted)
     if not good.all():
         first = int(np.argmin(good))

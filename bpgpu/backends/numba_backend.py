@@ -177,7 +177,7 @@ class NumbaBackend(Backend):
         given = Addresses()
         places = []
         for name, array, shape, dtype in read:
-            places.append(given.of(name, None if array is None else np.require(array, dtype, "CAE"), shape, dtype))
+            places.append(given.of(name, None if array is None else np.require(array, dtype, ["C", "A", "E"]), shape, dtype))
         places += [given.of(name, array, flat, T, written=True) for name, array in trained]
         places.append(given.of("schedule", schedule, (steps, k.RATES), np.dtype(np.float64)))
         prepared.data[:] = epoch, n, parameters.size, steps, *places
