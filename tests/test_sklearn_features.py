@@ -53,6 +53,7 @@ def assert_same_weights(model, net, tolerance=1e-9):
     ("activation", "sizes"),
     [
         ("gelu", (7,)),
+        ("softmax", (7,)),  # scikit-learn knows it of the output alone
         (["tanh", "leaky_relu", "softmax"], (7, 5, 4)),
         (bpgpu.Activation("softsign", value="z / (1 + abs(z))", derivative="(1 - abs(a)) ** 2"), (6,)),
     ],
@@ -467,8 +468,8 @@ def test_input_gradients_and_hidden_activations(task, activation):
 
 @pytest.mark.parametrize(
     "options",
-    [{"dropout": 0.1}, {"activation": "gelu"}, {"loss": "huber"}, {"optimizer": "adamw"}],
-    ids=["dropout", "activation", "loss", "optimizer"],
+    [{"dropout": 0.1}, {"activation": "gelu"}, {"activation": "softmax"}, {"loss": "huber"}, {"optimizer": "adamw"}],
+    ids=["dropout", "activation", "softmax", "loss", "optimizer"],
 )
 def test_what_neither_can_do_is_said(options):
     X, y, _ = problem("regression")
