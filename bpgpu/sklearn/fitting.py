@@ -207,7 +207,7 @@ class BackendMixin(
     ) -> None:
         self._report.lap("checks")
         work = (activations, deltas, coef_grads, intercept_grads)
-        sample_weight = weights.product(self._by_class, sample_weight)
+        sample_weight = weights.product(self._by_class, sample_weight, X.dtype)
         if reason := overrides.of_the_loop():
             self._refuse_what_is_only_here(reason)
             self._begin(X, None, reason, None)
@@ -367,7 +367,7 @@ class BackendMixin(
         layer_units: Any,
     ) -> None:
         self._report.lap("checks")
-        sample_weight = weights.product(self._by_class, sample_weight)
+        sample_weight = weights.product(self._by_class, sample_weight, X.dtype)
         backend, reason = self._where(X, y, sample_weight, layer_units)
         self._objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
         self._begin(X, backend, reason, None)
