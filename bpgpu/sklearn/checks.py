@@ -59,6 +59,19 @@ def _is_finite(weight: Any) -> bool:
         return False
 
 
+def validation(estimator: Any, X_val: Any, y_val: Any, sample_weight_val: Any) -> tuple[Any, Any, Any] | None:
+    """Return what `fit` got to validate on, or None; check that it goes together."""
+    if (X_val is None) != (y_val is None):
+        raise ValueError("X_val and y_val must be given together")
+    if X_val is None:
+        if sample_weight_val is not None:
+            raise ValueError("sample_weight_val needs X_val and y_val, whose weights it is")
+        return None
+    if estimator.solver == "lbfgs":
+        raise ValueError("X_val needs a stochastic solver: solver='lbfgs' has no epochs to validate after")
+    return X_val, y_val, sample_weight_val
+
+
 def layers(estimator: Any) -> None:
     """Check that training goes on with the layers that it began with: scikit-learn then fails, at a later place.
 

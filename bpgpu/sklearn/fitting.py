@@ -102,11 +102,7 @@ class BackendMixin(
         -------
         self
         """
-        if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val must be given together")
-        if X_val is not None and self.solver == "lbfgs":
-            raise ValueError("X_val needs a stochastic solver: solver='lbfgs' has no epochs to validate after")
-        self._given_validation = None if X_val is None else (X_val, y_val, sample_weight_val)
+        self._given_validation = checks.validation(self, X_val, y_val, sample_weight_val)
         try:
             return self._fit(X, y, sample_weight=sample_weight, incremental=False)
         finally:
