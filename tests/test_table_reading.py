@@ -589,6 +589,19 @@ def test_shards_and_patterns_are_one_table(run, tmp_path):
         assert (code, message in err) == (2, True)
 
 
+def test_codes_that_look_like_numbers_in_one_file_alone_are_codes_in_all(run, tmp_path):
+    codes = np.where(np.arange(N) < 40, np.where(K, "01001", "02139"), np.where(K, "K1A", "H2X"))
+    table = pd.DataFrame({"a": A, "code": codes, "y": ROWS["y"]})
+    table[:40].to_csv(tmp_path / "part-1.csv", index=False)
+    table[40:].to_csv(tmp_path / "part-2.csv", index=False)
+    code, out, err = run("train", "part-*.csv", "--encode", "auto", *FAST, "--out", "m.safetensors", "--json")
+    assert code == 0, err
+    assert bpgpu.MLP.load("m.safetensors").metadata["categories"] == {"code": ["01001", "02139", "H2X", "K1A"]}
+    _, again, err = run("predict", "m.safetensors", "part-*.csv", "--held-out", "--json", "--out", "p.csv")
+    assert "did not see" not in err
+    assert json.loads(again)["test_metric"] == json.loads(out)["test_metric"]
+
+
 def test_a_file_whose_name_is_a_pattern_is_itself(run, tmp_path):
     ROWS.to_csv(tmp_path / "t[12].csv", index=False)
     (tmp_path / "t1.csv").write_text("no")
