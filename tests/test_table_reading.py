@@ -218,6 +218,14 @@ def test_a_column_without_a_name_is_refused_if_it_is_no_index(run, write):
     assert run("train", "t.csv", *FAST, "--drop", "Unnamed: 0")[0] == 0
 
 
+@pytest.mark.parametrize("last", [K, np.arange(N), np.array(["no", "yes"])[K]], ids=["numbers", "unique", "text"])
+def test_a_last_column_without_a_name_is_no_target(run, write, last):
+    code, _, err = run("train", write("t.csv", "a,b,", *lines_of(last)), *FAST)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "t.csv: the last column has no name, so it is not taken for the target; write its name into" in err
+    assert "'b'" not in err
+
+
 def test_a_column_that_counts_the_rows_is_noted(run, write):
     _, printed = trained(run, write("t.csv", columns={"id": np.arange(1, N + 1)}), "--target", "y")
     assert "note     t.csv: 'id' only counts the rows; leave it out with --drop 'id'" in printed
