@@ -451,7 +451,11 @@ class Backend(Memory):
             return float(np.sum(costs) / np.sum(shares))
 
     def _evaluate(self, formula: str, z: Array = None, a: Array = None, y: Array = None) -> Array:
-        """Evaluate a formula of the table; overflow in it, say of exp, may be harmless and is no warning."""
-        dtype = next(x.dtype for x in (z, a, y) if x is not None)
+        """Evaluate a formula of the table for each element, also if it is a constant.
+
+        Overflow in it, say of exp, may be harmless and is no warning.
+        """
+        like = next(x for x in (z, a, y) if x is not None)
         with np.errstate(all="ignore"):
-            return formulas.numpy_function(formula, dtype)(z, a, y)
+            values = formulas.numpy_function(formula, like.dtype)(z, a, y)
+        return values if np.shape(values) == like.shape else self.xp.full_like(like, values)
