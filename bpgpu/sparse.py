@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.checks import finite
+from bpgpu.frozen import POINTERS, freeze, is_frozen
 
 Array = np.ndarray[Any, Any]
 
@@ -47,18 +48,22 @@ def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
 
 
 def frozen(X: Any) -> Any:
-    """Let nobody write to the index arrays of a CSR array that is ours alone; return it."""
-    for array in (X.indices, X.indptr):
-        array.flags.writeable = False
-        if isinstance(array.base, np.ndarray):
-            array.base.flags.writeable = False
+    """Let nobody write to the index arrays of a CSR array that is ours alone, and checked; return it."""
+    freeze(X.indices, X.shape[1])
+    freeze(X.indptr, POINTERS)
     return X
 
 
-def is_frozen(array: Array) -> bool:
-    """Return whether nobody can write to an array, also not through the array that it is a view of."""
-    owner = array if array.base is None else array.base
-    return not array.flags.writeable and isinstance(owner, np.ndarray) and not owner.flags.writeable
+def is_checked(X: Any) -> bool:
+    """Return whether a CSR array has the index arrays of one that `frozen` has returned."""
+    return (
+        all(isinstance(array, np.ndarray) and array.ndim == 1 for array in (X.data, X.indices, X.indptr))
+        and is_frozen(X.indices, X.shape[1])
+        and is_frozen(X.indptr, POINTERS)
+        and len(X.indptr) == X.shape[0] + 1
+        and X.indptr[0] == 0
+        and X.indptr[-1] == len(X.indices) == len(X.data)
+    )
 
 
 def check(name: str, X: Any) -> None:
@@ -67,7 +72,7 @@ def check(name: str, X: Any) -> None:
     SciPy's own full check lets some pass, for one a CSR matrix whose `indptr` ends in 0.
     """
     match X.format:
-        case "csr" if is_frozen(X.indices) and is_frozen(X.indptr):
+        case "csr" if is_checked(X):
             pass
         case "csr":
             _check_compressed(name, X.data, X.indices, X.indptr, X.shape)

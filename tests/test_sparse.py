@@ -7,7 +7,7 @@ from scipy import sparse
 import bpgpu
 from bpgpu.backends import cpu_blas, numba_backend
 from bpgpu.plan import Data, Plan
-from bpgpu.sparse import compressed_rows, is_frozen
+from bpgpu.sparse import compressed_rows, is_checked
 from tests.simgpu import device
 from tests.test_numba_backend import DTYPES, RULES, assert_same
 from tests.test_numba_processes import run
@@ -197,7 +197,8 @@ def test_values_that_need_no_change_are_not_copied_and_indices_are_nobodys_to_ch
             assert np.shares_memory(a.data, given.data)
             for array, theirs in ((a.indices, given.indices), (a.indptr, given.indptr)):
                 assert not np.shares_memory(array, theirs)
-                assert is_frozen(array) and theirs.flags.writeable
+                assert not array.flags.writeable and theirs.flags.writeable
+            assert is_checked(a)
 
 
 def test_sparse_validation_data_of_dense_training_and_the_reverse():

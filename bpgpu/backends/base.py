@@ -23,7 +23,7 @@ from bpgpu.interop import is_sparse
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout, Plan
-from bpgpu.sparse import frozen, is_frozen
+from bpgpu.sparse import frozen, is_checked
 
 
 class Backend(Memory):
@@ -362,8 +362,8 @@ class Backend(Memory):
         contract.batch(batch, data, rows)
         chosen = data.rows(rows)
         if is_sparse(chosen.X):
-            # Rows of what nobody can write to: then they need no check.
-            batch.a[0] = batch.h[0] = frozen(chosen.X) if is_frozen(data.X.indices) else chosen.X
+            # Rows of what has been checked need no check.
+            batch.a[0] = batch.h[0] = frozen(chosen.X) if is_checked(data.X) else chosen.X
         else:
             batch.a[0][...] = chosen.X
         if chosen.y.ndim == 2:
