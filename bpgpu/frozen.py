@@ -24,8 +24,10 @@ def freeze(array: Array, bound: int) -> Array:
     return array
 
 
-def is_frozen(array: Array, bound: int) -> bool:
-    """Return whether `freeze` has made an array, with this bound or, but for `POINTERS`, a lower one."""
+def is_frozen(array: Any, bound: int) -> bool:
+    """Return whether this is an array of `freeze`, or part of one, with this bound or a lower one: `POINTERS` is alone."""
+    if not isinstance(array, np.ndarray):
+        return False
     owner = array if array.base is None else array.base
     entry = _ours.get(id(owner))
     return (
@@ -33,5 +35,6 @@ def is_frozen(array: Array, bound: int) -> bool:
         and entry[0]() is owner
         and not (array.flags.writeable or owner.flags.writeable)
         and array.dtype == np.int32
+        and array.ndim == 1
         and (entry[1] == bound if POINTERS in (bound, entry[1]) else entry[1] <= bound)
     )

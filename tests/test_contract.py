@@ -386,7 +386,7 @@ def test_damaged_rows_that_are_read_only_are_refused(backend, step):
 def test_wrong_labels_that_are_read_only_are_refused(backend):
     y = np.full(B, K, np.int32)
     y.flags.writeable = False
-    with pytest.raises(ValueError, match="must hold labels 0 ... 1, got 2"):
+    with pytest.raises(ValueError, match=r"must hold labels 0 \.\.\. 1, got 2"):
         by_hand(backend, Data(full(B, M), y))
 
 

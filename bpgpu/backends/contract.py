@@ -204,7 +204,7 @@ def samples(plan: Plan, data: Data) -> Data:
     if plan.backend.takes_sparse and is_sparse(data.X) != (plan.nonzeros is not None):
         raise ValueError("the plan was made for data of the other kind, sparse or dense; give it data.nonzeros")
     X, y = data.X, data.y
-    if is_sparse(X) and not (X.dtype == net.dtype and X.format == "csr" and is_checked(X)):
+    if is_sparse(X) and not (X.format == "csr" and is_checked(X) and X.dtype == net.dtype):
         X = compressed_rows("data.X", X, net.dtype)
     if y.ndim == 1:
         y = _labels(y, net.sizes[-1])
