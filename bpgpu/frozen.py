@@ -25,7 +25,7 @@ def freeze(array: Array, bound: int) -> Array:
 
 
 def is_frozen(array: Any, bound: int) -> bool:
-    """Return whether this is an array of `freeze`, or part of one, with this bound or a lower one: `POINTERS` is alone."""
+    """Return whether this is an array of `freeze`, or part of one, with this bound or a lower one."""
     if not isinstance(array, np.ndarray):
         return False
     owner = array if array.base is None else array.base

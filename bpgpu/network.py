@@ -124,6 +124,7 @@ class MLP:
             seed=secrets.randbits(64) if seed is None else checks.integer("seed", seed, 0, 2**64 - 1),
         )
         net = self.architecture
+        checks.held("l2", net.l2, net.dtype)
         output = net.activations[-1]
         for formula in output_formulas(output, net.cost):
             names_used(formula)  # together they may be longer than a formula may be

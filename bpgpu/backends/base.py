@@ -246,12 +246,13 @@ class Backend(Memory):
             How many leading entries are weights.
         """
         contract.update(rule, parameters, gradients, state, t, learning_rate, n_weights)
-        if rule.clip_norm is not None:
+        limit = rule.norm_limit(gradients.dtype)
+        if limit is not None:
             largest = float(self.xp.abs(gradients).max())  # squares of the gradients themselves could overflow
             if largest > 0:
                 norm = largest * math.sqrt(sums.total(self.xp, (gradients / largest) ** 2))
-                if norm > rule.clip_norm:
-                    gradients *= rule.clip_norm / norm
+                if norm > limit:
+                    gradients *= limit / norm
         rule.apply(parameters, gradients, state, t=t, eta=learning_rate, n_weights=n_weights, xp=self.xp)
 
     # Whole steps
