@@ -122,6 +122,7 @@ class MLP:
             seed=secrets.randbits(64) if seed is None else seed,
         )
         net = self.architecture
+        checks.held("l2", net.l2, net.dtype)
         output = net.activations[-1]
         if leaves_domain(output, net.cost):
             warnings.warn(

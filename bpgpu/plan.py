@@ -9,6 +9,7 @@ import numpy as np
 
 from bpgpu import checks
 from bpgpu.activations import Activation, layer_activations
+from bpgpu.checks import held
 from bpgpu.costs import Cost, get_cost, output_formulas
 from bpgpu.interop import is_sparse
 from bpgpu.kernels.formulas import names_used
@@ -235,6 +236,9 @@ class Plan:
         nonzeros: float | None = None,
     ) -> None:
         self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
+        held("l2", architecture.l2, architecture.dtype)
+        if rule is not None:
+            rule.check_dtype(architecture.dtype)
         shapes = list(pairwise(architecture.sizes))
         # A list of its own: what it holds is in use for as long as the plan, whatever becomes of the network's.
         self.masks = list(masks) if masks else [None] * len(shapes)
