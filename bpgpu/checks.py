@@ -61,7 +61,7 @@ def _of_pandas(value: Any, columns: list[Any]) -> Matrix:
 def finite(
     name: str, array: Matrix, dtype: np.dtype[Any], place: Callable[[int], tuple[int, ...]] | None = None
 ) -> Matrix:
-    """Return `array` in `dtype`, C-contiguous and aligned; `place` says at which index of the argument an element is.
+    """Return `array` in `dtype`, C-contiguous and aligned; `place` says where in the argument an element stands.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def finite(
         If it holds NaN or infinity, or a number too large for `dtype`.
     """
     with np.errstate(over="ignore"):
-        converted = np.require(array, dtype, ["C", "A", "E"])
+        converted = np.require(array, dtype, ("C", "A", "E"))
     good = np.isfinite(converted)
     if not good.all():
         first = int(np.argmin(good))
@@ -132,6 +132,17 @@ def positive(name: str, value: Any, where: str = "") -> float:
 def not_negative(name: str, value: Any) -> float:
     """Return `value`, or raise if it is not a finite number, 0 or more."""
     return _in_range(name, value, lambda x: x >= 0 and math.isfinite(x), "a finite number, 0 or more")
+
+
+def held(name: str, value: float, dtype: np.dtype[Any], *, above_0: bool = False) -> float:
+    """Return a number, 0 or more, or raise ValueError if `dtype` makes infinity of it, or 0 where that is wrong."""
+    limits = np.finfo(dtype)
+    if value > float(limits.max):
+        raise ValueError(f"{name} must be at most {limits.max:.2g}, the largest number of {dtype}, got {value}")
+    with np.errstate(under="ignore"):
+        if above_0 and dtype.type(value) == 0:
+            raise ValueError(f"{name} must be at least {limits.tiny:.2g}, as {dtype} makes 0 of it, got {value}")
+    return value
 
 
 def fraction(name: str, value: Any) -> float:

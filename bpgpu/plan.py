@@ -60,6 +60,7 @@ class Architecture:
             dtype=checks.floating_dtype(dtype),
             seed=checks.integer("seed", seed, 0, 2**64 - 1),
         )
+        checks.held("l2", architecture.l2, architecture.dtype)
         for formula in output_formulas(architecture.activations[-1], architecture.cost):
             names_used(formula)  # together they may be longer than a formula may be
         return architecture
@@ -235,6 +236,9 @@ class Plan:
         nonzeros: float | None = None,
     ) -> None:
         self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
+        checks.held("l2", architecture.l2, architecture.dtype)
+        if rule is not None:
+            rule.check_dtype(architecture.dtype)
         shapes = list(pairwise(architecture.sizes))
         # A list of its own: what it holds is in use for as long as the plan, whatever becomes of the network's.
         self.masks = list(masks) if masks else [None] * len(shapes)

@@ -426,6 +426,7 @@ def test_what_could_not_be_loaded_is_not_saved(make_net, path):
         ({"dropout": "a"}, r"dropout must be a number in \[0, 1\), got 'a'"),
         ({"l2": -1.0}, "l2 must be a finite number, 0 or more, got -1.0"),
         ({"l2": math.nan}, "l2 must be a finite number, 0 or more, got nan"),
+        ({"l2": 1e39, "dtype": np.dtype("float32")}, "l2 must be at most 3.4e.38, the largest number of float32"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": None}, "seed must be an integer of at least 0, got None"),
         ({"bias": 1}, "bias must be True or False, got 1"),

@@ -53,6 +53,7 @@ def assert_same_weights(model, net, tolerance=1e-9):
     ("activation", "sizes"),
     [
         ("gelu", (7,)),
+        ("softmax", (7,)),  # scikit-learn knows it of the output alone
         (["tanh", "leaky_relu", "softmax"], (7, 5, 4)),
         (bpgpu.Activation("softsign", value="z / (1 + abs(z))", derivative="(1 - abs(a)) ** 2"), (6,)),
     ],
@@ -299,6 +300,7 @@ def test_early_stopping_has_a_validation_curve_too():
     ("given", "message"),
     [
         ({"y_val": [3, 4]}, "X_val and y_val must be given together"),
+        ({"sample_weight_val": [1, 2]}, "sample_weight_val needs X_val and y_val"),
         ({"X_val": np.ones((2, 5)), "y_val": [3, 4]}, "X has 5 features"),
         ({"X_val": np.ones((2, 6)), "y_val": [3, 9]}, "y_val has classes that y has not"),
         ({"X_val": np.ones((2, 6)), "y_val": [3]}, "inconsistent numbers of samples"),
@@ -467,8 +469,8 @@ def test_input_gradients_and_hidden_activations(task, activation):
 
 @pytest.mark.parametrize(
     "options",
-    [{"dropout": 0.1}, {"activation": "gelu"}, {"loss": "huber"}, {"optimizer": "adamw"}],
-    ids=["dropout", "activation", "loss", "optimizer"],
+    [{"dropout": 0.1}, {"activation": "gelu"}, {"activation": "softmax"}, {"loss": "huber"}, {"optimizer": "adamw"}],
+    ids=["dropout", "activation", "softmax", "loss", "optimizer"],
 )
 def test_what_neither_can_do_is_said(options):
     X, y, _ = problem("regression")

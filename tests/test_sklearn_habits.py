@@ -327,6 +327,29 @@ def test_mistakes_in_class_weight():
         make(ours, "labels", class_weight={0: 1, 1: 3}).fit(X, Y["labels"])
 
 
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("label", ["classes", "binary"])
+@pytest.mark.parametrize(
+    "weight", [np.nan, np.inf, -np.inf, None, "x", 1j, pytest.param(10**400, id="10**400"), 0, 1e308]
+)
+def test_class_weights_that_nothing_can_learn_from(weight, label, solver):
+    labels = Y[label].tolist()
+    given = dict.fromkeys(set(labels), weight) if weight in (0, 1e308) else {labels[0]: weight}
+    model = make(ours, label, solver=solver, class_weight=given)
+    with pytest.raises(ValueError, match="class_weight"):
+        model.fit(X, labels)
+    if weight not in (0, 1e308):
+        assert not hasattr(model, "coefs_") and not hasattr(model, "classes_")
+
+
+@pytest.mark.parametrize("weight", [1e30, 1e-30])
+def test_class_weights_whose_products_with_sample_weights_float32_cannot_hold(weight):
+    given = dict.fromkeys(Y["binary"].tolist(), weight)
+    model = make(ours, "binary", dtype="float32", class_weight=given).fit(X, Y["binary"])
+    with pytest.raises(ValueError, match=r"class_weight, multiplied by sample_weight,.*float32"):
+        model.fit(X, Y["binary"], np.full(len(X), weight))
+
+
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 @pytest.mark.parametrize(
     "weight", [np.ones(1), [1.0], np.ones(59), np.ones((60, 1)), np.full(60, np.nan), np.array(["a"] * 60)], ids=str

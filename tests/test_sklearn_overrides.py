@@ -1,10 +1,12 @@
 """What a program puts in the place of scikit-learn's training, or of its arrays, counts as it does there."""
 
+import copy
 import pickle
 import sys
 import types
 from unittest import mock
 
+import joblib
 import numpy as np
 import pytest
 from sklearn import neural_network
@@ -720,3 +722,21 @@ def test_pickles_of_such_a_class_that_scikit_learn_made(monkeypatch):
     again = pickle.loads(pickle.dumps(mine))
     assert getattr(again, TAKEN) == getattr(mine, TAKEN)
     assert (again.fit(X, labels).coefs_[0] == mine.coefs_[0]).all()
+
+
+@pytest.mark.parametrize("own", [{}, {"dtype": "mine"}], ids=str)
+def test_models_that_scikit_learn_made_train_on_as_ours(own, monkeypatch, tmp_path):
+    """Also of a subclass without an ``__init__``, in whose pickles our parameters are missing too."""
+    X, _, labels = data()
+    module = types.ModuleType("of_a_user")
+    monkeypatch.setitem(sys.modules, "of_a_user", module)
+    for cls in (neural_network.MLPClassifier, ours.MLPClassifier):
+        module.Mine = type("Mine", (cls,), {"__module__": "of_a_user", **own})
+        if cls is neural_network.MLPClassifier:
+            joblib.dump(make(module, "Mine").fit(X, labels), tmp_path / "model")
+    mine = joblib.load(tmp_path / "model")
+    assert isinstance(mine, ours.MLPClassifier) and mine.backend == "auto"
+    for estimator in (mine, copy.deepcopy(mine), clone(mine)):
+        assert estimator.set_params(dropout=0.5).get_params()["dropout"] == 0.5
+        assert hasattr(estimator.fit(X, labels), "_dropout_seed")
+        assert estimator.dtype == own.get("dtype")

@@ -1,5 +1,6 @@
 """Checks of what only training with a backend of bpgpu has to check."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,36 @@ def options(estimator: Any, incremental: bool) -> None:
         ):
             if given:
                 raise ValueError(f"{name} needs a stochastic solver, got solver='lbfgs'")
-    if incremental and parameters.value(estimator, "class_weight") == "balanced":
+    class_weight = parameters.value(estimator, "class_weight")
+    if isinstance(class_weight, dict):
+        for label, weight in class_weight.items():
+            if not _is_finite(weight):
+                raise ValueError(f"class_weight[{label!r}] must be a finite number, got {shown(weight)}")
+    if incremental and class_weight == "balanced":
         raise ValueError(
             "class_weight='balanced' is not supported for partial_fit, which does not see all samples; compute "
             "the weights with sklearn.utils.class_weight.compute_class_weight and pass them as a dict"
         )
+
+
+def _is_finite(weight: Any) -> bool:
+    try:
+        return math.isfinite(weight)
+    except (TypeError, ValueError, OverflowError):  # not a number, or an integer that no float can hold
+        return False
+
+
+def validation(estimator: Any, X_val: Any, y_val: Any, sample_weight_val: Any) -> tuple[Any, Any, Any] | None:
+    """Return what `fit` got to validate on, or None; check that it goes together."""
+    if (X_val is None) != (y_val is None):
+        raise ValueError("X_val and y_val must be given together")
+    if X_val is None:
+        if sample_weight_val is not None:
+            raise ValueError("sample_weight_val needs X_val and y_val, whose weights it is")
+        return None
+    if estimator.solver == "lbfgs":
+        raise ValueError("X_val needs a stochastic solver: solver='lbfgs' has no epochs to validate after")
+    return X_val, y_val, sample_weight_val
 
 
 def layers(estimator: Any) -> None:

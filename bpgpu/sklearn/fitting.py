@@ -102,11 +102,7 @@ class BackendMixin(
         -------
         self
         """
-        if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val must be given together")
-        if X_val is not None and self.solver == "lbfgs":
-            raise ValueError("X_val needs a stochastic solver: solver='lbfgs' has no epochs to validate after")
-        self._given_validation = None if X_val is None else (X_val, y_val, sample_weight_val)
+        self._given_validation = checks.validation(self, X_val, y_val, sample_weight_val)
         try:
             return self._fit(X, y, sample_weight=sample_weight, incremental=False)
         finally:
@@ -207,7 +203,7 @@ class BackendMixin(
     ) -> None:
         self._report.lap("checks")
         work = (activations, deltas, coef_grads, intercept_grads)
-        sample_weight = weights.product(self._by_class, sample_weight)
+        sample_weight = weights.product(self._by_class, sample_weight, X.dtype)
         if reason := overrides.of_the_loop():
             self._refuse_what_is_only_here(reason)
             self._begin(X, None, reason, None)
@@ -367,7 +363,7 @@ class BackendMixin(
         layer_units: Any,
     ) -> None:
         self._report.lap("checks")
-        sample_weight = weights.product(self._by_class, sample_weight)
+        sample_weight = weights.product(self._by_class, sample_weight, X.dtype)
         backend, reason = self._where(X, y, sample_weight, layer_units)
         self._objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
         self._begin(X, backend, reason, None)

@@ -115,7 +115,7 @@ def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> D
 def only_here(estimator: Any) -> list[str]:
     """Return the parameters whose values scikit-learn cannot train with."""
     found = {
-        "activation": not isinstance(estimator.activation, str) or estimator.activation not in perceptron.ACTIVATIONS,
+        "activation": not isinstance(estimator.activation, str) or estimator.activation not in perceptron.DERIVATIVES,
         "dropout": parameters.value(estimator, "dropout") > 0,
         "optimizer": parameters.value(estimator, "optimizer") is not None,
         "loss": is_own_loss(estimator),

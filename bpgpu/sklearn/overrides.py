@@ -100,7 +100,7 @@ def _replaced_formulas(estimator: Any) -> Iterator[str]:
     if loss == "log_loss" and output == "logistic":
         loss = "binary_log_loss"
     wanted = [("ACTIVATIONS", output, f"inplace_{output}")]
-    if isinstance(hidden, str) and hidden in perceptron.ACTIVATIONS:
+    if isinstance(hidden, str) and hidden in perceptron.DERIVATIVES:  # all but softmax
         wanted += [("ACTIVATIONS", hidden, f"inplace_{hidden}")]
         wanted += [("DERIVATIVES", hidden, f"inplace_{hidden}_derivative")]
     if not networks.is_own_loss(estimator):

@@ -6,6 +6,7 @@ A subclass that was written for scikit-learn's estimators may use any of these n
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,9 +27,7 @@ def beside(theirs: type) -> Callable[[Kind], Kind]:
             vars(self).pop(TAKEN, None)
             if kind is not ours:
                 taken = set() if kind.__init__ is constructor else added.keys() - named.keys()
-                for cls in kind.__mro__[: kind.__mro__.index(ours)]:
-                    taken |= added.keys() & vars(cls).keys()
-                if taken:
+                if taken := taken | _of_its_classes(kind):
                     setattr(self, TAKEN, tuple(sorted(taken)))
             init(self, *positional, **named)
 
@@ -65,14 +64,22 @@ def constraints(estimator: Any) -> dict[str, Any]:
 def completed(estimator: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Return a pickled state with all that an estimator of ours has: scikit-learn's own lacks our parameters.
 
-    In one of a subclass that was made without bpgpu, none of the names is ours.
+    In one of a subclass with an ``__init__`` of its own that was made without bpgpu, none of the names is ours.
     """
-    missing = estimator._added.keys() - state.keys() - set(state.get(TAKEN, ()))
+    kind = type(estimator)
+    missing = kind._added.keys() - state.keys() - set(state.get(TAKEN, ()))
     if not missing:
         return state
-    if type(estimator).__init__ is not estimator._constructor:
-        return {**state, TAKEN: tuple(sorted(estimator._added))}
-    return {**{name: estimator._added[name] for name in missing}, **state}
+    # Of the class, because the function of an instance is a bound method.
+    taken = _of_its_classes(kind) if kind.__init__ is kind._constructor else set(kind._added)
+    defaults = {name: kind._added[name] for name in missing - taken}
+    return {**defaults, **state, **({TAKEN: tuple(sorted(taken))} if taken else {})}
+
+
+def _of_its_classes(kind: Any) -> set[str]:
+    """Return the names that the classes below ours, such as a stranger's subclass, have as attributes."""
+    below = itertools.takewhile(lambda cls: "_added" not in vars(cls), kind.__mro__)
+    return {name for cls in below for name in kind._added.keys() & vars(cls).keys()}
 
 
 def _taken(estimator: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
+from bpgpu.errors import shown
 from bpgpu.sklearn import parameters
 
 
@@ -20,11 +21,23 @@ def by_class(estimator: Any, y: Any) -> Any:
         return compute_sample_weight(class_weight, y)
     index = y.argmax(axis=1) if y.shape[1] > 1 else y[:, 0].astype(np.intp)
     classes = estimator.classes_
-    return compute_class_weight(class_weight, classes=classes, y=classes[index])[index]
+    weight = compute_class_weight(class_weight, classes=classes, y=classes[index])[index]
+    if not weight.any():
+        raise ValueError(
+            f"class_weight must give some sample a weight, got 0 for each class in y: {shown(class_weight)}"
+        )
+    return weight
 
 
-def product(by_class: Any, sample_weight: Any) -> Any:
-    """Return the product of both weights, either of which may be None."""
-    if by_class is None or sample_weight is None:
-        return sample_weight if by_class is None else by_class
-    return by_class * sample_weight
+def product(by_class: Any, sample_weight: Any, dtype: Any) -> Any:
+    """Return the product of both weights, either of which may be None; check that one can train with it in `dtype`."""
+    if by_class is None:
+        return sample_weight
+    weight = by_class if sample_weight is None else by_class * sample_weight
+    with np.errstate(over="ignore", invalid="ignore"):
+        used = weight.astype(dtype)
+        bad = "are too large" if not np.isfinite(used.sum()) else "" if used.any() else "are all 0"
+    if bad:
+        others = "" if sample_weight is None else ", multiplied by sample_weight,"
+        raise ValueError(f"the weights by class_weight{others} {bad} for training in {used.dtype}; give weights near 1")
+    return weight
