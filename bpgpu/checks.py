@@ -29,8 +29,11 @@ def numeric(name: str, value: Any) -> Matrix:
     """
     if np.ma.is_masked(value):
         raise ValueError(f"{name} must have no masked entries; fill or drop them")
-    if hasattr(value, "dtypes") and all(dtype.kind in "buif" for dtype in np.ravel(value.dtypes)):
-        value = value.to_numpy(dtype=np.result_type(*(np.dtype(d.kind) for d in np.ravel(value.dtypes)), np.int8))
+    of_pandas = hasattr(value, "to_numpy") and hasattr(value, "isna")
+    kinds = getattr(value, "dtypes" if value.ndim == 2 else "dtype", None) if of_pandas else None
+    columns = [] if kinds is None else list(np.ravel(kinds))
+    if columns and all(getattr(column, "kind", "") in tuple("buif") for column in columns):
+        value = _of_pandas(value, columns)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -42,10 +45,23 @@ def numeric(name: str, value: Any) -> Matrix:
     return array
 
 
+def _of_pandas(value: Any, columns: list[Any]) -> Matrix:
+    """Return numbers of pandas in the dtype that holds those of all columns, NaN where one is missing.
+
+    NumPy itself makes objects of columns of several kinds, and of pandas' own dtypes, which wrap one of NumPy.
+    """
+    dtype = np.result_type(*(getattr(d, "numpy_dtype", getattr(d, "subtype", d)) for d in columns))
+    if not np.any(value.isna()):
+        array: Matrix = value.to_numpy(dtype=dtype)
+    else:
+        array = value.to_numpy(dtype=np.result_type(dtype, np.float16), na_value=np.nan)
+    return array
+
+
 def finite(
     name: str, array: Matrix, dtype: np.dtype[Any], place: Callable[[int], tuple[int, ...]] | None = None
 ) -> Matrix:
-    """Return `array` in `dtype`, C-contiguous and aligned; `place` says at which index of the argument an element stands.
+    """Return `array` in `dtype`, C-contiguous and aligned; `place` says where in the argument an element stands.
 
     Raises
     ------
@@ -53,7 +69,7 @@ def finite(
         If it holds NaN or infinity, or a number too large for `dtype`.
     """
     with np.errstate(over="ignore"):
-        converted = np.require(array, dtype, "CAE")
+        converted = np.require(array, dtype, ("C", "A", "E"))
     good = np.isfinite(converted)
     if not good.all():
         first = int(np.argmin(good))
@@ -116,6 +132,17 @@ def positive(name: str, value: Any, where: str = "") -> float:
 def not_negative(name: str, value: Any) -> float:
     """Return `value`, or raise if it is not a finite number, 0 or more."""
     return _in_range(name, value, lambda x: x >= 0 and math.isfinite(x), "a finite number, 0 or more")
+
+
+def held(name: str, value: float, dtype: np.dtype[Any], *, above_0: bool = False) -> float:
+    """Return a number, 0 or more, or raise ValueError if `dtype` makes infinity of it, or 0 where that is wrong."""
+    limits = np.finfo(dtype)
+    if value > float(limits.max):
+        raise ValueError(f"{name} must be at most {limits.max:.2g}, the largest number of {dtype}, got {value}")
+    with np.errstate(under="ignore"):
+        if above_0 and dtype.type(value) == 0:
+            raise ValueError(f"{name} must be at least {limits.tiny:.2g}, as {dtype} makes 0 of it, got {value}")
+    return value
 
 
 def fraction(name: str, value: Any) -> float:

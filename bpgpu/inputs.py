@@ -94,14 +94,16 @@ def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any], backen
     array = numeric(name, backend.to_numpy(weights) if on_gpu(weights) else weights)
     if array.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one number for each sample, got {array.shape}")
-    array = finite(name, array, dtype)
+    array = finite(name, array, np.result_type(array.dtype, np.float64))
     if (array < 0).any():
         row = int(np.argmax(array < 0))
         raise ValueError(f"{name} must be 0 or more, got {array[row]} in row {row}")
     if not array.any():
         raise ValueError(f"{name} must not all be 0: there would be nothing to learn from")
-    # Only their ratios matter; scaled by a power of two, which changes no bits of them, their sum cannot overflow.
-    scaled: Matrix = np.ldexp(array, -np.frexp(array.max())[1])
+    # Only their ratios matter; scaled by a power of two, which changes no bits of them, their sum cannot overflow. That
+    # comes first, because `dtype` may not reach as far as they do.
+    with np.errstate(under="ignore"):
+        scaled: Matrix = np.ldexp(array, -np.frexp(array.max())[1]).astype(dtype)
     return scaled
 
 

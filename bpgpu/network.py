@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 import numpy as np
 
 from bpgpu import checks, inputs
-from bpgpu.activations import Activation, layer_activations
+from bpgpu.activations import Activation
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
-from bpgpu.costs import Cost, get_cost, leaves_domain, output_formulas
+from bpgpu.costs import Cost, leaves_domain
 from bpgpu.initialisers import given_weights, initial_weights
-from bpgpu.kernels.formulas import names_used
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Architecture, Data, Plan
 
@@ -112,21 +111,19 @@ class MLP:
         backend: str | Backend = "auto",
         init: str | Sequence[Any] = "auto",
     ) -> None:
-        layer_sizes = checks.layer_sizes(sizes)
-        self.architecture = Architecture(
-            sizes=layer_sizes,
-            activations=layer_activations(activations, len(layer_sizes) - 1),
-            cost=get_cost(cost),
-            bias=checks.flag("bias", bias),
-            l2=checks.not_negative("l2", l2),
-            dropout=checks.fraction("dropout", dropout),
-            dtype=checks.floating_dtype(dtype),
-            seed=secrets.randbits(64) if seed is None else checks.integer("seed", seed, 0, 2**64 - 1),
+        self.architecture = Architecture.checked(
+            sizes,
+            activations,
+            cost,
+            bias=bias,
+            l2=l2,
+            dropout=dropout,
+            dtype=dtype,
+            seed=secrets.randbits(64) if seed is None else seed,
         )
         net = self.architecture
+        checks.held("l2", net.l2, net.dtype)
         output = net.activations[-1]
-        for formula in output_formulas(output, net.cost):
-            names_used(formula)  # together they may be longer than a formula may be
         if leaves_domain(output, net.cost):
             warnings.warn(
                 f"cost {net.cost.name!r} is defined for outputs in [0, 1], but {output.name!r} also gives others, "

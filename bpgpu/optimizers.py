@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.checks import MAX_STEPS, flag, fraction, function, integer, not_negative, positive
+from bpgpu.checks import MAX_STEPS, flag, fraction, function, held, integer, not_negative, positive
 from bpgpu.errors import lookup
 
 Schedule = Callable[[int], float]
@@ -64,6 +64,17 @@ class Optimizer:
     def n_state(self) -> int:
         """Number of flat buffers of state."""
         return 0
+
+    def check_dtype(self, dtype: np.dtype[Any]) -> None:
+        """Raise ValueError if a number of the rule would become infinity, or 0 where it may not be, in a dtype."""
+        for name, above_0 in (("epsilon", True), ("weight_decay", False)):
+            if isinstance(value := getattr(self, name, None), float):
+                held(name, value, dtype, above_0=above_0)
+
+    def norm_limit(self, dtype: np.dtype[Any]) -> float | None:
+        """Return `clip_norm` as a normal number of a dtype, which would round it to 0 or infinity outside of them."""
+        limits = np.finfo(dtype)
+        return None if self.clip_norm is None else min(max(self.clip_norm, float(limits.tiny)), float(limits.max))
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

@@ -3,13 +3,16 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bpgpu.activations import Activation
-from bpgpu.costs import Cost
+from bpgpu import checks
+from bpgpu.activations import Activation, layer_activations
+from bpgpu.checks import held
+from bpgpu.costs import Cost, get_cost, output_formulas
 from bpgpu.interop import is_sparse
+from bpgpu.kernels.formulas import names_used
 from bpgpu.optimizers import Optimizer
 
 if TYPE_CHECKING:
@@ -35,6 +38,32 @@ class Architecture:
     seed: int
     by_weight: bool = False
     largest_cost: float = math.inf
+
+    @classmethod
+    def checked(
+        cls, sizes: Any, activations: Any, cost: Any, *, bias: Any, l2: Any, dropout: Any, dtype: Any, seed: Any
+    ) -> Self:
+        """Return the architecture of these arguments of `MLP`, in plain types of Python.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If one is not as `MLP` describes.
+        """
+        layer_sizes = checks.layer_sizes(sizes)
+        architecture = cls(
+            sizes=layer_sizes,
+            activations=layer_activations(activations, len(layer_sizes) - 1),
+            cost=get_cost(cost),
+            bias=checks.flag("bias", bias),
+            l2=checks.not_negative("l2", l2),
+            dropout=checks.fraction("dropout", dropout),
+            dtype=checks.floating_dtype(dtype),
+            seed=checks.integer("seed", seed, 0, 2**64 - 1),
+        )
+        for formula in output_formulas(architecture.activations[-1], architecture.cost):
+            names_used(formula)  # together they may be longer than a formula may be
+        return architecture
 
     def decay(self, rows: int, weight: float) -> float:
         """Return lambda / m of a batch."""
@@ -207,6 +236,9 @@ class Plan:
         nonzeros: float | None = None,
     ) -> None:
         self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
+        held("l2", architecture.l2, architecture.dtype)
+        if rule is not None:
+            rule.check_dtype(architecture.dtype)
         shapes = list(pairwise(architecture.sizes))
         # A list of its own: what it holds is in use for as long as the plan, whatever becomes of the network's.
         self.masks = list(masks) if masks else [None] * len(shapes)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpgpu import checks
+from bpgpu import checks, inputs
 from bpgpu._version import __version__
 from bpgpu.activations import ACTIVATIONS, Activation
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
 from bpgpu.costs import COSTS, Cost
 from bpgpu.errors import ModelFileError, lookup, shown
+from bpgpu.plan import Architecture
 from bpgpu.writing import atomic_file
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "epoch": (int,),
 }
+ARCHITECTURE = ("sizes", "activations", "cost", "bias", "l2", "dropout", "dtype", "seed")  # of what a file tells
 TENSOR_TYPES = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
 MAX_HEADER = 100_000_000  # bytes that safetensors reads
 MAX_DEPTH = 100  # of lists and dicts in metadata; JSON sets no limit, Python's stack does
@@ -49,8 +51,8 @@ def save(net: "MLP", path: str | PathLike[str]) -> None:
 
     The tensors are written one by one: safetensors' own writer makes a copy of all, and aborts where there is no room.
     """
-    dtype, to_numpy = net.architecture.dtype, net.backend.to_numpy
     header, tensors = describe(net), _tensors(net)
+    dtype, to_numpy = np.dtype(net.architecture.dtype), net.backend.to_numpy
     with atomic_file(path) as file:
         file.write(_header(header, {name: array.shape for name, array in tensors.items()}, dtype))
         for array in tensors.values():
@@ -138,8 +140,8 @@ def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend
 
 def describe(net: "MLP") -> str:
     """Return what a file says of the network besides its tensors, as JSON; refuse what `load` would refuse."""
-    architecture = net.architecture
-    _check_parameters(net)
+    architecture = Architecture.checked(**{name: getattr(net.architecture, name) for name in ARCHITECTURE})
+    _check_parameters(net, architecture)
     description = {
         "format": FORMAT,
         "bpgpu": __version__,
@@ -161,7 +163,7 @@ def describe(net: "MLP") -> str:
 def _check(description: Any) -> None:
     """Raise if the description of a network, of one to be saved or of a file, is not as it must be.
 
-    What the constructor of `MLP` checks is left to it: a network to be saved has passed it.
+    What `Architecture.checked` checks is left to it.
     """
     for key, types in TYPES.items():
         if type(description[key]) not in types:
@@ -197,9 +199,9 @@ def _check_json(name: str, value: Any, depth: int = 0) -> None:
         raise TypeError(f"{name} is not JSON serializable: it is of type {type(value).__name__}; turn it into {fix}")
 
 
-def _check_parameters(net: "MLP") -> None:
-    """Raise if the parameters, which a user may set, are not those of a network of this architecture."""
-    architecture, to_numpy = net.architecture, net.backend.to_numpy
+def _check_parameters(net: "MLP", architecture: Architecture) -> None:
+    """Raise if the parameters and masks, which a user may set, are not those of a network of this architecture."""
+    to_numpy = net.backend.to_numpy
     parameters = to_numpy(net.parameters)
     expected = (architecture.n_parameters,), architecture.dtype
     if (parameters.shape, parameters.dtype) != expected:
@@ -208,8 +210,10 @@ def _check_parameters(net: "MLP") -> None:
             f"{parameters.shape}; write into it, as in net.parameters[...] = values"
         )
     checks.finite("parameters", parameters, architecture.dtype)
-    for l, (W, mask) in enumerate(zip(architecture.views(parameters)[0], net.masks, strict=True)):
-        if mask is not None and W[to_numpy(mask) == 0].any():
+    masks = [None if mask is None else to_numpy(mask) for mask in net.masks]
+    masks = inputs.connectivity(masks, architecture.sizes, architecture.dtype)
+    for l, (W, mask) in enumerate(zip(architecture.views(parameters)[0], masks, strict=True)):
+        if mask is not None and W[mask == 0].any():
             raise ValueError(f"weights[{l}] must be 0 wherever connectivity[{l}] is 0; multiply it by the mask")
 
 

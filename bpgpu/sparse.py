@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.checks import finite
+from bpgpu.frozen import POINTERS, freeze, is_frozen
 
 Array = np.ndarray[Any, Any]
 
@@ -24,15 +25,18 @@ def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
     """
     from scipy.sparse import csr_array
 
+    check(name, X)
     if X.dtype.kind not in "buif":
         raise TypeError(f"{name} must hold numbers, got dtype {X.dtype}")
-    check(name, X)
     if max(X.nnz, *X.shape) > np.iinfo(np.int32).max:
         raise ValueError(
             f"{name} must have fewer than 2^31 entries, rows and columns, got shape {X.shape} with {X.nnz} "
             "entries; train on parts of it"
         )
-    X = X.tocsr()
+    try:
+        X = (X.astype(np.float32) if X.dtype == np.float16 else X).tocsr()  # SciPy converts no float16
+    except (ValueError, TypeError, OverflowError) as error:
+        _need(name, False, str(error))
     values, indices, indptr = X.data, np.array(X.indices), np.array(X.indptr)
     _check_compressed(name, values, indices, indptr, X.shape)  # the copies: another thread may have changed X
     rows = csr_array((values, indices.astype(np.int32, copy=False), indptr.astype(np.int32, copy=False)), X.shape)
@@ -47,18 +51,23 @@ def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
 
 
 def frozen(X: Any) -> Any:
-    """Let nobody write to the index arrays of a CSR array that is ours alone; return it."""
-    for array in (X.indices, X.indptr):
-        array.flags.writeable = False
-        if isinstance(array.base, np.ndarray):
-            array.base.flags.writeable = False
+    """Let nobody write to the index arrays of a CSR array that is ours alone, and checked; return it."""
+    freeze(X.indices, X.shape[1])
+    freeze(X.indptr, POINTERS)
     return X
 
 
-def is_frozen(array: Array) -> bool:
-    """Return whether nobody can write to an array, also not through the array that it is a view of."""
-    owner = array if array.base is None else array.base
-    return not array.flags.writeable and isinstance(owner, np.ndarray) and not owner.flags.writeable
+def is_checked(X: Any) -> bool:
+    """Return whether a CSR array has the index arrays of one that `frozen` has returned."""
+    return (
+        isinstance(X.data, np.ndarray)
+        and X.data.ndim == 1
+        and is_frozen(X.indices, X.shape[1])
+        and is_frozen(X.indptr, POINTERS)
+        and len(X.indptr) == X.shape[0] + 1
+        and X.indptr[0] == 0
+        and X.indptr[-1] == len(X.indices) == len(X.data)
+    )
 
 
 def check(name: str, X: Any) -> None:
@@ -66,8 +75,10 @@ def check(name: str, X: Any) -> None:
 
     SciPy's own full check lets some pass, for one a CSR matrix whose `indptr` ends in 0.
     """
+    for what, dimensions in _ARRAYS.get(X.format, {}).items():
+        _check_array(name, what, getattr(X, what), dimensions)
     match X.format:
-        case "csr" if is_frozen(X.indices) and is_frozen(X.indptr):
+        case "csr" if is_checked(X):
             pass
         case "csr":
             _check_compressed(name, X.data, X.indices, X.indptr, X.shape)
@@ -75,31 +86,55 @@ def check(name: str, X: Any) -> None:
             _check_compressed(name, X.data, X.indices, X.indptr, X.shape[::-1])
         case "bsr":
             height, width = X.data.shape[1:]
-            if X.data.size:
-                _check_compressed(name, X.data, X.indices, X.indptr, (X.shape[0] // height, X.shape[1] // width))
+            fits = height and width and X.shape[0] % height == X.shape[1] % width == 0
+            _need(name, fits, f"blocks of {height} x {width} do not fill a matrix of shape {X.shape}")
+            _check_compressed(name, X.data, X.indices, X.indptr, (X.shape[0] // height, X.shape[1] // width))
         case "coo":
-            _need(name, len({len(X.data), *map(len, X.coords)}) == 1, "coords and data must be of one length")
+            fits = isinstance(X.coords, tuple) and len(X.coords) == len(X.shape)
+            _need(name, fits, f"coords must be {len(X.shape)} arrays")
             for axis, (coords, size) in enumerate(zip(X.coords, X.shape, strict=True)):
+                _check_array(name, f"coords[{axis}]", coords, 1)
+                _need(name, len(coords) == len(X.data), "coords and data must be of one length")
                 _check_range(name, f"coords[{axis}]", coords, size)
         case "dia":
-            fits = X.data.ndim == 2 and X.offsets.shape == X.data.shape[:1]
-            _need(name, fits, "offsets must have one entry for each row of data")
+            fits = X.offsets.shape == X.data.shape[:1] and X.offsets.dtype.kind in "iu"
+            _need(name, fits, "offsets must have one entry for each row of data, an integer")
             _need(name, len(np.unique(X.offsets)) == len(X.offsets), "offsets must not repeat")
         case "lil":
-            fits = X.rows.shape == X.data.shape == X.shape[:1]
+            lists = (isinstance(row, list) for row in (*X.rows, *X.data))
+            fits = X.rows.shape == X.data.shape == X.shape[:1] and all(lists)
             fits = fits and all(map(lambda row, values: len(row) == len(values), X.rows, X.data))
             _need(name, fits, "rows and data must have one list for each row, both of one length")
         case "dok":
             check(name, X.tocoo())
 
 
+# What the formats keep in arrays of NumPy, and of how many dimensions.
+_COMPRESSED = {"data": 1, "indices": 1, "indptr": 1}
+_ARRAYS = {
+    "csr": _COMPRESSED,
+    "csc": _COMPRESSED,
+    "bsr": _COMPRESSED | {"data": 3},
+    "coo": {"data": 1},
+    "dia": {"data": 2, "offsets": 1},
+    "lil": {"rows": 1, "data": 1},
+}
+
+
+def _check_array(name: str, what: str, array: Any, dimensions: int) -> None:
+    fits = isinstance(array, np.ndarray) and array.ndim == dimensions
+    got = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    _need(name, fits, f"{what} must be a NumPy array, with {dimensions} dimension(s), got {got}")
+
+
 def _check_compressed(name: str, values: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> None:
     rows, columns = shape
-    fits = indptr.ndim == indices.ndim == 1 and indptr.dtype.kind in "iu" and len(indptr) == rows + 1
+    fits = indptr.dtype.kind in "iu" and len(indptr) == rows + 1
     _need(name, fits, f"indptr must hold {rows + 1} integers, got {indptr.dtype} of shape {indptr.shape}")
     _need(name, indptr[0] == 0, f"indptr must begin with 0, got {indptr[0]}")
     falls = indptr[1:] < indptr[:-1]
-    _need(name, not falls.any(), f"indptr must be non-decreasing, and falls after entry {int(np.argmax(falls))}")
+    fall = int(np.argmax(falls)) if falls.any() else None
+    _need(name, fall is None, f"indptr must be non-decreasing, and falls after entry {fall}")
     _need(
         name,
         indptr[-1] == len(indices) == len(values),

@@ -188,8 +188,8 @@ BAD_WEIGHTS = {
     "too few": (np.ones(3), ValueError, r"must have shape \(4,\), one number for each sample, got \(3,\)"),
     "a number": (2.0, ValueError, r"must have shape \(4,\), .*got \(\)"),
     "a column": (np.ones((N, 1)), ValueError, r"must have shape \(4,\), .*got \(4, 1\)"),
-    "NaN": ([1, 1, np.nan, 1], ValueError, r"must be finite in float32, got nan at index \(2,\)"),
-    "infinite": ([1, 1, 1, np.inf], ValueError, r"must be finite in float32, got inf at index \(3,\)"),
+    "NaN": ([1, 1, np.nan, 1], ValueError, r"must be finite in float64, got nan at index \(2,\)"),
+    "infinite": ([1, 1, 1, np.inf], ValueError, r"must be finite in float64, got inf at index \(3,\)"),
     "text": (["a"] * N, TypeError, "must hold numbers, got dtype <U1"),
     "balanced": ("balanced", TypeError, "must hold numbers, got dtype <U8"),
 }
@@ -205,6 +205,17 @@ def test_bad_sample_weights(net_of, method, weight, error, message):
             net.fit(GOOD_X, y, validation_data=(GOOD_X, y, weight))
         else:
             call(net, method, GOOD_X, y, sample_weight=weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("power", [-1074, -1000, -200, -149, 130, 1000])
+def test_only_the_ratios_of_sample_weights_matter(make_net, dtype, power):
+    net, y, weight = make_net(dtype=dtype), NETS["numbers"][-1], np.array([1.0, 2, 0, 3])
+    expected = net.loss(GOOD_X, y, weight), net.backprop(GOOD_X, y, weight)[1][0][0].tobytes()
+    weight *= 2.0**power
+    assert (net.loss(GOOD_X, y, weight), net.backprop(GOOD_X, y, weight)[1][0][0].tobytes()) == expected
+    with np.errstate(all="raise"):
+        net.fit(GOOD_X, y, sample_weight=[1e-300, 1, 0, 1], epochs=1)
 
 
 # Other arguments of the methods
@@ -568,6 +579,59 @@ def test_pandas_frames_of_several_kinds_of_numbers(make_net):
     mixed = pd.DataFrame({"a": [0.5, 1.5], "b": [True, False], "c": pd.array([3, 4], dtype="Int64")})
     expected = [[0.5, 1, 3], [1.5, 0, 4]]
     assert np.array_equal(make_net().predict(mixed), make_net().predict(expected))
+
+
+PANDAS = {  # dtype of pandas: of NumPy
+    **{kind: kind for kind in ("bool", "int8", "int32", "int64", "uint8", "uint32", "uint64", "float32", "float64")},
+    **{"boolean": "bool", "Int8": "int8", "Int64": "int64", "UInt8": "uint8", "UInt64": "uint64"},
+    **{"Float32": "float32", "Float64": "float64", "Sparse[int]": "int64", "Sparse[float]": "float64"},
+    **{"bool[pyarrow]": "bool", "int64[pyarrow]": "int64", "uint8[pyarrow]": "uint8", "float[pyarrow]": "float32"},
+    "double[pyarrow]": "float64",
+}
+
+
+@pytest.mark.parametrize("kind", PANDAS)
+def test_numbers_of_pandas_are_those_of_numpy(make_net, kind):
+    dtype = np.dtype(PANDAS[kind])
+    X = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]).astype(dtype)
+    if dtype.kind in "ui":
+        X[0, 0] = np.iinfo(dtype).max
+    elif dtype == np.float64:
+        X[0, 0] = 0.1 + 1e-15
+    labels, weight = np.array([0, 1, 1]).astype(dtype), np.array([1, 0, 1]).astype(dtype)
+    net = make_net(dtype="float64")
+    frame, series = pd.DataFrame(X).astype(kind), pd.Series(labels).astype(kind)
+    assert net.predict(frame).tobytes() == net.predict(X).tobytes()
+    expected = net.loss(X, labels, weight)
+    assert net.loss(frame, series, pd.Series(weight).astype(kind)) == expected
+    assert net.loss(frame, pd.Index(series), series.array) == net.loss(X, labels, labels)
+
+
+def test_pandas_loses_no_digits(make_net):
+    net = make_net((1, 1), "identity", init=[(np.ones((1, 1)), np.zeros(1))], dtype="float64")
+    for number in (2**40, 1e300, 0.1, 2**63 - 1):
+        assert net.predict(pd.DataFrame({"a": [number]})) == number
+    mixed = pd.DataFrame({"a": [2**40, 1], "b": [True, False], "c": np.array([0.5, 1], np.float32)})
+    assert np.array_equal(bpgpu.checks.numeric("X", mixed), [[2**40, 1, 0.5], [1, 0, 1]])
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "int64[pyarrow]"])
+def test_labels_of_pandas_do_not_wrap(net_of, kind):
+    net = net_of("classes")
+    with unchanged(net, ValueError, "y of one dimension must hold the labels 0 ... 2, .*got 4294967297 in row 1"):
+        net.fit(GOOD_X, pd.Series([0, 2**32 + 1, 1, 0], dtype=kind))
+
+
+@pytest.mark.parametrize("kind", ["boolean", "Int64", "UInt8", "Float32", "bool[pyarrow]", "int64[pyarrow]", "Float64"])
+def test_what_pandas_misses_is_not_data(net_of, kind):
+    net = net_of("classes")
+    series = pd.Series([1, 0, None, 1], dtype=kind)
+    with unchanged(net, ValueError, r"X must be finite in float32, got nan at index \(2, 1\)"):
+        net.predict(pd.DataFrame({"a": [1, 2, 3, 4], "b": series, "c": series}))
+    with unchanged(net, ValueError, "y of one dimension must hold the labels 0 ... 2, .*got nan in row 2"):
+        net.fit(GOOD_X, series)
+    with unchanged(net, ValueError, r"sample_weight must be finite in \w+, got nan at index \(2,\)"):
+        net.fit(GOOD_X, [0, 1, 2, 0], sample_weight=series)
 
 
 def test_masked_entries_are_not_data(net_of):

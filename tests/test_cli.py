@@ -513,11 +513,12 @@ def test_a_model_that_predict_would_refuse_is_not_written(run, tmp_path):
     rng = np.random.default_rng(0)
     tiny = pd.DataFrame({"x": 1e-42 * rng.standard_normal(100), "y": rng.integers(0, 2, 100)})
     tiny.to_csv("tiny.csv", index=False)
-    code, _, err = run("train", "tiny.csv", "--epochs", "1", "--out", "m.safetensors", "--plot", "p.png")
+    code, out, err = run("train", "tiny.csv", "--epochs", "1", "--out", "m.safetensors", "--plot", "p.png")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "too large for float32" in err
     assert "--dtype float64" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.csv"]
+    assert "trained  1 epochs" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "tiny.csv"]
     code, _, err = run("train", "tiny.csv", "--epochs", "1", "--out", "m.safetensors", "--dtype", "float64")
     assert (code, err) == (0, "")
     code, _, err = run("predict", "m.safetensors", "tiny.csv")

@@ -270,6 +270,21 @@ def test_a_reader_that_goes_away_does_not_cost_the_model(tables):
     assert bpgpu.MLP.load(tables / "new.safetensors").epoch == 10_000
 
 
+@POSIX
+def test_a_reader_that_goes_away_early_does_not_cost_the_model(tables):
+    """Here more is printed after that, and it was once printed between training and saving."""
+    days = 2459000 + 0.02 * np.arange(40)
+    pd.DataFrame({"x": np.arange(40.0), "day": days}).to_csv(tables / "days.csv", index=False)
+    command = [sys.executable, "-m", "bpgpu", "train", "days.csv", "--epochs", "3", "--out", "new.safetensors"]
+    command += ["--plot", "p.png", "--backend", "numpy"]
+    process = subprocess.Popen(command, cwd=tables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 1)
+    process.stderr.close()
+    assert bpgpu.MLP.load(tables / "new.safetensors").epoch == 3
+    assert (tables / "p.png").exists()
+
+
 ANNOUNCE = """
 import os, signal, sys
 from bpgpu import __main__, callbacks

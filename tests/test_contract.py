@@ -361,6 +361,53 @@ def test_damaged_rows_are_refused_by_hand(backend, step):
                 by_hand(backend, Data(X, full(B, K)), nonzeros=1.0)
 
 
+@pytest.mark.parametrize("step", ["forward", "weight_gradient", "load_batch", "run_epoch"])
+@pytest.mark.parametrize("backend", CPU)
+def test_damaged_rows_that_are_read_only_are_refused(backend, step):
+    """Anyone can set the flag: it was taken for the mark of what has been checked, and the process crashed."""
+    X = csr()
+    X.indices[3] = M
+    for array in (X.indices, X.indptr):
+        array.flags.writeable = False
+    backend = bpgpu.get_backend(backend)
+    plan = Plan(network(backend).architecture, B, backend, bpgpu.SGD(0.1), nonzeros=1.0).allocate()
+    with pytest.raises(ValueError, match="is not a valid sparse matrix: indices must be < 4, got 4"):
+        match step:
+            case "forward":
+                backend.forward(X, full(M, N), None, get_activation("tanh"), out=full(B, N))
+            case "weight_gradient":
+                backend.weight_gradient(X, full(B, N), out_W=full(M, N))
+            case "load_batch":
+                backend.load_batch(plan.batch(B), Data(X, full(B, K)), slice(None))
+            case "run_epoch":
+                by_hand(backend, Data(X, full(B, K)), nonzeros=1.0)
+
+
+def test_wrong_labels_that_are_read_only_are_refused(backend):
+    y = np.full(B, K, np.int32)
+    y.flags.writeable = False
+    with pytest.raises(ValueError, match=r"must hold labels 0 \.\.\. 1, got 2"):
+        by_hand(backend, Data(full(B, M), y))
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_indices_that_were_checked_for_more_columns_are_refused(backend):
+    X = network(bpgpu.get_backend(backend)).forward(csr())[0]
+    narrow = sparse.csr_array((X.data, X.indices, X.indptr), shape=(B, 1))
+    assert narrow.indices.base is X.indices.base or narrow.indices is X.indices
+    with pytest.raises(ValueError, match="is not a valid sparse matrix: indices must be < 1"):
+        bpgpu.get_backend(backend).forward(narrow, full(1, N), None, get_activation("tanh"), out=full(B, N))
+
+
+def test_what_was_checked_is_not_checked_again(monkeypatch):
+    net = network("numpy")
+    X = net.forward(csr())[0]
+    monkeypatch.setattr(bpgpu.sparse, "_check_compressed", None)
+    net.backend.forward(X, net.weights[0], None, get_activation("tanh"), out=full(B, N))
+    with pytest.raises(TypeError):
+        net.backend.forward(csr(), net.weights[0], None, get_activation("tanh"), out=full(B, N))
+
+
 # Addresses
 
 

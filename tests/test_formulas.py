@@ -334,6 +334,23 @@ def test_good_costs_are_taken():
     )
 
 
+@pytest.mark.parametrize("output", ["identity", "sigmoid", "softmax"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_constant_is_a_cost_for_each_output(data, output, reduction):
+    X, y = data()
+    cost = bpgpu.Cost("constant", value="2", gradient="0", reduction=reduction)
+    for backend in ("numpy", "numba"):
+        net = bpgpu.MLP((3, 4, 2), ("tanh", output), cost, backend=backend)
+        before = net.parameters.copy()
+        expected = pytest.approx(4 if reduction == "sum" else 2, rel=1e-6)
+        assert net.loss(X, y) == expected
+        assert net.fit(X, y, epochs=2).loss == [expected, expected]
+        assert np.array_equal(net.parameters, before)
+        C, gradients = net.backprop(X, y)
+        assert expected == C
+        assert not any(np.any(array) for pair in gradients for array in pair)
+
+
 @pytest.mark.parametrize("gradient", ["y - a", "(a - y) * 1.001", "where(y > 0.9, 0, a - y)", "where(a > 3, 0, a - y)"])
 def test_wrong_gradients_are_refused_with_the_place(gradient):
     with pytest.raises(bpgpu.FormulaError, match=r"cost 'mine': at a = .*, y = .* the gradient"):

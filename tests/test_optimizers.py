@@ -298,3 +298,39 @@ def test_nesterov_needs_momentum():
 def test_rule_without_apply():
     with pytest.raises(NotImplementedError, match="Optimizer has no apply"):
         bpgpu.Optimizer().apply(None, None, [], t=1, eta=0.1, n_weights=1, xp=SimpleNamespace())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("clip_norm", [1e-30, 1e-46, 1e-320, 1e300])
+def test_a_norm_that_the_dtype_does_not_hold_clips_on_every_backend(clip_norm, dtype):
+    """In float32 the compiled epoch took 1e-46 for 0, which is none."""
+    X, y = np.random.default_rng(0).normal(size=(8, 4)), np.arange(8) % 2
+    found = []
+    for backend in ("numpy", "numba"):
+        net = bpgpu.MLP([4, 3, 2], ["tanh", "softmax"], "cross_entropy", backend=backend, dtype=dtype)
+        before = net.parameters.copy()
+        net.fit(X, y, optimizer=bpgpu.SGD(0.1, clip_norm=clip_norm), epochs=2)
+        assert np.array_equal(net.parameters[:-5], before[:-5]) == (clip_norm < 1)
+        found.append(net.parameters)
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        (bpgpu.SGD(), {"l2": 1e39}, r"l2 must be at most 3.4e\+38, the largest number of float32, got 1e\+39"),
+        (bpgpu.AdamW(weight_decay=1e39), {}, r"weight_decay must be at most 3.4e\+38"),
+        (bpgpu.Adam(epsilon=1e39), {}, r"epsilon must be at most 3.4e\+38"),
+        (bpgpu.RMSprop(epsilon=1e-46), {}, r"epsilon must be at least 1.2e-38, as float32 makes 0 of it, got 1e-46"),
+    ],
+    ids=str,
+)
+def test_a_number_that_the_dtype_does_not_hold_is_refused(rule, options, message, backend):
+    def plan(dtype):
+        net = bpgpu.MLP([4, 2], "softmax", "cross_entropy", backend=backend, dtype=dtype, **options)
+        return bpgpu.plan.Plan(net.architecture, 8, net.backend, rule)
+
+    plan("float64")
+    with pytest.raises(ValueError, match=message):
+        plan("float32")

@@ -1,5 +1,6 @@
 """Model files: round trips, atomic writing, and files that are damaged, foreign or hostile."""
 
+import dataclasses
 import json
 import math
 import os
@@ -416,3 +417,61 @@ def test_what_could_not_be_loaded_is_not_saved(make_net, path):
     with pytest.raises(ValueError, match="parameters must be finite"):
         net.save(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\), got 1.0"),
+        ({"dropout": "a"}, r"dropout must be a number in \[0, 1\), got 'a'"),
+        ({"l2": -1.0}, "l2 must be a finite number, 0 or more, got -1.0"),
+        ({"l2": math.nan}, "l2 must be a finite number, 0 or more, got nan"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": None}, "seed must be an integer of at least 0, got None"),
+        ({"bias": 1}, "bias must be True or False, got 1"),
+        ({"bias": False}, r"parameters must be a float64 array of shape \(25,\)"),
+        ({"sizes": (3, 0, 2)}, r"sizes\[1\] must be at least 1, got 0"),
+        ({"sizes": (3, 6, 2)}, r"parameters must be a float64 array of shape \(38,\)"),
+        ({"activations": ("tanh",)}, "activations must name one for each of 2 layers, got 1"),
+        ({"cost": "none"}, "cost must be one of"),
+        ({"dtype": np.dtype("float16")}, "dtype must be 'float32' or 'float64'"),
+        ({"dtype": np.dtype("float32")}, r"parameters must be a float32 array of shape"),
+    ],
+)
+def test_a_changed_architecture_that_could_not_be_loaded_is_not_saved(make_net, path, changes, message):
+    net = make_net()
+    net.save(path)
+    before = path.read_bytes()
+    net.architecture = dataclasses.replace(net.architecture, **changes)
+    with pytest.raises((ValueError, TypeError), match=message):
+        net.save(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([np.full((3, 5), 0.5), None], r"connectivity\[0\] must hold only 0 and 1, got 0.5"),
+        ([np.full((3, 5), np.nan), None], r"connectivity\[0\] must hold only 0 and 1, got nan"),
+        ([np.ones((3, 1)), None], r"connectivity\[0\] must have shape \(3, 5\), that of the weights, got \(3, 1\)"),
+        ([np.ones((5, 3)), None], r"connectivity\[0\] must have shape \(3, 5\)"),
+        ([None], "connectivity must be a list with one mask or None for each of 2 layers"),
+    ],
+)
+def test_changed_masks_that_could_not_be_loaded_are_not_saved(make_net, path, masks, message):
+    net = make_net()
+    net.save(path)
+    before = path.read_bytes()
+    net.masks = masks
+    with pytest.raises(ValueError, match=message):
+        net.save(path)
+    assert path.read_bytes() == before
+
+
+def test_numpy_scalars_in_an_architecture_are_saved(make_net, path):
+    net = make_net()
+    scalars = {"l2": np.float32(0.5), "dropout": np.float64(0.25), "seed": np.int64(7), "bias": np.True_}
+    sizes = tuple(np.array(net.architecture.sizes))
+    net.architecture = dataclasses.replace(net.architecture, sizes=sizes, **scalars)
+    net.save(path)
+    assert load(path).architecture == net.architecture

@@ -264,7 +264,7 @@ def test_launches_that_no_gpu_allows(grid, block, error):
 
 def test_arguments_are_checked():
     total = numba_runner.load().kernel("total", np.dtype(F32), {})
-    good = zeros(), np.int64(64), zeros(0), np.int32(0), zeros(1)
+    good = zeros(), np.int64(32), zeros(0), np.int32(0), zeros(1)  # 32 pairs
     launch(total, 1, 256, good)
     for place, bad in [
         (0, zeros().astype(np.float64)),

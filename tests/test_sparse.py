@@ -7,7 +7,7 @@ from scipy import sparse
 import bpgpu
 from bpgpu.backends import cpu_blas, numba_backend
 from bpgpu.plan import Data, Plan
-from bpgpu.sparse import compressed_rows, is_frozen
+from bpgpu.sparse import compressed_rows, is_checked
 from tests.simgpu import device
 from tests.test_numba_backend import DTYPES, RULES, assert_same
 from tests.test_numba_processes import run
@@ -197,7 +197,8 @@ def test_values_that_need_no_change_are_not_copied_and_indices_are_nobodys_to_ch
             assert np.shares_memory(a.data, given.data)
             for array, theirs in ((a.indices, given.indices), (a.indptr, given.indptr)):
                 assert not np.shares_memory(array, theirs)
-                assert is_frozen(array) and theirs.flags.writeable
+                assert not array.flags.writeable and theirs.flags.writeable
+            assert is_checked(a)
 
 
 def test_sparse_validation_data_of_dense_training_and_the_reverse():
@@ -208,6 +209,15 @@ def test_sparse_validation_data_of_dense_training_and_the_reverse():
             net = network("numba", dtype="float64")
             histories.append(net.fit(training, y, epochs=3, validation_data=(validation, y)).validation_loss)
     np.testing.assert_allclose(histories, [histories[0]] * 4, rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["coo", "csr", "csc", "bsr", "dia"])
+def test_float16(form):
+    """SciPy converts no COO matrix of them to CSR."""
+    X = sparse.csr_array(np.eye(4, COLUMNS)).asformat(form)
+    X.data = X.data.astype(np.float16)
+    net = network("numpy")
+    np.testing.assert_array_equal(net.predict(X), net.predict(np.eye(4, COLUMNS)))
 
 
 # The same bits, faults, threads
@@ -324,6 +334,27 @@ def damaged(form="csr", **changes):
     return X
 
 
+def broken(form="csr", **changes):
+    """Return what holds something else than arrays."""
+    X = damaged(form)
+    for name, value in changes.items():
+        setattr(X, name, value)
+    return X
+
+
+def blocks(data, indptr):
+    X = sparse.bsr_array((np.ones((1, 2, 1)), [0], [0, 1, 1]), shape=(4, 3))
+    X.data, X.indptr = data, np.asarray(indptr)
+    return X
+
+
+def lists(dtype=float, **changes):
+    X = sparse.lil_array(np.eye(4, 3, dtype=dtype))
+    for name, value in changes.items():
+        getattr(X, name)[0] = [value]
+    return X
+
+
 def uneven_lists():
     X = sparse.lil_array(np.eye(4, 3))
     X.data[0] = [1.0] * 1000
@@ -366,6 +397,24 @@ WRONG = {
     "COO, few values": (damaged("coo", data=[1.0]), ValueError, "coords and data must be of one length"),
     "DIA, many offsets": (damaged("dia", offsets=[0, 1, 2]), ValueError, "offsets must have one entry for each row"),
     "DIA, twice": (damaged("dia", offsets=[0, 0], data=np.ones((2, 3))), ValueError, "offsets must not repeat"),
+    "data in a list": (broken(data=[1.0] * 3), ValueError, "data must be a NumPy array, .* got list"),
+    "indices in a list": (broken(indices=[0, 1, 2]), ValueError, "indices must be a NumPy array, .* got list"),
+    "CSC, no indptr": (broken("csc", indptr=None), ValueError, "indptr must be a NumPy array, .* got NoneType"),
+    "BSR, no blocks": (blocks(np.ones((0, 2, 1)), [0, 10**8, 10**8]), ValueError, "got 100000000 for 1 indices and 0"),
+    "BSR, blocks of no rows": (blocks(np.ones((1, 0, 1)), [0, 1, 1]), ValueError, "blocks of 0 x 1 do not fill"),
+    "BSR, large blocks": (blocks(np.ones((1, 5, 1)), [0]), ValueError, "blocks of 5 x 1 do not fill"),
+    "BSR, one dimension": (
+        blocks(np.ones(1), [0, 1, 1]),
+        ValueError,
+        r"data must .* 3 dimension\(s\), got shape \(1,\)",
+    ),
+    "COO, 1 array": (broken("coo", coords=(np.arange(3),)), ValueError, "coords must be 2 arrays"),
+    "COO, 3 arrays": (broken("coo", coords=(np.arange(3),) * 3), ValueError, "coords must be 2 arrays"),
+    "COO, a list": (broken("coo", coords=([0], [0])), ValueError, r"coords\[0\] must be a NumPy array, .* got list"),
+    "DIA, offsets of floats": (damaged("dia", offsets=[0.5]), ValueError, "row of data, an integer"),
+    "LIL, column 2^70": (lists(rows=2**70), ValueError, "X is not a valid sparse matrix: .*too large"),
+    "LIL, value 2^70": (lists(int, data=2**70), ValueError, "X is not a valid sparse matrix: .*too large"),
+    "LIL, text": (lists(data="one"), ValueError, "X is not a valid sparse matrix: .*not str"),
     "LIL, many values": (uneven_lists(), ValueError, "rows and data must have one list for each row"),
 }
 

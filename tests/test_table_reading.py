@@ -218,6 +218,14 @@ def test_a_column_without_a_name_is_refused_if_it_is_no_index(run, write):
     assert run("train", "t.csv", *FAST, "--drop", "Unnamed: 0")[0] == 0
 
 
+@pytest.mark.parametrize("last", [K, np.arange(N), np.array(["no", "yes"])[K]], ids=["numbers", "unique", "text"])
+def test_a_last_column_without_a_name_is_no_target(run, write, last):
+    code, _, err = run("train", write("t.csv", "a,b,", *lines_of(last)), *FAST)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "t.csv: the last column has no name, so it is not taken for the target; write its name into" in err
+    assert "'b'" not in err
+
+
 def test_a_column_that_counts_the_rows_is_noted(run, write):
     _, printed = trained(run, write("t.csv", columns={"id": np.arange(1, N + 1)}), "--target", "y")
     assert "note     t.csv: 'id' only counts the rows; leave it out with --drop 'id'" in printed
@@ -587,6 +595,19 @@ def test_shards_and_patterns_are_one_table(run, tmp_path):
     for name, message in (("none*.csv", "none*.csv: No such file"), (".", ". is a folder; name its files")):
         code, _, err = run("train", name)
         assert (code, message in err) == (2, True)
+
+
+def test_codes_that_look_like_numbers_in_one_file_alone_are_codes_in_all(run, tmp_path):
+    codes = np.where(np.arange(N) < 40, np.where(K, "01001", "02139"), np.where(K, "K1A", "H2X"))
+    table = pd.DataFrame({"a": A, "code": codes, "y": ROWS["y"]})
+    table[:40].to_csv(tmp_path / "part-1.csv", index=False)
+    table[40:].to_csv(tmp_path / "part-2.csv", index=False)
+    code, out, err = run("train", "part-*.csv", "--encode", "auto", *FAST, "--out", "m.safetensors", "--json")
+    assert code == 0, err
+    assert bpgpu.MLP.load("m.safetensors").metadata["categories"] == {"code": ["01001", "02139", "H2X", "K1A"]}
+    _, again, err = run("predict", "m.safetensors", "part-*.csv", "--held-out", "--json", "--out", "p.csv")
+    assert "did not see" not in err
+    assert json.loads(again)["test_metric"] == json.loads(out)["test_metric"]
 
 
 def test_a_file_whose_name_is_a_pattern_is_itself(run, tmp_path):

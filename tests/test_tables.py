@@ -108,6 +108,23 @@ def test_column_names_become_text(tmp_path):
     assert list(frame_of(tmp_path / "t.parquet")) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("name", ["wide.csv", "wide.csv.gz"])
+def test_the_first_lines_may_be_of_any_length(tmp_path, name):
+    names = [f"column{i:05}" for i in range(30_000)]
+    for sep in ",;":
+        lines = [sep.join(names), *[sep.join("1" for _ in names)] * 3]
+        content = ("\n".join(lines) + "\n").encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        assert list(frame_of(tmp_path / name)) == names
+
+
+def test_an_entry_may_be_of_any_length(tmp_path):
+    pd.DataFrame({"x": [1, 2], "note": ["a," * 100_000, "?" * 300_000], "y": [0, 1]}).to_csv(tmp_path / "long.csv")
+    table = read_table(str(tmp_path / "long.csv"))
+    assert len(table.frame["note"][1]) == 300_000
+    assert table.place(1, "y") == ("line 3", "1")
+
+
 def test_labels_of_a_long_csv_are_all_text_or_all_numbers(tmp_path):
     """Pandas guesses the type of each piece of a large file, which would make 1 and "1" two classes."""
     kinds = np.array(["1"] * 400_000 + ["one"])

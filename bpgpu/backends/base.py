@@ -23,7 +23,7 @@ from bpgpu.interop import is_sparse
 from bpgpu.kernels import formulas, philox
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Dropout, Plan
-from bpgpu.sparse import frozen, is_frozen
+from bpgpu.sparse import frozen, is_checked
 
 
 class Backend(Memory):
@@ -246,12 +246,13 @@ class Backend(Memory):
             How many leading entries are weights.
         """
         contract.update(rule, parameters, gradients, state, t, learning_rate, n_weights)
-        if rule.clip_norm is not None:
+        limit = rule.norm_limit(gradients.dtype)
+        if limit is not None:
             largest = float(self.xp.abs(gradients).max())  # squares of the gradients themselves could overflow
             if largest > 0:
                 norm = largest * math.sqrt(sums.total(self.xp, (gradients / largest) ** 2))
-                if norm > rule.clip_norm:
-                    gradients *= rule.clip_norm / norm
+                if norm > limit:
+                    gradients *= limit / norm
         rule.apply(parameters, gradients, state, t=t, eta=learning_rate, n_weights=n_weights, xp=self.xp)
 
     # Whole steps
@@ -362,8 +363,8 @@ class Backend(Memory):
         contract.batch(batch, data, rows)
         chosen = data.rows(rows)
         if is_sparse(chosen.X):
-            # Rows of what nobody can write to: then they need no check.
-            batch.a[0] = batch.h[0] = frozen(chosen.X) if is_frozen(data.X.indices) else chosen.X
+            # Rows of what has been checked need no check.
+            batch.a[0] = batch.h[0] = frozen(chosen.X) if is_checked(data.X) else chosen.X
         else:
             batch.a[0][...] = chosen.X
         if chosen.y.ndim == 2:
@@ -451,7 +452,11 @@ class Backend(Memory):
             return float(np.sum(costs) / np.sum(shares))
 
     def _evaluate(self, formula: str, z: Array = None, a: Array = None, y: Array = None) -> Array:
-        """Evaluate a formula of the table; overflow in it, say of exp, may be harmless and is no warning."""
-        dtype = next(x.dtype for x in (z, a, y) if x is not None)
+        """Evaluate a formula of the table for each element, also if it is a constant.
+
+        Overflow in it, say of exp, may be harmless and is no warning.
+        """
+        like = next(x for x in (z, a, y) if x is not None)
         with np.errstate(all="ignore"):
-            return formulas.numpy_function(formula, dtype)(z, a, y)
+            values = formulas.numpy_function(formula, like.dtype)(z, a, y)
+        return values if np.shape(values) == like.shape else self.xp.full_like(like, values)

@@ -12,10 +12,11 @@ import numpy as np
 from bpgpu import checks
 from bpgpu.activations import Activation
 from bpgpu.costs import Cost
+from bpgpu.frozen import freeze, is_frozen
 from bpgpu.interop import is_sparse, on_host
 from bpgpu.optimizers import Optimizer
 from bpgpu.plan import Batch, Data, Plan
-from bpgpu.sparse import check, compressed_rows, is_frozen
+from bpgpu.sparse import check, compressed_rows, is_checked
 
 Array = Any
 Expected = tuple[str, Array, tuple[int, ...]]
@@ -193,7 +194,7 @@ def batch(batch: Batch, data: Data, rows: Any) -> None:
 def samples(plan: Plan, data: Data) -> Data:
     """Return the data of a plan, checked; the plan remembers them.
 
-    What compiled code takes for indices, labels and those of a sparse X, is copied unless nobody can write to it.
+    What compiled code takes for indices, labels and those of a sparse X, is copied, unless it is such a copy already.
     """
     given, accepted = plan.accepted
     if given is data and accepted is not None:
@@ -203,7 +204,7 @@ def samples(plan: Plan, data: Data) -> Data:
     if plan.backend.takes_sparse and is_sparse(data.X) != (plan.nonzeros is not None):
         raise ValueError("the plan was made for data of the other kind, sparse or dense; give it data.nonzeros")
     X, y = data.X, data.y
-    if is_sparse(X) and not (X.dtype == net.dtype and is_frozen(X.indices) and is_frozen(X.indptr)):
+    if is_sparse(X) and not (X.format == "csr" and is_checked(X) and X.dtype == net.dtype):
         X = compressed_rows("data.X", X, net.dtype)
     if y.ndim == 1:
         y = _labels(y, net.sizes[-1])
@@ -225,15 +226,13 @@ def _labels(y: Array, outputs: int) -> Array:
     """Return labels, checked, as int32 that nobody can write to; as they are if they lie on a device, or have been."""
     if y.dtype.kind not in "iu":
         raise TypeError(f"data.y of one dimension must hold integer labels, got {y.dtype}; pass numbers in columns")
-    if not on_host(y) or (y.dtype == np.int32 and is_frozen(y)):
+    if not on_host(y) or is_frozen(y, outputs):
         return y
     labels = np.array(y)
     if len(labels) and not (labels.min() >= 0 and labels.max() < outputs):
         wrong = labels[(labels < 0) | (labels >= outputs)][0]
         raise ValueError(f"data.y of one dimension must hold labels 0 ... {outputs - 1}, got {wrong}")
-    labels = labels.astype(np.int32, copy=False)
-    labels.flags.writeable = False
-    return labels
+    return freeze(labels.astype(np.int32, copy=False), outputs)
 
 
 def epoch(plan: Plan, data: Data, order: Any, parameters: Array, learning_rates: list[float], epoch: int) -> Data:

@@ -198,10 +198,11 @@ class CudaBackend(Backend):
         dtype = parameters.dtype
         schedule = self.asarray(rule_kernel(rule).schedule(np.array([learning_rate]), t, np.ones(1)), dtype)
         clip, norm = None, list[Launch]()
-        if rule.clip_norm is not None:
+        limit = rule.norm_limit(dtype)
+        if limit is not None:
             clip = self.empty((1,), dtype)
             norms = self.empty((2 * blocks(gradients.size),), dtype)
-            norm = self.steps.clip(gradients, parameters, None, 0, 0.0, rule.clip_norm, norms=norms, out=clip)
+            norm = self.steps.clip(gradients, parameters, None, 0, 0.0, limit, norms=norms, out=clip)
         update = self.steps.update(
             rule, parameters, gradients, state, None, n_weights, 0.0, clip, schedule, None, self._at_step(0)
         )

@@ -208,9 +208,10 @@ class Epoch:
         launches += self._backward(batch)
         decay = net.l2 / rows
         clip = None
-        if rule.clip_norm is not None:
+        limit = rule.norm_limit(net.dtype)
+        if limit is not None:
             clip = scratch["clip"]
-            arguments = (plan.gradients, parameters, scratch["mask"], net.n_weights, decay, rule.clip_norm)
+            arguments = (plan.gradients, parameters, scratch["mask"], net.n_weights, decay, limit)
             launches += steps.clip(*arguments, norms=scratch["norms"], out=clip)
         penalty = (decay / 2, device["slots"]) if net.l2 else None
         launches += steps.update(

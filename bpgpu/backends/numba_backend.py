@@ -177,7 +177,9 @@ class NumbaBackend(Backend):
         given = Addresses()
         places = []
         for name, array, shape, dtype in read:
-            places.append(given.of(name, None if array is None else np.require(array, dtype, "CAE"), shape, dtype))
+            places.append(
+                given.of(name, None if array is None else np.require(array, dtype, ("C", "A", "E")), shape, dtype)
+            )
         places += [given.of(name, array, flat, T, written=True) for name, array in trained]
         places.append(given.of("schedule", schedule, (steps, k.RATES), np.dtype(np.float64)))
         prepared.data[:] = epoch, n, parameters.size, steps, *places
@@ -256,7 +258,7 @@ class NumbaBackend(Backend):
         shared = np.zeros(TAKEN + threads * LINE, np.int64)
         numbers = np.zeros(k.NUMBERS, dtype)
         numbers[: k.L2] = rule.numbers
-        numbers[k.L2], numbers[k.CLIP] = net.l2, (plan.rule and plan.rule.clip_norm) or 0.0
+        numbers[k.L2], numbers[k.CLIP] = net.l2, (plan.rule and plan.rule.norm_limit(dtype)) or 0.0
         numbers[k.KEEP] = 1 / (1 - net.dropout) if net.dropout else 0.0
         numbers[k.LARGEST_COST] = net.largest_cost
         numbers[k.FACTOR] = 1 / net.sizes[-1] if cost.reduction == "mean" else 1.0

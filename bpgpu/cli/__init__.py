@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
         return code
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in GONE:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+            _forget_what_nobody_reads()
             return 1
         if hasattr(error, "format_message"):  # the argument parser's own errors
             message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
@@ -66,6 +66,14 @@ def run(arguments: list[str]) -> int:
             raise
         print(f"bpgpu: {' '.join(message.split())}", file=sys.stderr)
         return 2
+
+
+def _forget_what_nobody_reads() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # or the flush at exit would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -21,10 +21,11 @@ from bpgpu.cli.reading import SPACE, Reading, quoted
 
 ENDINGS = (".csv", ".tsv", ".tab")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")  # what may follow
-HEAD = 1 << 18  # bytes that are looked at before the file is read
+HEAD = 1 << 18  # bytes that are looked at before the file is read, or more where the first lines are longer
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+csv.field_size_limit(2**31 - 1)  # or an entry of more than 128 KiB is an error
 UNCLOSED = re.compile(r"EOF inside string starting at row (\d+)")
 TOO_LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 
@@ -63,18 +64,18 @@ class CsvFile:
         """
         with _open(path) as file:
             content = file.read(HEAD)
-        encoding, notes = _encoding(content, reading)
-        try:
-            text = codecs.getincrementaldecoder(encoding)().decode(content, len(content) < HEAD)
-        except UnicodeError:
-            raise _not_text(path, encoding) from None
+            encoding, notes = _encoding(content, reading)
+            try:
+                text, whole = _head(content, file, encoding)
+            except UnicodeError:
+                raise _not_text(path, encoding) from None
         if "\0" in text:
             raise ValueError(f"it holds zero bytes, so it is not text in {encoding}; for UTF-16 use --encoding utf-16")
         usual = "\t" if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes} else ","
-        sep = reading.sep or _separator(text, usual)
+        sep = reading.sep or _separator(text, whole, usual)
         if reading.sep is None and sep != usual:
             notes.append(f"--sep {'tab' if sep == chr(9) else repr(sep)}")
-        rows = _rows(text, sep)
+        rows = _rows(text, whole, sep)
         if not rows:
             raise ValueError("it is empty")
         decimal = reading.decimal or "."
@@ -141,7 +142,7 @@ class CsvFile:
         """Return where row `row` stands, "line 34", and what stands there at `position`; `text` if unknown."""
         try:
             line, entries = next(itertools.islice(self._lines(), row, None))
-        except (csv.Error, StopIteration):  # an entry of more than 128 KiB
+        except (csv.Error, StopIteration):
             return f"row {row}", text
         return f"line {line}", entries[position] if position < len(entries) else ""
 
@@ -222,20 +223,30 @@ def _reader(lines: Any, sep: str) -> Any:
     return csv.reader(lines, delimiter=sep)
 
 
-def _rows(text: str, sep: str) -> list[list[str]]:
-    """Return the first rows, without blank lines; the last of a longer file may be cut, and is left out."""
+def _head(content: bytes, file: IO[bytes], encoding: str) -> tuple[str, bool]:
+    """Return the beginning of a file, at least its first two lines, and whether that is all of it."""
+    while True:
+        more = file.read(len(content))
+        text = codecs.getincrementaldecoder(encoding)().decode(content, not more)
+        if not more or len(_rows(text, False, ",")) > 1:
+            return text, not more
+        content += more
+
+
+def _rows(text: str, whole: bool, sep: str) -> list[list[str]]:
+    """Return the first rows, without blank lines; the last may be cut if the text is not whole, and is left out."""
     try:
         rows = [row for row in _reader(io.StringIO(text, newline=""), sep) if len(row) > 1 or "".join(row).strip()]
     except csv.Error:
         return []
-    return rows[:-1] if len(rows) > 1 and not text.endswith(("\n", "\r")) and len(text) * 4 >= HEAD else rows
+    return rows if whole or len(rows) < 2 else rows[:-1]
 
 
-def _separator(text: str, usual: str) -> str:
+def _separator(text: str, whole: bool, usual: str) -> str:
     """Return the separator: the usual one, unless with another alone all lines have as many entries as the header."""
     good = []
     for sep in SEPARATORS:
-        widths = {len(row) for row in _rows(text, sep)}
+        widths = {len(row) for row in _rows(text, whole, sep)}
         if len(widths) == 1 and widths != {1}:
             good.append(sep)
     return good[0] if len(good) == 1 and usual not in good else usual

@@ -17,7 +17,7 @@ from bpgpu import checks
 from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
 from bpgpu.cli.files import check_files
-from bpgpu.cli.output import BackendOption, JsonOption, printer, progress, to_json
+from bpgpu.cli.output import BackendOption, JsonOption, Printer, progress, to_json
 from bpgpu.costs import COSTS
 from bpgpu.gradcheck import CASES, check_table
 
@@ -37,7 +37,7 @@ def info(as_json: JsonOption = False) -> None:
     if as_json:
         print(to_json(facts | {"backends": [vars(entry) for entry in found], "auto": why_auto()}))
         return
-    say = printer()
+    say = Printer()
     for name, value in facts.items():
         say(f"{name:<11}{value}")
     rows = Table("backend", "usable", "device", "reason")
@@ -55,7 +55,7 @@ def warmup() -> None:
     place = cache.folder()
     if place is None:
         raise ValueError("no cache folder can be written to; set NUMBA_CACHE_DIR to one that can")
-    say = printer()
+    say = Printer()
     for dtype in ("float32", "float64"):
         sources = kernel_sources(np.dtype(dtype))
         start = time.perf_counter()
@@ -77,7 +77,7 @@ def hardware_report(
     bpgpu.get_backend("cupy")  # without a GPU there is nothing to report but this error
     folder.mkdir(parents=True, exist_ok=True)
     check_files({}, {"--folder": folder / "hardware-report.json", "--folder (.md)": folder / "hardware-report.md"})
-    say = printer()
+    say = Printer()
     failed = report.run(folder, say, quick=quick)["failed"]
     say(f"{folder / 'hardware-report.md'} and .json: " + (f"FAILED: {', '.join(failed)}" if failed else "all parts ok"))
     return 1 if failed else 0
@@ -91,7 +91,7 @@ def gradcheck(
     """Compare backpropagation with central differences, for every activation and cost; exit code 1 if one fails."""
     chosen = bpgpu.get_backend(backend)
     dtype = checks.floating_dtype(dtype).name
-    say = printer(stderr=as_json)
+    say = Printer(stderr=as_json)
     start = time.perf_counter()
     worst: dict[tuple[str, str], float] = {}
     checked, failures = 0, []
@@ -129,7 +129,7 @@ def accuracy(
     from bpgpu import accuracy as measuring
     from bpgpu.accuracy_cases import DTYPES
 
-    say = printer(stderr=as_json)
+    say = Printer(stderr=as_json)
     errors = measuring.measure_all(backend, say)
     for dtype in DTYPES:
         say(f"\n{measuring.table(errors, dtype)}")

@@ -33,14 +33,17 @@ class Outcome:
     history : History
     rows : int
         Of the training part.
-    failure : NonFiniteError or None
-        If it diverged; the network is that of the last finite epoch.
+    failure : ArithmeticError or None
+        A NonFiniteError if it diverged: the network is that of the last finite epoch. Else why it is not usable.
+    usable : bool
+        Whether the network is finite; one that is not is neither measured nor saved.
     """
 
     net: bpgpu.MLP
     history: bpgpu.History
     rows: int
-    failure: bpgpu.NonFiniteError | None
+    failure: ArithmeticError | None
+    usable: bool = True
 
     @property
     def interrupted(self) -> bool:
@@ -50,7 +53,7 @@ class Outcome:
     @property
     def stop_reason(self) -> str:
         """Why it ended."""
-        return "diverged" if self.failure is not None else self.history.stop_reason
+        return "diverged" if isinstance(self.failure, bpgpu.NonFiniteError) else self.history.stop_reason
 
     @property
     def seconds(self) -> float:
@@ -64,7 +67,7 @@ class Outcome:
 
     def show(self, say: Callable[..., None]) -> None:
         """Print how it went."""
-        ended = f" ({self.stop_reason})" if self.interrupted or self.failure is not None else ""
+        ended = f" ({self.stop_reason})" if self.interrupted or self.stop_reason == "diverged" else ""
         say(f"trained  {len(self.history.loss)} epochs in {self.seconds:.1f} s, {self.speed:,.0f} samples/s{ended}")
         if not ended and not self.stop_reason.startswith("finished"):
             say(f"stopped  {self.stop_reason}")
@@ -81,19 +84,21 @@ class Outcome:
 
         Raises
         ------
-        NonFiniteError
-            If training diverged, after all of this.
+        ArithmeticError
+            If training diverged or the network is not usable, after all of this.
         """
         measured, model = None, None
         try:
             try:
                 self.show(say)
-                measured = measure()
-                measured.show(say, f"the {measured.rows} held-out rows")
+                if self.usable:
+                    measured = measure()
+                    measured.show(say, f"the {measured.rows} held-out rows")
             finally:  # a reader of the output that has gone costs nobody the training
-                if out is not None:
+                if out is not None and self.usable:
                     model = self._keep(out)
-            say(f"model    {model}" if model else "model    not kept: add --out model.safetensors")
+            if self.usable:
+                say(f"model    {model}" if model else "model    not kept: add --out model.safetensors")
             if plot is not None:
                 with atomic_file(plot) as file:
                     draw_losses(self.history, file, plot)

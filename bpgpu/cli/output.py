@@ -63,10 +63,37 @@ def _numbered(rows: "pd.DataFrame") -> "pd.DataFrame":
     return rows.rename_axis("row" if "row" not in rows else "row number")
 
 
-def printer(stderr: bool = False) -> Callable[..., None]:
-    """Return a function that prints for people, text as it is; lines are not broken, so that they can be searched."""
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    return functools.partial(console.print, soft_wrap=True)
+class Printer:
+    """A function that prints for people, text as it is; lines are not broken, so that they can be searched.
+
+    Parameters
+    ----------
+    stderr : bool
+        Where it prints: standard error rather than standard output.
+    patient : bool
+        Whether the work goes on when nobody reads any more, as after ``| head``: `failure` is then what happened.
+    """
+
+    def __init__(self, stderr: bool = False, patient: bool = False) -> None:
+        self._console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+        self._patient = patient
+        self.failure: OSError | None = None
+
+    def __call__(self, what: Any) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self._console.print(what, soft_wrap=True)
+        except OSError as error:
+            if not self._patient:
+                raise
+            self.failure = error
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the error to `run`; rich would exit, and close standard output for what broke on standard error."""
+        raise
 
 
 def progress() -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import bpgpu
 from bpgpu.cli import reading, tables
 from bpgpu.cli.files import check_files
 from bpgpu.cli.metrics import Measured
-from bpgpu.cli.output import BackendOption, JsonOption, printer, records, to_json, write_csv
+from bpgpu.cli.output import BackendOption, JsonOption, Printer, records, to_json, write_csv
 from bpgpu.cli.preparing import TABLE_KEYS, Saved, predicted
 from bpgpu.cli.reading import quoted
 
@@ -54,7 +54,7 @@ def predict(
     if all(name in rows.table.frame for name in goal.names):
         try:
             measured = Measured.of(goal, outputs, goal.encode(rows.table)[rows.numbers], job.answers)
-            measured.show(printer(stderr=True), f"{len(rows)} rows")
+            measured.show(Printer(stderr=True), f"{len(rows)} rows")
         except ValueError as error:  # labels are missing, or not those of training
             print(f"note: no {goal.metric}: {error}", file=sys.stderr)
     if as_json:
@@ -88,4 +88,4 @@ def export(
         labels = onnx_export.Labels(goal.classes, lambda a: goal.decode(a if goal.outputs > 1 else a[:, 1:]))
     name = "probabilities" if labels else "output"
     onnx_export.export(net, out, input_name="X", output_name=name, labels=labels)
-    printer()(f"{out}: X -> {'label, ' if labels else ''}{name}; the same numbers as predict, by onnxruntime{names}")
+    Printer()(f"{out}: X -> {'label, ' if labels else ''}{name}; the same numbers as predict, by onnxruntime{names}")

@@ -28,6 +28,7 @@ class Columns:
 
     def as_text(self, names: list[str]) -> set[str]:
         """Return the columns of a CSV file whose text counts: 01001 is another label than 1001."""
+        # A column without a name is no target: it is empty, and left out, or refused.
         last = [name for name in names if not name.startswith("Unnamed: ")][-1:]
         return {*(self.target or last), *(self.ids or []), *(self.encode or [])}
 

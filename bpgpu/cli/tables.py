@@ -178,6 +178,10 @@ def read_table(
         return chosen[0]
 
     tables = [_read_file(path, reading, of_the_first) for path in files_of(sources)]
+    mixed = _mixed(tables)
+    if mixed:  # 01001 must not be a number in one file and a code in another
+        chosen[:] = [{*(chosen[0] if chosen else ()), *mixed}]
+        tables = [_read_file(path, reading, of_the_first) for path in files_of(sources)]
     table = tables[0] if len(tables) == 1 else _joined(tables)
     _set_unnamed_aside(table)
     return table
@@ -320,6 +324,17 @@ def _matrix(matrix: np.ndarray[Any, Any], names: list[str] | None = None) -> pd.
         return pd.DataFrame({str(name): _native(matrix[name]) for name in matrix.dtype.names})
     rows = _native(matrix.reshape(len(matrix), -1) if matrix.size else matrix.reshape(len(matrix), 0))
     return pd.DataFrame(rows, columns=names or [f"x{i}" for i in range(rows.shape[1])], copy=False)
+
+
+def _mixed(tables: list[Table]) -> set[str]:
+    """Return the columns of CSV files that are of several kinds: text, numbers or booleans; empty ones are of any."""
+    kinds: dict[str, set[str]] = {}
+    for table in tables if len(tables) > 1 else ():
+        for name in table.names if any(file is not None for _, _, file in table.parts) else ():
+            kind = table.frame[name].dtype.kind
+            if kind not in "buif" or table.frame[name].notna().any():
+                kinds.setdefault(name, set()).add("number" if kind in "uif" else kind if kind == "b" else "text")
+    return {name for name, found in kinds.items() if len(found) > 1}
 
 
 def _joined(tables: list[Table]) -> Table:

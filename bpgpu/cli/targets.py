@@ -336,6 +336,11 @@ def default_targets(table: Table) -> list[str]:
     """
     if table.hint:
         raise ValueError(f"{table.source}: has no targets{table.hint}")
+    if not table.target and len(table.names) > 1 and table.names[-1].startswith("Unnamed: "):
+        raise ValueError(
+            f"{table.source}: the last column has no name, so it is not taken for the target; write its name into the "
+            "first line, or name the column to predict with --target"
+        )
     return table.target or [[name for name in table.names if name not in table.aside or len(table.names) == 1][-1]]
 
 

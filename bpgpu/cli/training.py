@@ -15,7 +15,7 @@ from bpgpu.cli.columns import Rows
 from bpgpu.cli.files import check_files
 from bpgpu.cli.metrics import Measured, class_weights, constant_answers
 from bpgpu.cli.outcome import KeepHistory, Outcome
-from bpgpu.cli.output import BackendOption, JsonOption, printer
+from bpgpu.cli.output import BackendOption, JsonOption, Printer
 from bpgpu.cli.plots import check_plot
 from bpgpu.cli.preparing import Columns, predicted, prepare
 from bpgpu.cli.scaling import Standardisation, in_float64
@@ -93,7 +93,8 @@ def train(
     Columns are standardised, which is folded into the saved model: it takes raw rows. Two classes get one sigmoid
     output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
     """
-    say = printer(stderr=as_json)
+    # A reader of the output that has gone costs nobody a model or picture that was asked for.
+    say = Printer(stderr=as_json, patient=out is not None or plot is not None)
     held_out = tables.files_of(validation) if fraction_of(validation) is None else []
     check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
     if plot is not None:
@@ -155,7 +156,12 @@ def train(
             f"note     a column's mean is {inputs.remoteness:.0f} times its deviation, too far for {number.name}; "
             f"subtract a constant from such columns{_or_float64(number)}"
         )
-    keeper, failure = KeepHistory(), None
+    remote = outputs is not None and number == np.float32 and outputs.remoteness > MAX_REMOTENESS[number.name]
+    if outputs is not None and remote:
+        say(f"note     the target's mean is {outputs.remoteness:.0f} times its deviation: the model is kept in float64")
+    answers = constant_answers(goal, job.y_train)
+    failure: ArithmeticError | None = None
+    keeper = KeepHistory()
     stopping = [] if early_stopping is None else [bpgpu.EarlyStopping(early_stopping)]
     try:
         net.fit(
@@ -172,22 +178,24 @@ def train(
         if not keeper.history.loss:  # the weights are those from before training
             raise
         failure = error
-    if outputs is not None and outputs.remoteness > MAX_REMOTENESS[number.name] and number == np.float32:
-        say(f"note     the target's mean is {outputs.remoteness:.0f} times its deviation: the model is kept in float64")
+    # Nothing is printed and nothing raised from here on: a training is not to be lost.
+    if remote:
         in_float64(net)
     inputs.fold_into_input(net)
     if outputs is not None:
         outputs.fold_into_output(net)
-    if not np.isfinite(net.backend.to_numpy(net.parameters)).all():
-        raise failure or ArithmeticError(
+    usable = bool(np.isfinite(net.backend.to_numpy(net.parameters)).all())
+    if not usable:
+        failure = failure or ArithmeticError(
             f"the weights for raw rows are too large for {number.name}: the deviation of a column is too small, "
             f"or that of the target too large; multiply it by a constant{_or_float64(number)}"
         )
-    answers = constant_answers(goal, job.y_train)
     net.metadata = job.metadata | {"baseline": answers}
-    outcome = Outcome(net, keeper.history, len(job.train), failure)
+    outcome = Outcome(net, keeper.history, len(job.train), failure, usable)
     # Of the folded network on raw rows: what `predict` will give.
     outcome.finish(say, lambda: Measured.of(goal, predicted(net, job.test), job.y_test, answers), out, plot, as_json)
+    if say.failure is not None:
+        raise say.failure
     return 130 if outcome.interrupted else 0
 
 
