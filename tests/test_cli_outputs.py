@@ -285,6 +285,25 @@ def test_a_reader_that_goes_away_early_does_not_cost_the_model(tables):
     assert (tables / "p.png").exists()
 
 
+@POSIX
+def test_closed_outputs_cost_neither_the_model_nor_the_predictions(tables):
+    def shell(command):
+        line = f'"{sys.executable}" -m bpgpu {command}'
+        return subprocess.run(line, shell=True, cwd=tables, capture_output=True, text=True, timeout=60, check=False)
+
+    for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+        done = shell(f"train t.csv --epochs 1 --backend numpy --out new.safetensors {closed}")
+        assert (done.returncode, done.stderr) == (0, "")
+        bpgpu.MLP.load(tables / "new.safetensors")
+        (tables / "new.safetensors").unlink()
+    done = shell("predict m.safetensors t.csv --backend numpy >&-")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "bpgpu: standard output is closed, and predictions go there; name a file" in done.stderr
+    done = shell("predict m.safetensors t.csv --backend numpy 2>&-")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 41)
+    assert shell("predict m.safetensors t.csv --backend numpy --out p.csv --json >&-").returncode == 0
+
+
 ANNOUNCE = """
 import os, signal, sys
 from bpgpu import __main__, callbacks

@@ -37,6 +37,8 @@ def predict(
 ) -> None:
     """Predict rows with a saved model; if they have the target column, measure the predictions too."""
     check_files({"MODEL": [model], "DATA": tables.files_of(data)}, {"--out": out}, devices=True)
+    if out is None and sys.stdout is None:
+        raise ValueError("standard output is closed, and predictions go there; name a file for them with --out")
     net = bpgpu.MLP.load(model, backend=backend)
     job = Saved.of(str(model), net)
     goal = job.goal
