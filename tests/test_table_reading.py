@@ -519,6 +519,13 @@ def test_booleans_with_holes_are_numbers(run, tmp_path):
         assert trained(run, name, "--encode", "flag")[0]["fill"]["flag"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_the_numbers_of_the_rows_get_a_name_of_their_own(run, write):
+    write("t.csv", columns={"row": "a", "row number": "b", "y": ROWS["y"]})
+    trained(run, "t.csv", "--target", "y", "--id", "row", "--id", "row number")
+    run("predict", "m.safetensors", "t.csv", "--out", "p.csv")
+    assert list(pd.read_csv("p.csv")) == ["row number 2", "row", "row number", "y"]
+
+
 def test_ids_are_no_inputs_and_are_copied_as_they_stand(run, write):
     write("t.csv", columns={"id": [f"{i:05d}" for i in range(N)]})
     about, _ = trained(run, "t.csv", "--id", "id", "--target", "y")
