@@ -200,6 +200,12 @@ def test_predictions_may_be_compressed_and_may_go_to_a_device(run, tables):
     assert not Path(os.devnull).is_file()
 
 
+def test_predictions_are_not_written_under_a_name_of_another_kind(run, tables):
+    code, _, err = run("predict", "m.safetensors", "t.csv", "--out", "p.parquet")
+    assert (code, err.count("\n"), (tables / "p.parquet").exists()) == (2, 1, False)
+    assert "--out must name a CSV file for the predictions, got p.parquet; let the name end in .csv" in err
+
+
 @POSIX
 def test_a_link_stays_a_link(run, tables):
     (tables / "real.csv").write_text("old")

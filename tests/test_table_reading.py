@@ -405,6 +405,15 @@ def test_the_targets_of_an_archive(run, tmp_path, y, target, classes):
     assert ("y has one 1 in each row" in printed) == (y.shape == (N, 2) and target == "y")
 
 
+@pytest.mark.parametrize(("name", "kind"), [("X", "float"), ("y", "str")])
+def test_an_archive_of_objects_says_which_array_holds_them(run, tmp_path, name, kind):
+    arrays = {"X": ROWS[["a", "b"]].to_numpy(), "y": ROWS["y"].to_numpy().astype("U")}
+    np.savez(tmp_path / "t.npz", **arrays | {name: arrays[name].astype(object)})
+    code, _, err = run("train", "t.npz", *FAST)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"its array {name} holds Python objects; save it as {name}.astype({kind})" in err
+
+
 def test_any_byte_order_and_fields(run, tmp_path):
     np.save(tmp_path / "big.npy", np.c_[A, B, K].astype(">f8"))
     np.save(tmp_path / "fields.npy", ROWS.assign(y=K).to_records(index=False))
