@@ -97,6 +97,19 @@ def test_a_dialect_can_be_said(run, write, written, given):
     assert predictions(run, "t.csv", *given)[0].shape == (N, 2)
 
 
+@pytest.mark.parametrize("header", ["a;b;y", None])
+def test_excels_line_of_the_separator_is_neither_header_nor_data(run, write, header):
+    lines = [line.replace(",", ";") for line in lines_of(K)]
+    write("t.csv", "sep=;", *([header] if header else []), *lines)
+    about, printed = trained(run, "t.csv", *([] if header else ["--no-header"]))
+    assert (len(about["columns"]), about["rows"]) == (2, N)
+    assert "note     t.csv is read with --sep ';'" in printed
+    write("t.csv", "sep=;", "a;b;y", *lines[:3], "?;1;1", *lines[3:])
+    assert "the first '?' in line 6" in run("train", "t.csv", *FAST)[2]
+    write("t.csv", "sep=;", "a;b;y", *lines[:3], "1;1;1;1", *lines[3:])
+    assert "line 6 has 4 entries" in run("train", "t.csv", *FAST)[2]
+
+
 def test_a_comma_between_thousands_is_no_decimal_comma(tmp_path, write):
     """1,234 may be either, so nothing is guessed; 0,5 cannot be, nor can 1.5 stand beside it."""
     for entries, decimal in (
