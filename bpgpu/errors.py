@@ -45,7 +45,7 @@ class NonFiniteError(ArithmeticError):
     epoch, step, layer : int
         Where: epoch and step counted from 1, layer from 1 (the output layer is the last).
     quantity : str
-        What was not finite: "activation", "weighted input", "cost", "gradient", "weight" or
+        What was not finite: "activation", "weighted input", "cost", "validation cost", "gradient", "weight" or
         "optimizer state".
     """
 

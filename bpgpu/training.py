@@ -77,8 +77,8 @@ class Training:
         return len(self.history.loss)
 
     def stop(self, reason: str) -> None:
-        """End training after this epoch."""
-        self.history.stop_reason = reason
+        """End training after this epoch; the reason goes into the history."""
+        self.history.stop_reason = str(reason or "stopped by a callback")
 
 
 def fit(
@@ -145,6 +145,7 @@ def _train_epoch(
 ) -> None:
     """Train one epoch and enter it in the history."""
     net, history = training.net, training.history
+    checks.integer("epoch", net.epoch, 0, checks.MAX_COUNT - 1)  # a callback may have set it
     n, steps = len(data), -(-len(data) // plan.batch_size)
     if training.learning_rate is None:
         learning_rates = training.optimizer.rates(plan.steps, steps)
@@ -159,14 +160,18 @@ def _train_epoch(
     )
     if not math.isfinite(loss):  # each cost was finite, but not their sum
         raise NonFiniteError(net.epoch + 1, steps, len(net.architecture.activations), "cost")
-    seconds, validation_loss = time.perf_counter() - start, math.nan
+    seconds, validation_loss, finite = time.perf_counter() - start, math.nan, True
     try:
         if validation is not None:
             validation_loss = net._loss(*validation, penalty=False)
+            finite = math.isfinite(validation_loss)
     finally:  # the epoch is in the weights, also if its validation is interrupted
-        net.epoch += 1
-        history.loss.append(loss)
-        history.learning_rate.append(learning_rates[0])
-        history.seconds.append(seconds)
-        if validation is not None:
-            history.validation_loss.append(validation_loss)
+        if finite:
+            net.epoch += 1
+            history.loss.append(loss)
+            history.learning_rate.append(learning_rates[0])
+            history.seconds.append(seconds)
+            if validation is not None:
+                history.validation_loss.append(validation_loss)
+    if not finite:
+        raise NonFiniteError(net.epoch + 1, steps, len(net.architecture.activations), "validation cost")

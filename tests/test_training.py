@@ -738,7 +738,7 @@ def divergence(X, y, rate, batch_size, seed):
     raise AssertionError("it converged")
 
 
-@pytest.mark.parametrize("rate", [30.0, 1e3, 1e6])
+@pytest.mark.parametrize("rate", [30.0, 1e3, 1e7])  # in between, the validation cost is infinite before
 def test_learning_rate_far_too_large(make_net, data, rate):
     X, y = data(40)
     arguments = {"optimizer": bpgpu.SGD(rate), "batch_size": 10}
@@ -812,3 +812,42 @@ def test_own_cost_that_overflows(make_net, data):
     with pytest.raises(bpgpu.NonFiniteError, match="of layer 2 is not finite in epoch 2, step 1;"):
         net.fit(X, y, batch_size=20)
     assert np.array_equal(net.parameters, before)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_validation_loss_that_overflows(make_net, data, backend):
+    X, y = data()
+    far = y.copy()
+    far[13, 1] = 1e30  # its square is above the largest float32
+    net = make_net(dtype="float32", backend=backend)
+    net.fit(X, y, epochs=1)
+    before = net.parameters.copy()
+    with pytest.raises(bpgpu.NonFiniteError, match="the validation cost of layer 2 is not finite in epoch 2") as caught:
+        net.fit(X, y, epochs=3, validation_data=(X, far))
+    assert caught.value.quantity == "validation cost"
+    assert np.array_equal(net.parameters, before)
+    assert net.epoch == 1
+
+
+@pytest.mark.parametrize(("reason", "kept"), [("", "stopped by a callback"), (None, "stopped by a callback"), (3, "3")])
+def test_any_reason_stops(make_net, data, reason, kept):
+    class Stop(bpgpu.Callback):
+        def on_epoch_end(self, training):
+            training.stop(reason)
+
+    history = make_net().fit(*data(), epochs=5, callbacks=[Stop()])
+    assert (len(history.loss), history.stop_reason) == (1, kept)
+
+
+@pytest.mark.parametrize("epoch", [-1, "x", None, 1.5, 2**32 - 1, 2**70])
+def test_a_callback_that_sets_a_wrong_epoch(make_net, data, epoch):
+    class Turn(bpgpu.Callback):
+        def on_epoch_end(self, training):
+            training.net.epoch = epoch
+            weights.append(training.net.parameters.copy())
+
+    net, weights = make_net(), []
+    with pytest.raises((TypeError, ValueError), match=r"^epoch must be "):
+        net.fit(*data(), epochs=5, callbacks=[Turn()])
+    assert len(weights) == 1
+    assert np.array_equal(net.parameters, weights[0])
