@@ -1,5 +1,6 @@
 """The command ``bpgpu``: says what is missing if the command line's packages are not installed."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -22,6 +23,11 @@ def main() -> None:
     for ending in ENDING:
         if signal.getsignal(ending) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(ending, interrupt)
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # what the shell closed; else files would take its place
+        pass
+    os.close(spare)
+    if sys.stderr is None:  # or what is printed there would go to standard output
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # text that the terminal's encoding lacks is written as \\u....
             stream.reconfigure(errors="backslashreplace")

@@ -200,6 +200,12 @@ def test_predictions_may_be_compressed_and_may_go_to_a_device(run, tables):
     assert not Path(os.devnull).is_file()
 
 
+def test_predictions_are_not_written_under_a_name_of_another_kind(run, tables):
+    code, _, err = run("predict", "m.safetensors", "t.csv", "--out", "p.parquet")
+    assert (code, err.count("\n"), (tables / "p.parquet").exists()) == (2, 1, False)
+    assert "--out must name a CSV file for the predictions, got p.parquet; let the name end in .csv" in err
+
+
 @POSIX
 def test_a_link_stays_a_link(run, tables):
     (tables / "real.csv").write_text("old")
@@ -283,6 +289,25 @@ def test_a_reader_that_goes_away_early_does_not_cost_the_model(tables):
     process.stderr.close()
     assert bpgpu.MLP.load(tables / "new.safetensors").epoch == 3
     assert (tables / "p.png").exists()
+
+
+@POSIX
+def test_closed_outputs_cost_neither_the_model_nor_the_predictions(tables):
+    def shell(command):
+        line = f'"{sys.executable}" -m bpgpu {command}'
+        return subprocess.run(line, shell=True, cwd=tables, capture_output=True, text=True, timeout=60, check=False)
+
+    for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+        done = shell(f"train t.csv --epochs 1 --backend numpy --out new.safetensors {closed}")
+        assert (done.returncode, done.stderr) == (0, "")
+        bpgpu.MLP.load(tables / "new.safetensors")
+        (tables / "new.safetensors").unlink()
+    done = shell("predict m.safetensors t.csv --backend numpy >&-")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "bpgpu: standard output is closed, and predictions go there; name a file" in done.stderr
+    done = shell("predict m.safetensors t.csv --backend numpy 2>&-")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 41)
+    assert shell("predict m.safetensors t.csv --backend numpy --out p.csv --json >&-").returncode == 0
 
 
 ANNOUNCE = """

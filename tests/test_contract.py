@@ -141,6 +141,38 @@ def test_an_output_that_is_an_input_is_refused(backend):
         )
 
 
+# Of each step: what is written, and what it may be given for that is not its own.
+SHARED = {
+    "forward": {"out": ["a_prev", "W", "out_z"], "out_z": ["a_prev", "W"]},
+    "hidden_delta": {"out": ["delta", "W", "a", "z"]},
+    "output_delta": {"out_a": ["z", "y", "out_delta"], "out_delta": ["z", "y"], "out_cost": ["scale"]},
+    "weight_gradient": {"out_W": ["a_prev", "delta", "W", "mask"]},
+    "update": {"m": ["v", "gradients"], "parameters": ["gradients", "v"]},
+}
+
+
+@pytest.mark.parametrize("step", SHARED)
+def test_an_output_that_is_a_view_of_another_argument_is_refused(backend, step):
+    for name, others in SHARED[step].items():
+        for other in others:
+            arrays, further = STEPS[step]
+            here = {key: backend.asarray(full(*[B] * array.ndim), F4) for key, array in arrays.items()}
+            here[name] = here[other][:]
+            given = here | further
+            if step == "update":
+                given["state"] = [given.pop("m"), given.pop("v")]
+            with pytest.raises(ValueError, match=f"{name} must be an array of its own|two of them share memory"):
+                getattr(backend, step)(**given)
+
+
+def test_parts_side_by_side_of_one_array_are_arrays_of_their_own(backend):
+    whole = backend.asarray(full(2 * B, B), F4)
+    backend.forward(whole[:B], backend.asarray(full(B, B), F4), None, get_activation("tanh"), out=whole[B:])
+    if backend.name in CPU:
+        wide = full(B, 2 * B)
+        backend.forward(wide[:, :B], full(B, B), None, get_activation("tanh"), out=wide[:, B:])
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -159,7 +191,7 @@ def test_updates_that_would_be_nonsense_are_refused(backend, change, error):
 
 def test_one_array_as_both_states_is_refused(backend):
     p, g, state = (backend.asarray(full(B), F4) for _ in range(3))
-    with pytest.raises(ValueError, match="one of them came twice"):
+    with pytest.raises(ValueError, match="two of them share memory"):
         backend.update(bpgpu.Adam(), p, g, [state, state], t=1, learning_rate=0.1, n_weights=3)
 
 

@@ -76,6 +76,23 @@ def test_blas_is_free_again_in_the_child_of_a_process_that_trains(backend, held)
         assert set(blas_threads().now()) == {1}
 
 
+def test_a_fork_itself_leaves_blas_alone(held, monkeypatch):
+    """A thread that is not in the child may hold a lock of the library: calling it there could hang any child."""
+    threads = blas_threads()
+    held(threads.at_most(1))
+    calls = []
+    apply = threads._apply
+    monkeypatch.setattr(threads, "_apply", lambda *args: (calls.append(1), apply(*args)))
+
+    def work():
+        at_once = len(calls)
+        threads.now()
+        threads.now()
+        return at_once, len(calls)
+
+    assert in_child(work) == (0, 1)
+
+
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_the_lock_of_blas_does_not_stay_closed(backend, held):
     fit(backend)

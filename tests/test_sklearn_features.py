@@ -1,5 +1,6 @@
 """What scikit-learn refuses and bpgpu's estimators do: each beside a reference of its own."""
 
+import copy
 import pickle
 import warnings
 
@@ -245,6 +246,46 @@ def test_resume(solver):
     assert all((W == V).all() for W, V in zip(halves.coefs_, whole.coefs_, strict=True))
     warm = fit(ours, "classes", X, y, max_iter=5, warm_start=True, **options).fit(X, y)
     assert warm.loss_curve_[5:] != whole.loss_curve_[5:]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_resume_goes_on_from_the_last_epoch_though_early_stopping_leaves_the_best(solver, backend):
+    X, y, _ = problem("classes")
+    scores = [0.1, 0.5, 0.2, 0.3, 0.4, 0.3, 0.6, 0.2]  # the best of the first fit is not its last
+
+    def run(*epochs):
+        given = iter(scores)
+        options = {"learning_rate_init": 0.05, "early_stopping": True, "scoring": lambda *_: next(given)}
+        model = estimator(ours, "classes", solver=solver, backend=backend, warm_start="resume", **options)
+        for n in epochs:
+            model = copy.deepcopy(model.set_params(max_iter=n).fit(X, y))
+            best = [x.copy() for x in model.coefs_]
+        return model, best
+
+    (whole, expected), (parts, got) = run(8), run(4, 1, 3)
+    assert parts.loss_curve_ == whole.loss_curve_
+    assert parts.validation_scores_ == whole.validation_scores_ == scores
+    assert all((W == V).all() for W, V in zip(got, expected, strict=True))
+    first, second = run(4)[1], run(4, 1)[1]  # which has no better score
+    assert all((W == V).all() for W, V in zip(first, second, strict=True))
+
+
+def test_resume_goes_on_from_weights_that_have_been_set():
+    X, y, _ = problem("classes")
+    options = {"early_stopping": True, "warm_start": "resume", "optimizer": bpgpu.SGD(1e-12), "max_iter": 2}
+    model = fit(ours, "classes", X, y, **options)
+    model.coefs_ = [np.full_like(W, 0.25) for W in model.coefs_]
+    held = model.coefs_[0]
+    model.fit(X, y)
+    np.testing.assert_allclose(held, 0.25, atol=1e-9)
+
+
+def test_resume_holds_out_a_part_after_a_fit_with_validation_data():
+    X, y, _ = problem("classes")
+    model = estimator(ours, "classes", early_stopping=True, warm_start="resume", max_iter=2)
+    model.fit(X, y, X_val=X, y_val=y).fit(X, y)
+    assert len(model.validation_scores_) == 4
 
 
 def test_resume_holds_out_the_same_samples():

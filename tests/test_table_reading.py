@@ -97,6 +97,19 @@ def test_a_dialect_can_be_said(run, write, written, given):
     assert predictions(run, "t.csv", *given)[0].shape == (N, 2)
 
 
+@pytest.mark.parametrize("header", ["a;b;y", None])
+def test_excels_line_of_the_separator_is_neither_header_nor_data(run, write, header):
+    lines = [line.replace(",", ";") for line in lines_of(K)]
+    write("t.csv", "sep=;", *([header] if header else []), *lines)
+    about, printed = trained(run, "t.csv", *([] if header else ["--no-header"]))
+    assert (len(about["columns"]), about["rows"]) == (2, N)
+    assert "note     t.csv is read with --sep ';'" in printed
+    write("t.csv", "sep=;", "a;b;y", *lines[:3], "?;1;1", *lines[3:])
+    assert "the first '?' in line 6" in run("train", "t.csv", *FAST)[2]
+    write("t.csv", "sep=;", "a;b;y", *lines[:3], "1;1;1;1", *lines[3:])
+    assert "line 6 has 4 entries" in run("train", "t.csv", *FAST)[2]
+
+
 def test_a_comma_between_thousands_is_no_decimal_comma(tmp_path, write):
     """1,234 may be either, so nothing is guessed; 0,5 cannot be, nor can 1.5 stand beside it."""
     for entries, decimal in (
@@ -405,6 +418,15 @@ def test_the_targets_of_an_archive(run, tmp_path, y, target, classes):
     assert ("y has one 1 in each row" in printed) == (y.shape == (N, 2) and target == "y")
 
 
+@pytest.mark.parametrize(("name", "kind"), [("X", "float"), ("y", "str")])
+def test_an_archive_of_objects_says_which_array_holds_them(run, tmp_path, name, kind):
+    arrays = {"X": ROWS[["a", "b"]].to_numpy(), "y": ROWS["y"].to_numpy().astype("U")}
+    np.savez(tmp_path / "t.npz", **arrays | {name: arrays[name].astype(object)})
+    code, _, err = run("train", "t.npz", *FAST)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"its array {name} holds Python objects; save it as {name}.astype({kind})" in err
+
+
 def test_any_byte_order_and_fields(run, tmp_path):
     np.save(tmp_path / "big.npy", np.c_[A, B, K].astype(">f8"))
     np.save(tmp_path / "fields.npy", ROWS.assign(y=K).to_records(index=False))
@@ -517,6 +539,13 @@ def test_booleans_with_holes_are_numbers(run, tmp_path):
     for name in ("t.csv", "t.parquet"):
         assert "missing or infinite entries: 'flag'" in run("train", name, *FAST)[2]
         assert trained(run, name, "--encode", "flag")[0]["fill"]["flag"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_numbers_of_the_rows_get_a_name_of_their_own(run, write):
+    write("t.csv", columns={"row": "a", "row number": "b", "y": ROWS["y"]})
+    trained(run, "t.csv", "--target", "y", "--id", "row", "--id", "row number")
+    run("predict", "m.safetensors", "t.csv", "--out", "p.csv")
+    assert list(pd.read_csv("p.csv")) == ["row number 2", "row", "row number", "y"]
 
 
 def test_ids_are_no_inputs_and_are_copied_as_they_stand(run, write):

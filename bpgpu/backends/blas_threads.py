@@ -30,6 +30,7 @@ class BlasThreads:
         self._before: list[int] = []
         self._holds: list[_Hold] = []
         self._lock = threading.Lock()
+        self._forked = False  # whether the libraries are still at what threads of the parent held them at
         self.find()
 
     def find(self) -> None:
@@ -40,6 +41,7 @@ class BlasThreads:
         found = ThreadpoolController().select(user_api="blas").lib_controllers
         found = [library for library in found if getattr(library, "threading_layer", "") != "sequential"]
         with self._lock:
+            self._settle()
             if self._holds:
                 before = dict(zip((library.filepath for library in self._libraries), self._before, strict=True))
                 self._before = [before.get(library.filepath, library.num_threads) for library in found]
@@ -49,12 +51,17 @@ class BlasThreads:
 
     def now(self) -> list[int]:
         """Return how many threads each library has."""
+        with self._lock:
+            return self._now()
+
+    def _now(self) -> list[int]:
+        self._settle()
         return [library.num_threads for library in self._libraries]
 
     def outside(self) -> list[int]:
         """Return how many threads each library has outside of all holds: what the user, or a variable, has set."""
         with self._lock:
-            return self._before if self._holds else self.now()
+            return self._before if self._holds else self._now()
 
     @contextmanager
     def at_most(self, limit: int) -> Iterator[None]:
@@ -62,7 +69,7 @@ class BlasThreads:
         hold = _Hold(limit)
         with self._lock:
             if not self._holds:
-                self._before = self.now()
+                self._before = self._now()
             self._holds.append(hold)
             self._apply()
         try:
@@ -84,14 +91,19 @@ class BlasThreads:
     def after_fork(self) -> None:
         """Forget, in a child process, what other threads held: they are not there, and will not let it go.
 
-        Their lock may be closed for ever. As the libraries are only changed while there is a hold, there is one
-        wherever they are at fewer threads.
+        Their lock may be closed for ever, and so may be those of the libraries, which are therefore left alone until
+        they are used: `_settle` then sets them to what the holds of this thread leave them.
         """
         self._lock = threading.Lock()
-        if self._holds:
-            kept = [hold for hold in self._holds if hold.thread == threading.get_ident()]
-            self._apply(kept)
-            self._holds = kept
+        kept = [hold for hold in self._holds if hold.thread == threading.get_ident()]
+        self._forked = self._forked or len(kept) < len(self._holds)
+        self._holds = kept
+
+    def _settle(self) -> None:
+        """Take the libraries, if this is the first use of them in a child process, out of the parent's holds."""
+        if self._forked:
+            self._apply()
+            self._forked = False
 
 
 _made: list[BlasThreads] = []

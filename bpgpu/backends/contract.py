@@ -5,6 +5,7 @@ broadcast what does not fit, and compiled code read and write beyond it.
 """
 
 import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,34 @@ def _fit(*expected: Expected) -> None:
 
 
 def _apart(name: str, out: Array, *others: Array) -> None:
+    """Raise if an array that is written shares memory with another one; either may be None."""
     for other in others:
-        if out is other:
-            raise ValueError(f"{name} must be an array of its own, and is one of the arguments that are read")
+        if out is not None and other is not None and _overlap(out, other.data if is_sparse(other) else other):
+            raise ValueError(f"{name} must be an array of its own, and shares memory with another argument")
+
+
+def _overlap(x: Array, y: Array) -> bool:
+    if x is y:
+        return True
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        return np.may_share_memory(x, y) and np.shares_memory(x, y)  # the first looks at where they end, and is fast
+    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+        return False
+    (x_first, x_end), (y_first, y_end) = _extent(x), _extent(y)
+    return x_first < y_end and y_first < x_end
+
+
+def _extent(array: Array) -> tuple[int, int]:
+    """Return where an array on a GPU begins and ends, the same place twice if it is empty."""
+    described = getattr(array, "__cuda_array_interface__", None)
+    if described is None or 0 in array.shape:
+        return 0, 0
+    first = described["data"][0]
+    strides, itemsize = described.get("strides"), array.dtype.itemsize
+    if strides is None:
+        return first, first + math.prod(array.shape) * itemsize
+    reach = [(size - 1) * stride for size, stride in zip(array.shape, strides, strict=True)]
+    return first + sum(min(r, 0) for r in reach), first + sum(max(r, 0) for r in reach) + itemsize
 
 
 # The three steps, and those between them
@@ -66,9 +92,10 @@ def forward(
     _is_a(Activation, "activation", activation)
     (rows, m), n = _matrix("a_prev", a_prev), _matrix("W", W)[1]
     _fit(("W", W, (m, n)), ("b", b, (n,)), ("out", out, (rows, n)), ("out_z", out_z, (rows, n)))
-    _apart("out", out, a_prev)
     if is_sparse(a_prev):
         check("a_prev", a_prev)
+    _apart("out", out, a_prev, W, b, out_z)
+    _apart("out_z", out_z, a_prev, W, b)
 
 
 def output_delta(
@@ -95,6 +122,10 @@ def output_delta(
         ("out_cost", out_cost, (rows,)),
         ("b", b, (n,)),
     )
+    read = z, y, scale, b, weight
+    _apart("out_a", out_a, *read, out_delta, out_cost)
+    _apart("out_delta", out_delta, *read, out_cost)
+    _apart("out_cost", out_cost, *read)
     if weight is not None and weight.shape[0] < rows:
         raise ValueError(f"weight must have {rows} numbers at least, got {weight.shape}")
 
@@ -104,7 +135,7 @@ def hidden_delta(delta: Array, W: Array, a: Array, z: Array | None, activation: 
     _is_a(Activation, "activation", activation)
     (rows, n), m = _matrix("delta", delta), _matrix("W", W)[0]
     _fit(("W", W, (m, n)), ("a", a, (rows, m)), ("z", z, (rows, m)), ("out", out, (rows, m)))
-    _apart("out", out, delta, a, z)
+    _apart("out", out, delta, W, a, z)
     if activation.derivative_needs_z and z is None:
         raise ValueError(f"z must be given, because the derivative of {activation.name!r} is computed from it")
 
@@ -126,9 +157,10 @@ def weight_gradient(
         ("out_W", out_W, (m, n)),
         ("out_b", out_b, (n,)),
     )
-    _apart("out_W", out_W, W, mask)
     if is_sparse(a_prev):
         check("a_prev", a_prev)
+    _apart("out_W", out_W, a_prev, delta, W, mask, out_b)
+    _apart("out_b", out_b, a_prev, delta, W, mask)
 
 
 def flat(*arrays: tuple[str, Array]) -> None:
@@ -154,8 +186,8 @@ def update(
     if len(state) != rule.n_state:
         raise ValueError(f"state must hold {rule.n_state} arrays for {type(rule).__name__}, got {len(state)}")
     flat(("parameters", parameters), ("gradients", gradients), *(("state", array) for array in state))
-    if len({id(array) for array in (parameters, gradients, *state)}) < 2 + len(state):
-        raise ValueError("parameters, gradients and state must be arrays of their own, and one of them came twice")
+    if any(_overlap(*pair) for pair in combinations((parameters, gradients, *state), 2)):
+        raise ValueError("parameters, gradients and state must be arrays of their own, and two of them share memory")
     if t < 1:
         raise ValueError(f"t must be at least 1, as steps are counted from 1, got {t}")
     if not 0 <= n_weights <= parameters.shape[0]:

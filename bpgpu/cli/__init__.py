@@ -48,7 +48,8 @@ def run(arguments: list[str]) -> int:
     try:
         with np.errstate(all="ignore"):  # what is not finite shows in results, which are checked
             code = _invoke(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell closed it, with >&-
+            sys.stdout.flush()
         return code
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in GONE:
@@ -69,7 +70,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _forget_what_nobody_reads() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:  # or the flush at exit would fail again

@@ -25,6 +25,7 @@ HEAD = 1 << 18  # bytes that are looked at before the file is read, or more wher
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+EXCEL = re.compile(r'"?sep=([^\r\n])"?(\r\n|\r|\n)')  # the line that Excel reads the separator from
 csv.field_size_limit(2**31 - 1)  # or an entry of more than 128 KiB is an error
 UNCLOSED = re.compile(r"EOF inside string starting at row (\d+)")
 TOO_LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
@@ -43,6 +44,8 @@ class CsvFile:
         Of the columns; an unnamed one is called "Unnamed: 0", by its position.
     notes : list of str
         What was found in the file rather than said by the user.
+    skip : int
+        Lines before the header or the data.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class CsvFile:
     header: bool
     names: list[str]
     notes: list[str]
+    skip: int = 0
 
     @classmethod
     def look_at(cls, path: Path, reading: Reading) -> "CsvFile":
@@ -72,7 +76,9 @@ class CsvFile:
         if "\0" in text:
             raise ValueError(f"it holds zero bytes, so it is not text in {encoding}; for UTF-16 use --encoding utf-16")
         usual = "\t" if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes} else ","
-        sep = reading.sep or _separator(text, whole, usual)
+        excel = EXCEL.match(text)
+        text = text[excel.end() :] if excel else text
+        sep = reading.sep or (excel[1] if excel else _separator(text, whole, usual))
         if reading.sep is None and sep != usual:
             notes.append(f"--sep {'tab' if sep == chr(9) else repr(sep)}")
         rows = _rows(text, whole, sep)
@@ -91,7 +97,7 @@ class CsvFile:
         longer = {(len(row) - len(names), row[-1]) for row in rows[1:]}
         if longer == {(1, "")}:  # every line ends in a separator
             names = [*names, f"Unnamed: {len(names)}"]
-        return cls(path, sep, decimal, encoding, reading.header, names, notes)
+        return cls(path, sep, decimal, encoding, reading.header, names, notes, 1 if excel else 0)
 
     def read(self, reading: Reading, text: set[str]) -> pd.DataFrame:
         """Return the whole table; the columns `text` as they stand in the file.
@@ -117,6 +123,7 @@ class CsvFile:
                     encoding=self.encoding,
                     header=0 if self.header else None,
                     names=self.names,
+                    skiprows=self.skip,
                     dtype={name: str for name in self.names if name in text},
                     low_memory=False,  # whole, because pieces would each be given a type of their own
                     **missing,
@@ -149,10 +156,12 @@ class CsvFile:
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """Yield each row of data with the number of the line where it begins; as pandas, without blank lines."""
         with _open(self.path) as file, io.TextIOWrapper(file, self.encoding, newline="") as text:
-            reader, line = _reader(text, self.sep), 1
+            for _ in range(self.skip):
+                text.readline()
+            reader, line = _reader(text, self.sep), 1 + self.skip
             skip = self.header
             for row in reader:
-                start, line = line, reader.line_num + 1
+                start, line = line, reader.line_num + 1 + self.skip
                 if len(row) < 2 and not "".join(row).strip():
                     continue
                 if not skip:

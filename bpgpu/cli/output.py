@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 import math
 import shutil
@@ -60,7 +61,8 @@ def records(rows: "pd.DataFrame") -> list[dict[str, Any]]:
 
 def _numbered(rows: "pd.DataFrame") -> "pd.DataFrame":
     """Return the data frame with a name for the numbers of its rows that none of its columns has."""
-    return rows.rename_axis("row" if "row" not in rows else "row number")
+    names = itertools.chain(("row", "row number"), (f"row number {count}" for count in itertools.count(2)))
+    return rows.rename_axis(next(name for name in names if name not in rows))
 
 
 class Printer:

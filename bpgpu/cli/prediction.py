@@ -14,6 +14,8 @@ from bpgpu.cli.output import BackendOption, JsonOption, Printer, records, to_jso
 from bpgpu.cli.preparing import TABLE_KEYS, Saved, predicted
 from bpgpu.cli.reading import quoted
 
+NO_CSV = (".parquet", ".npy", ".npz", ".xlsx", ".json")  # what else a name can promise
+
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' wrote.")],
@@ -37,6 +39,10 @@ def predict(
 ) -> None:
     """Predict rows with a saved model; if they have the target column, measure the predictions too."""
     check_files({"MODEL": [model], "DATA": tables.files_of(data)}, {"--out": out}, devices=True)
+    if out is not None and out.suffix.lower() in NO_CSV:
+        raise ValueError(f"--out must name a CSV file for the predictions, got {out}; let the name end in .csv")
+    if out is None and sys.stdout is None:
+        raise ValueError("standard output is closed, and predictions go there; name a file for them with --out")
     net = bpgpu.MLP.load(model, backend=backend)
     job = Saved.of(str(model), net)
     goal = job.goal

@@ -276,10 +276,10 @@ def _read_arrays(path: Path) -> Table:
             arrays = "it holds " + (_shapes(loaded) or "no arrays")
             if "X" not in loaded:
                 raise ValueError(f"a .npz needs an array X of rows, and y of targets; {arrays}; rename them")
-            X = loaded["X"]
+            X = _plain(loaded, "X")
             frame = _matrix(X)
             if "y" in loaded:
-                y = loaded["y"]
+                y = _plain(loaded, "y")
                 if y.ndim == 0 or len(y) != len(frame):
                     raise ValueError(f"X and y must have as many rows as each other; {arrays}")
                 y = y.reshape(len(y), -1)
@@ -297,6 +297,18 @@ def _read_arrays(path: Path) -> Table:
             else:
                 hint = f"; {arrays}: add y, the targets, or name a column of X with --target"
     return Table(frame, str(path), target, {}, notes, parts=[(len(frame), path, None)], hint=hint)
+
+
+def _plain(archive: Any, name: str) -> np.ndarray[Any, Any]:
+    """Return an array of an archive; one of Python objects cannot be read without running what the file says."""
+    try:
+        array: np.ndarray[Any, Any] = archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        kind = "float" if name == "X" else "str"
+        raise ValueError(f"its array {name} holds Python objects; save it as {name}.astype({kind})") from None
+    return array
 
 
 def _shapes(archive: Any) -> str:

@@ -21,7 +21,15 @@ from bpgpu.sklearn import networks, parameters
 # What says where a fit runs, who watches it, or something of a loss: to scikit-learn's training it makes no difference.
 UNIMPORTANT = {"backend", "n_threads", "progress", "callbacks", "quantile", "huber_delta"}
 # What a fit leaves behind that scikit-learn's does not.
-OWN = {"validation_loss_curve_", "_order", "_dropout_seed", "_split_state", "_skl_callbacks", parameters.TAKEN}
+OWN = {
+    "validation_loss_curve_",
+    "_order",
+    "_dropout_seed",
+    "_split_state",
+    "_last_epoch",
+    "_skl_callbacks",
+    parameters.TAKEN,
+}
 SKLEARNS = {get_activation(name): name for name in ("identity", "logistic", "tanh", "relu")}
 # Poisson's loss with derivatives that hold for each alone; the ones of `networks` hold for the pair.
 EXP = Activation("exp", value="exp(z)", derivative="a")

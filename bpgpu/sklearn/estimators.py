@@ -46,6 +46,7 @@ class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier)
         Of the hidden layers, one for all or one for each: any name or object that `bpgpu.MLP` takes.
     warm_start : bool or "resume"
         "resume" keeps the state of the optimizer and of the random stream too: two fits of 10 epochs are one of 20.
+        With ``early_stopping=True``, the next fit goes on from the last epoch, though ``coefs_`` are of the best.
     class_weight : dict or "balanced", optional
         Weights of the classes, by which sample weights are multiplied, also in the scores of early stopping.
     label_smoothing : float

@@ -219,6 +219,7 @@ class BackendMixin(
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         (X, y, weight), held_out = self._split(X, y, sample_weight, resumes)
+        self._go_on_from_the_last_epoch(resumes)
         if held_out is not None and not (self.warm_start and hasattr(self, "validation_loss_curve_")):
             self.validation_loss_curve_: list[float] = []
         if held_out is not None:  # with the targets that scores are of
@@ -238,7 +239,7 @@ class BackendMixin(
                 self._begin(X, backend, reason, steps.plan)
             self._train(steps, (X, y, weight, batch_size, work), held_out, listeners, resumes, incremental)
         if self.early_stopping:
-            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+            self._take_the_best_epoch()
         self._report.lap("validation")
 
     def _train(

@@ -24,6 +24,8 @@ from bpgpu.sparse import check
 class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     """Data to validate on: those that `fit` got, or a part of X."""
 
+    coefs_: list[Any]
+    intercepts_: list[Any]
     _given_validation: Any
     _random_state: Any
 
@@ -35,7 +37,7 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
             return (X, y, weight), None
         random_state = self._random_state
         if self.warm_start == "resume":  # the same split as before
-            if not resumes:
+            if not (resumes and hasattr(self, "_split_state")):
                 self._split_state = copy.deepcopy(random_state)
             else:
                 random_state = copy.deepcopy(self._split_state)
@@ -72,6 +74,19 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
         if y.shape[1] != self.n_outputs_:
             raise ValueError(f"y_val must have {self.n_outputs_} outputs as y has, got shape {y.shape}")
         return X, y, None if weight is None else _check_sample_weight(weight, X, dtype=dtype)
+
+    def _take_the_best_epoch(self) -> None:
+        """Set the weights of the epoch with the best score, and keep those of the last for a fit that resumes."""
+        if self.warm_start == "resume":
+            self._last_epoch = self.coefs_, self.intercepts_
+        self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+
+    def _go_on_from_the_last_epoch(self, resumes: bool) -> None:
+        """Take back the weights that training ended with, unless others have been set since."""
+        last = self.__dict__.pop("_last_epoch", None)
+        untouched = self.coefs_ is self._best_coefs and self.intercepts_ is self._best_intercepts
+        if last and resumes and self.early_stopping and untouched:
+            self.coefs_, self.intercepts_ = last
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the score that early stopping goes by."""
