@@ -54,7 +54,7 @@ def _fit(*expected: Expected) -> None:
 def _apart(name: str, out: Array, *others: Array) -> None:
     """Raise if an array that is written shares memory with another one; either may be None."""
     for other in others:
-        if out is not None and other is not None and _overlap(out, other.data if is_sparse(other) else other):
+        if out is not None and other is not None and _overlap(out, other):
             raise ValueError(f"{name} must be an array of its own, and shares memory with another argument")
 
 
@@ -94,6 +94,7 @@ def forward(
     _fit(("W", W, (m, n)), ("b", b, (n,)), ("out", out, (rows, n)), ("out_z", out_z, (rows, n)))
     if is_sparse(a_prev):
         check("a_prev", a_prev)
+        a_prev = a_prev.data
     _apart("out", out, a_prev, W, b, out_z)
     _apart("out_z", out_z, a_prev, W, b)
 
@@ -159,6 +160,7 @@ def weight_gradient(
     )
     if is_sparse(a_prev):
         check("a_prev", a_prev)
+        a_prev = a_prev.data
     _apart("out_W", out_W, a_prev, delta, W, mask, out_b)
     _apart("out_b", out_b, a_prev, delta, W, mask)
 
