@@ -92,8 +92,8 @@ def test_targets_of_another_width(before, after, how, backend):
     assert_same(action)
 
 
-@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
-def test_lbfgs_and_others_after_another_width(solver):
+@pytest.mark.parametrize("solver", ["adam", "sgd"])  # with lbfgs scikit-learn reads memory that nobody has written
+def test_another_width_with_other_solvers(solver):
     X, y, _ = data()
 
     def action(module):

@@ -84,9 +84,9 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     def _go_on_from_the_last_epoch(self, resumes: bool) -> None:
         """Take back the weights that training ended with, unless others have been set since."""
         last = self.__dict__.pop("_last_epoch", None)
-        untouched = self.coefs_ is self._best_coefs and self.intercepts_ is self._best_intercepts
-        if last and resumes and self.early_stopping and untouched:
-            self.coefs_, self.intercepts_ = last
+        if last and resumes and self.early_stopping:
+            untouched = self.coefs_ is self._best_coefs and self.intercepts_ is self._best_intercepts
+            self.coefs_, self.intercepts_ = last if untouched else (self.coefs_, self.intercepts_)
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the score that early stopping goes by."""
