@@ -17,6 +17,8 @@ from numba import carray, cfunc, njit, types
 
 from bpgpu.kernels import numba_cpu_math as math
 from bpgpu.kernels.numba_cpu_math import select
+from bpgpu.kernels.numba_cpu_softmax import plus
+from bpgpu.kernels.numba_cpu_sums import FEW
 
 T = np.{dtype}
 P, N = types.CPointer(types.{dtype}), types.int64
@@ -70,15 +72,15 @@ def cost(z, a, y, delta, scale, out, rows, n, factor, total):
     f = carray(factor, 1)[0]
     s = T(0)
     for i in range(rows):
-        c = T(0)
-        for start in range(0, n, 128):  # so that a long row is no long sum
+        c, lost = T(0), T(0)
+        for start in range(0, n, FEW):  # so that a long row is no long sum
             part = T(0)
-            for j in range(start, min(start + 128, n)):
+            for j in range(start, min(start + FEW, n)):
                 part += value(z_[i, j], a_[i, j], y_[i, j])
                 x = slope(z_[i, j], a_[i, j], y_[i, j]) * (f * scale_[i])
                 delta_[i, j] = x
                 s += math.fabs(x)
-            c += part
+            c, lost = plus(c, lost, part)
         out_[i] = f * c
     carray(total, 1)[0] = s
 """

@@ -465,3 +465,26 @@ def test_targets_of_a_regression_are_taken_and_refused_as_by_scikit_learn(solver
     for library in LIBRARIES:
         with pytest.raises(ValueError, match="Complex"):
             make(library, "number", solver=solver).fit(X, y + 0j)
+
+
+def test_partial_fit_refuses_a_batch_size_that_became_no_integer():
+    """scikit-learn checks no parameter again in `partial_fit`, and fails when it slices."""
+    for library in LIBRARIES:
+        model = make(library, "number", solver="sgd").partial_fit(X, Y["number"])
+        coefs = [W.copy() for W in model.coefs_]
+        with pytest.raises(TypeError):
+            model.set_params(batch_size=0.5).partial_fit(X, Y["number"])
+        np.testing.assert_array_equal(model.coefs_[0], coefs[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of an optimizer that has not converged, and of overflow
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+def test_targets_that_the_type_of_X_does_not_hold(solver):
+    """X is float32 and y stays float64, so scikit-learn's loss is finite where 1e39 in float32 is not."""
+    y = Y["number"].astype(float)
+    y[0] = 1e39
+    losses = []
+    for library in LIBRARIES:
+        model = make(library, "number", solver=solver, max_iter=1)
+        losses.append(model.fit(X.astype(np.float32), y).loss_)
+    assert np.isfinite(losses).all() and losses[0] == pytest.approx(losses[1], rel=1e-6)

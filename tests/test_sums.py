@@ -175,3 +175,19 @@ def test_softmax_of_many_equal_outputs_keeps_the_promise(backend, cost):
         plan = Plan(net.architecture, 2, net.backend).allocate()
         costs.append(net.backend.gradients(plan, data, net.parameters))
     assert costs[0] == pytest.approx(costs[1], rel=16 * EPS * math.sqrt(n / 64))
+
+
+@pytest.mark.parametrize(("activation", "cost"), [("identity", "half_squared_error"), ("sigmoid", "cross_entropy")])
+@pytest.mark.parametrize("outputs", [100, 1000, 200_000])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cost_of_a_sample_with_many_equal_outputs_does_not_drift(backend, outputs, activation, cost):
+    b = np.full(outputs, 0.3, np.float32)
+    y = np.full((1, outputs), 0.1)
+    costs = []
+    for dtype in ("float32", "float64"):
+        net = bpgpu.MLP(
+            [1, outputs], activation, cost, init=[(np.zeros((1, outputs)), b)], dtype=dtype, backend=backend
+        )
+        rule = bpgpu.SGD(1e-30)
+        costs += net.fit(np.zeros((1, 1)), y, optimizer=rule, epochs=1, batch_size=1).loss
+    assert costs[0] == pytest.approx(costs[1], rel=8 * EPS)

@@ -6,6 +6,7 @@ import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ from bpgpu.backends import get_backend, why_auto
 from bpgpu.backends.base import Backend
 from bpgpu.backends.blas_threads import blas_threads
 from bpgpu.backends.cpu_threads import at_most
-from bpgpu.errors import NonFiniteError
+from bpgpu.errors import NonFiniteError, shown
 from bpgpu.plan import Plan
 from bpgpu.sklearn import checks, networks, overrides, weights
 from bpgpu.sklearn.habits import StateMixin, warn
@@ -161,6 +162,8 @@ class BackendMixin(
             obstacle = "X is sparse and too large for int32"
         elif issparse(X) and self.solver == "lbfgs" and not backend.takes_sparse:
             obstacle = f"X is sparse, and L-BFGS takes all of it at once, which {backend.name} would make dense"
+        elif y.dtype.itemsize > X.dtype.itemsize and np.abs(y).max(initial=0) > np.finfo(X.dtype).max:
+            obstacle = f"y has values that {X.dtype} does not hold"
         elif weight is not None and (weight < 0).any():
             obstacle = "a sample weight is negative"
         if not obstacle:
@@ -314,6 +317,8 @@ class BackendMixin(
     def _rows_of_a_batch(self, n_samples: int) -> Any:
         if self.batch_size == "auto":
             return min(200, n_samples)
+        if not isinstance(self.batch_size, Integral):  # partial_fit does not check parameters again
+            raise TypeError(f"batch_size must be an integer or 'auto', got {shown(self.batch_size)}")
         if self.batch_size > n_samples:
             warn(
                 perceptron.BaseMultilayerPerceptron._fit_stochastic,

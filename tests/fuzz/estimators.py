@@ -55,6 +55,7 @@ class Estimators(RuleBasedStateMachine):
 
     calls = 0
     folder: Path
+    coarse = False
 
     @initialize(
         task=st.sampled_from(TASKS),
@@ -149,7 +150,7 @@ class Estimators(RuleBasedStateMachine):
         if theirs.dtype.kind != "f":
             assert (theirs == mine).all(), what
             return
-        tolerance = TOLERANCE if theirs.dtype == np.float64 else 2e-3
+        tolerance = TOLERANCE if theirs.dtype == np.float64 and not self.coarse else 2e-3
         scale = max(1.0, np.abs(theirs[np.isfinite(theirs)]).max(initial=0))
         np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance * scale, err_msg=what)
 
@@ -169,7 +170,7 @@ class Estimators(RuleBasedStateMachine):
     def fit(self, data: Any) -> None:
         X, y, weight = self.draw_data(data)
         fitted = self.both(lambda estimator: estimator.fit(X, y, weight), X, y, weight)
-        self.after(fitted)
+        self.after(fitted, X)
 
     @rule(data=st.data(), classes=st.booleans())
     def partial_fit(self, data: Any, classes: bool) -> None:
@@ -181,7 +182,7 @@ class Estimators(RuleBasedStateMachine):
         def call(estimator: Any) -> Any:
             return estimator.partial_fit(X, y, **options)
 
-        self.after(self.both(call, X, y, weight))
+        self.after(self.both(call, X, y, weight), X)
 
     @rule(
         damage=st.sampled_from(sorted(DAMAGED)),
@@ -201,7 +202,9 @@ class Estimators(RuleBasedStateMachine):
             return
         raise AssertionError(f"{method} takes a matrix that is damaged: {damage}")
 
-    def after(self, fitted: list[Any]) -> None:
+    def after(self, fitted: list[Any], X: Any) -> None:
+        # SciPy's L-BFGS computes with float32 if X is of it, and returns float64.
+        self.coarse = self.theirs.solver == "lbfgs" and getattr(X, "dtype", None) == np.float32
         if fitted[0] is not None:
             self.compare()
         else:  # who fails half way leaves what is left of it; both start anew
