@@ -479,7 +479,7 @@ def test_partial_fit_refuses_a_batch_size_that_became_no_integer():
 
 @pytest.mark.filterwarnings("ignore")  # of an optimizer that has not converged, and of overflow
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
-def test_targets_that_the_type_of_X_does_not_hold(solver):
+def test_targets_that_float32_does_not_hold(solver):
     """X is float32 and y stays float64, so scikit-learn's loss is finite where 1e39 in float32 is not."""
     y = Y["number"].astype(float)
     y[0] = 1e39

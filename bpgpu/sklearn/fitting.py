@@ -6,7 +6,6 @@ import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -317,7 +316,7 @@ class BackendMixin(
     def _rows_of_a_batch(self, n_samples: int) -> Any:
         if self.batch_size == "auto":
             return min(200, n_samples)
-        if not isinstance(self.batch_size, Integral):  # partial_fit does not check parameters again
+        if not isinstance(self.batch_size, (int, np.integer)):  # partial_fit does not check parameters again
             raise TypeError(f"batch_size must be an integer or 'auto', got {shown(self.batch_size)}")
         if self.batch_size > n_samples:
             warn(
