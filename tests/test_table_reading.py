@@ -143,7 +143,7 @@ def test_numbers_with_marks_are_numbers_where_the_marks_are_named(run, write):
         (["--thousands", "12"], "--thousands must be one mark"),
         (["--decimal", "x"], "--decimal must be '.' or ','"),
         (["--encoding", "nope"], "--encoding must name a text encoding, like cp1252, got 'nope'"),
-        (["--sep", ";"], "besides the target 'a,b,y'"),
+        (["--sep", ";"], "but with --sep ',' it has 3; give that one, or leave --sep out"),
         (["--drop", "z"], "--drop must name a column, got 'z'; there are 'a', 'b', 'y'"),
         (["--drop", "a,b"], "repeat --drop for several"),
         (["--id", "z"], "--id must name a column, got 'z'"),
