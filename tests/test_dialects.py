@@ -73,7 +73,7 @@ def test_comments_are_left_out_wherever_they_stand(train, tmp_path):
     assert (code, "'?' in line 42; if it means missing" in err) == (2, True), err
 
 
-@pytest.mark.parametrize("mark", ["##", "", "a", '"', "\n"])
+@pytest.mark.parametrize("mark", ["##", "", "a", '"', "\n", "§"])
 def test_the_mark_of_comments_is_one_character(train, mark):
     code, _, err = train(ROWS.to_csv(index=False), "--comment", mark)
     assert (code, "--comment must be one mark, like '#', and not that of --sep, got" in err) == (2, True)

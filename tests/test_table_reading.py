@@ -136,7 +136,8 @@ def test_numbers_with_marks_are_numbers_where_the_marks_are_named(run, write):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sep", ";;"], "--sep must be one character, 'tab' or 'space', got ';;'"),
+        (["--sep", ";;"], "--sep must be one character of ASCII, 'tab' or 'space', got ';;'"),
+        (["--sep", "§"], "--sep must be one character of ASCII, 'tab' or 'space', got '§'"),
         (["--sep", ","], None),
         (["--sep", ",", "--decimal", ","], "--sep and --decimal must differ"),
         (["--thousands", "."], "--thousands and the decimal mark must differ"),

@@ -79,8 +79,8 @@ class Reading:
             If one is not usable, or two are the same mark.
         """
         sep = None if sep is None else _NAMES.get(sep, sep)
-        if sep is not None and sep != SPACE and (len(sep) != 1 or sep in '"\r\n'):
-            raise ValueError(f"--sep must be one character, 'tab' or 'space', got {sep!r}")
+        if sep is not None and sep != SPACE and (len(sep) != 1 or sep in '"\r\n' or not sep.isascii()):
+            raise ValueError(f"--sep must be one character of ASCII, 'tab' or 'space', got {sep!r}")
         if decimal not in (None, ".", ","):
             raise ValueError(f"--decimal must be '.' or ',', got {decimal!r}")
         if thousands is not None and (len(thousands) != 1 or thousands.isalnum() or thousands in '"+-\r\n'):
@@ -90,7 +90,9 @@ class Reading:
             raise ValueError(f"--sep and --decimal must differ, got {sep!r} for both")
         if thousands is not None and thousands == (decimal or "."):
             raise ValueError(f"--thousands and the decimal mark must differ, got {thousands!r}; give --decimal too")
-        if comment is not None and (len(comment) != 1 or comment.isalnum() or comment in '"+-.\r\n' or comment == sep):
+        if comment is not None and (
+            len(comment) != 1 or comment.isalnum() or not comment.isascii() or comment in '"+-.\r\n' or comment == sep
+        ):
             raise ValueError(f"--comment must be one mark, like '#', and not that of --sep, got {comment!r}")
         if encoding is not None:
             if not _is_of_text(encoding):
