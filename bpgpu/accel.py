@@ -6,6 +6,7 @@ plugin after its import: PYTEST_DONT_REWRITE.)
 """
 
 import builtins
+import codecs
 import copyreg
 import functools
 import importlib.machinery
@@ -14,6 +15,7 @@ import logging
 import marshal
 import os
 import pkgutil
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
@@ -44,6 +46,8 @@ With BPGPU_LOG=info in the environment a line for each fit says where it ran, an
 STARTUP = str(Path(__file__).with_name("startup"))
 PLAIN = "sklearn.neural_network._multilayer_perceptron"
 ESTIMATORS = ("MLPClassifier", "MLPRegressor")
+# Says in the first or second line of a program how it is encoded, as in PEP 263.
+CODING = re.compile(rb"(?:\xef\xbb\xbf)?(?:[ \t\f]*(?:#.*)?\r?\n)?[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 
 log = logging.getLogger("bpgpu")
 _undo: list[Callable[[], None]] = []
@@ -276,7 +280,7 @@ def _run_text(text: str | bytes, name: str, **names_of_a_file: str | None) -> No
         sys.path[0] = ""
     names = vars(sys.modules["__main__"])
     names.update(__loader__=importlib.machinery.BuiltinImporter, **names_of_a_file)
-    exec(compile(text, name, "exec", dont_inherit=True), names)
+    exec(_code(text, name), names)
 
 
 def _run_input() -> None:
@@ -312,8 +316,32 @@ def _run_path(path: str) -> None:
     loader = importlib.machinery.SourcelessFileLoader("__main__", full) if compiled else source
     names = vars(sys.modules["__main__"])
     names.update(__file__=full, __loader__=loader, __cached__=None)
-    exec(_compiled(content) if compiled else compile(content, full, "exec", dont_inherit=True), names)
+    exec(_compiled(content) if compiled else _code(content, full), names)
     return None
+
+
+def _code(text: str | bytes, name: str) -> CodeType:
+    """Compile a program, with the errors of the interpreter's own reader of files for bytes that are not text.
+
+    `compile` has others, and none for comments.
+    """
+    coding = CODING.match(text) if isinstance(text, bytes) else None
+    if isinstance(text, bytes) and coding is None and not text.startswith(codecs.BOM_UTF8):
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise SyntaxError(
+                    f"Non-UTF-8 code starting with '\\x{line[error.start]:02x}' in file {name} on line {number}, "
+                    "but no encoding declared; see https://peps.python.org/pep-0263/ for details"
+                ) from None
+    try:
+        return compile(text, name, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        if coding is None or error.lineno != 0:  # 0: there is no text
+            raise
+        known = str(error.msg).startswith("encoding problem")
+        raise SyntaxError(error.msg if known else f"encoding problem: {coding[1].decode()}") from None
 
 
 def _compiled(content: bytes) -> CodeType:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpgpu import checks
@@ -140,9 +139,7 @@ class Checkpoint(_Monitor):
 
     def __init__(self, path: str | PathLike[str], *, monitor: str | None = None) -> None:
         super().__init__("loss" if monitor is None else monitor)
-        if not isinstance(path, str | PathLike):
-            raise TypeError(f"path must be a path, got {shown(path)}")
-        self.path = Path(path)
+        self.path = checks.file_name("path", path)
         if "{epoch}" in str(self.path.parent) or re.search(r"\{\w+[:}]", self.path.name.replace("{epoch}", "")):
             raise ValueError(
                 f"path must have no placeholder but {{epoch}}, and that in the name of the file only, got {str(path)!r}"
@@ -154,6 +151,7 @@ class Checkpoint(_Monitor):
             super().check(training, has_validation=has_validation)
         if not self.path.parent.is_dir():
             raise ValueError(f"the folder of the Checkpoint {self.path} must exist; make it first")
+        checks.file_name("path", self.path)  # once more: only now there need be a folder
         if self.path.is_dir():
             raise ValueError(f"the path of the Checkpoint must be that of a file, but {self.path} is a folder")
 

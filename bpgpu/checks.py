@@ -1,10 +1,12 @@
 """Checks of plain arguments. Each raises one sentence: the argument, what was expected, what came, the fix."""
 
+import errno
 import inspect
 import math
 import numbers
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,44 @@ MAX_COUNT = 2**32 - 1  # of epochs and steps: dropout counts them in 32 bits
 MAX_SIZE = 2**31 - 1  # of a layer: BLAS counts rows and columns in 32 bits
 MAX_STEPS = 2**63 - 1  # of a schedule, whose steps become floats
 Matrix = np.ndarray[Any, Any]
+
+
+def path(name: str, value: Any) -> Path:
+    """Return `value` as a path, which need not lead anywhere yet.
+
+    Raises
+    ------
+    TypeError
+        If it is no path.
+    ValueError
+        If it holds a null character, which no name of a file can.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    found = Path(value)
+    if "\0" in str(found):
+        raise ValueError(f"{name} must hold no null characters, got {shown(str(found))}; give another name")
+    return found
+
+
+def file_name(name: str, value: Any) -> Path:
+    """Return what `path` does, for a file that is opened after long work only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `path`; and ``ValueError`` if it is longer than the file system takes.
+    """
+    found = path(name, value)
+    try:
+        os.lstat(found)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(
+                f"{name} must be a name that the file system can hold, got {shown(str(found))}: {error.strerror}; "
+                "give a shorter one"
+            ) from None
+    return found
 
 
 def numeric(name: str, value: Any) -> Matrix:

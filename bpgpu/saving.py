@@ -7,7 +7,6 @@ has a connectivity mask.
 import json
 import math
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +87,9 @@ def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -
     """Read a network of class `kind` from `path`."""
     from safetensors import SafetensorError, safe_open
 
-    path, backend = Path(path), get_backend(backend)
+    path, backend = checks.path("path", path), get_backend(backend)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ModelFileError(f"{path} is a pipe or a device; write the model to a file, and read that")
     path.open("rb").close()  # a missing or unreadable file is an OSError that names it
     try:
         with safe_open(path, framework="numpy") as file:

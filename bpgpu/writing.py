@@ -12,6 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
+from bpgpu import checks
+
 MAX_LINKS = 40  # as Linux has it
 
 
@@ -37,11 +39,14 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
     ------
     OSError
         If the file cannot be written, with `path` as its file name.
+    TypeError, ValueError
+        If `path` is none, or holds a null character.
     """
     temporary: Path | None = None
-    target: Path | int = Path(path)
+    named = checks.path("path", path)
+    target: Path | int = named
     try:
-        target = _target(Path(path))
+        target = _target(named)
         old = None if isinstance(target, int) else _status(target)
         if isinstance(target, int) or (old is not None and not stat.S_ISREG(old.st_mode)):
             with open(os.dup(target) if isinstance(target, int) else target, "wb") as file:  # noqa: PTH123

@@ -107,6 +107,25 @@ def test_what_is_not_there_is_said_as_python_says_it(program, tmp_path):
     assert code and not out and "missing" in error
 
 
+NOT_TEXT = {
+    "in a comment": b"x = 1\n# caf\xe9\nprint(x)\n",
+    "in text": b'x = "caf\xe9"\n',
+    "after a mistake": b"x = = 1\n# \xe9\n",
+    "declared too late": b"x = 1\n# coding: latin-1\n# \xe9\n",
+    "declared": b"#!python\n# -*- coding: latin-1 -*-\nprint(ascii('\xe9'))\n",
+    "declared, after a mark": b"\xef\xbb\xbf# coding: latin-1\nx = '\xe9'\n",
+    "declared otherwise": b"# coding: ascii\nx = '\xe9'\n",
+    "an unknown codec": b"# coding: nope\nprint(1)\n",
+    "a codec of no text": b"# coding: rot13\nprint(1)\n",
+}
+
+
+@pytest.mark.parametrize("case", NOT_TEXT)
+def test_bytes_that_are_not_text_are_refused_as_python_refuses_them(case, tmp_path):
+    (tmp_path / "script.py").write_bytes(NOT_TEXT[case])
+    assert same(["script.py"], tmp_path)[0] == (case != "declared")
+
+
 WITHOUT_FILE = SHOW.replace("__file__, __cached__", "globals().get('__file__'), globals().get('__cached__')")
 
 

@@ -1,6 +1,7 @@
 """What the command line writes: never over what it reads, whole or not at all, and its results come first."""
 
 import errno
+import itertools
 import json
 import os
 import select
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 import bpgpu
 from benchmarks import peers, report
 from bpgpu.cli import files, outcome, output, plots
+from bpgpu.cli.tables import read_table
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and links of POSIX")
 
@@ -87,11 +90,11 @@ def test_names_that_a_mac_takes_for_one_are_one(tmp_path):
 
 def test_other_files_of_the_same_name_are_no_trouble(run, tables):
     (tables / "sub").mkdir()
-    code, _, err = run("train", "t.csv", "--epochs", "1", "--out", "sub/t.csv", "--plot", "sub/t.png")
+    code, _, err = run("train", "t.csv", "--epochs", "1", "--out", "sub/m.safetensors", "--plot", "sub/t.png")
     assert (code, err) == (0, "")
-    code, _, _ = run("predict", "sub/t.csv", "t.csv", "--out", "sub/p.csv")
+    code, _, _ = run("predict", "sub/m.safetensors", "t.csv", "--out", "sub/t.csv")
     assert code == 0
-    assert len(pd.read_csv("sub/p.csv")) == 40
+    assert len(pd.read_csv("sub/t.csv")) == 40
 
 
 @POSIX
@@ -192,18 +195,39 @@ def test_a_full_disk_costs_neither_the_results_nor_the_model(run, tables, monkey
 
 @POSIX
 def test_predictions_may_be_compressed_and_may_go_to_a_device(run, tables):
-    for name in ("p.csv", "p.csv.gz", "P.CSV.XZ"):
-        code, _, _ = run("predict", "m.safetensors", "t.csv", "--out", name)
-        assert (code, len(pd.read_csv(tables / name, compression="infer"))) == (0, 40)
+    for end, name in itertools.product(("", ".gz", ".BZ2", ".xz", ".zip", ".zst"), ("p.csv", "p.tsv", "P.TAB")):
+        code, _, err = run("predict", "m.safetensors", "t.csv", "--out", name + end)
+        assert (code, err.startswith("accuracy")) == (0, True), err
+        table = read_table(name + end)
+        assert (table.names, len(table), table.notes) == (["row", "y"], 40, [])
+    assert zipfile.ZipFile("p.csv.zip").namelist() == ["p.csv"]
     code, _, _ = run("predict", "m.safetensors", "t.csv", "--out", os.devnull)
     assert code == 0
     assert not Path(os.devnull).is_file()
 
 
-def test_predictions_are_not_written_under_a_name_of_another_kind(run, tables):
-    code, _, err = run("predict", "m.safetensors", "t.csv", "--out", "p.parquet")
-    assert (code, err.count("\n"), (tables / "p.parquet").exists()) == (2, 1, False)
-    assert "--out must name a CSV file for the predictions, got p.parquet; let the name end in .csv" in err
+OTHER_KINDS = [
+    ("predict m.safetensors t.csv --out", ".csv", {"p.parquet": ".parquet", "p.npy.gz": ".npy"}),
+    ("train t.csv --epochs 1 --out", ".safetensors", {"p.CSV": ".csv", "p.csv.zst": ".zst", "m.onnx": ".onnx"}),
+    ("export m.safetensors", ".onnx", {"n.safetensors": ".safetensors", "p.tsv": ".tsv", "p.png": ".png"}),
+]
+
+
+@pytest.mark.parametrize(("command", "good", "names"), OTHER_KINDS, ids=["predict", "train", "export"])
+def test_nothing_is_written_under_a_name_of_another_kind(run, tables, command, good, names):
+    before = sorted(tables.iterdir())
+    for name, ending in names.items():
+        code, out, err = run(*command.split(), name)
+        assert (code, out, err.count("\n"), sorted(tables.iterdir())) == (2, "", 1, before)
+        assert f" must not end in {ending}, which it does not write, got " in err
+        assert f"; let the name end in {good}" in err
+
+
+@pytest.mark.parametrize("name", ["model", "net-0.1", "net.bin"])
+def test_other_names_are_taken(run, tables, name):
+    assert run("train", "t.csv", "--epochs", "1", "--out", name)[0] == 0
+    assert run("predict", name, "t.csv", "--out", f"{name}.txt")[0] == 0
+    assert len(pd.read_csv(f"{name}.txt")) == 40
 
 
 @POSIX

@@ -77,6 +77,36 @@ def test_what_is_not_defined_is_null():
     assert metrics.confusion(many, np.eye(31), np.arange(31)) is None
 
 
+@pytest.mark.parametrize(
+    ("labels", "given"),
+    [
+        (["a,b", "c"], '"a,b=2",c=3'),
+        (["a,b", "c"], 'c=3,"a,b"=2'),
+        (["a=1,b=2", "c:d=e"], '"a=1,b=2=2",c:d=e=3'),
+        (['"a", b', "two\nlines"], '"""a"", b=2","two\nlines=3"'),
+    ],
+)
+def test_labels_with_commas_have_weights_too(labels, given):
+    goal = Targets([Target("y", "classification", labels)])
+    np.testing.assert_array_equal(metrics.class_weights(goal, np.array([0, 1, 1]), given), [2, 3, 3])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("a,b=2", "must be 'balanced' or like \"a,b=1\",c=5, got 'a,b=2'"),
+        ("", "must be 'balanced' or like \"a,b=1\",c=5, got ''"),
+        ("c\n=2", "a label of --class-weight must be one of 'a,b', 'c', got 'c\\n'"),
+        ("c=1,c=2", "--class-weight must name each label once, got 'c' twice"),
+    ],
+)
+def test_class_weights_that_are_refused_say_how_to_write_the_labels(given, message):
+    goal = Targets([Target("y", "classification", ["a,b", "c"])])
+    with pytest.raises(ValueError) as error:
+        metrics.class_weights(goal, np.array([0, 1]), given)
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize("answer", [None, "no", True, 2, -1, 0.5, float("nan"), [0]])
 def test_a_model_file_may_say_anything_of_the_constant_answer(answer):
     goal = Target("y", "classification", ["a", "b"])

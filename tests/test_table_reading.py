@@ -136,14 +136,15 @@ def test_numbers_with_marks_are_numbers_where_the_marks_are_named(run, write):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sep", ";;"], "--sep must be one character, 'tab' or 'space', got ';;'"),
+        (["--sep", ";;"], "--sep must be one character of ASCII, 'tab' or 'space', got ';;'"),
+        (["--sep", "§"], "--sep must be one character of ASCII, 'tab' or 'space', got '§'"),
         (["--sep", ","], None),
         (["--sep", ",", "--decimal", ","], "--sep and --decimal must differ"),
         (["--thousands", "."], "--thousands and the decimal mark must differ"),
         (["--thousands", "12"], "--thousands must be one mark"),
         (["--decimal", "x"], "--decimal must be '.' or ','"),
         (["--encoding", "nope"], "--encoding must name a text encoding, like cp1252, got 'nope'"),
-        (["--sep", ";"], "besides the target 'a,b,y'"),
+        (["--sep", ";"], "but with --sep ',' it has 3; give that one, or leave --sep out"),
         (["--drop", "z"], "--drop must name a column, got 'z'; there are 'a', 'b', 'y'"),
         (["--drop", "a,b"], "repeat --drop for several"),
         (["--id", "z"], "--id must name a column, got 'z'"),

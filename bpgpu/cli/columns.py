@@ -60,6 +60,8 @@ def many(distinct: int, rows: int) -> bool:
 def remedy(entry: str) -> str:
     """Return what to do about an entry that should be a number."""
     entry = entry.strip()
+    if entry.startswith("#"):
+        return "if it is a comment, use --comment '#'"
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", entry):
         return "use --thousands ',' (or --decimal ',' if the comma is a decimal one)"
     if re.fullmatch(r"[+-]?\d{1,3}([. ']\d{3})+(,\d*)?", entry):

@@ -10,7 +10,7 @@ import lzma
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -46,6 +46,8 @@ class CsvFile:
         What was found in the file rather than said by the user.
     skip : int
         Lines before the header or the data.
+    comment : str or None
+        The mark from which on a line is left out.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class CsvFile:
     names: list[str]
     notes: list[str]
     skip: int = 0
+    comment: str | None = None
 
     @classmethod
     def look_at(cls, path: Path, reading: Reading) -> "CsvFile":
@@ -64,7 +67,8 @@ class CsvFile:
         Raises
         ------
         ValueError
-            If it is empty, not text in the encoding, or two columns have the same name.
+            If it is empty, not text in the encoding or not what the options say, begins with a comment, or two columns
+            have the same name.
         """
         with _open(path) as file:
             content = file.read(HEAD)
@@ -78,12 +82,22 @@ class CsvFile:
         usual = "\t" if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes} else ","
         excel = EXCEL.match(text)
         text = text[excel.end() :] if excel else text
+        text = "".join(_without_comments(io.StringIO(text, newline=""), reading.comment))
         sep = reading.sep or (excel[1] if excel else _separator(text, whole, usual))
         if reading.sep is None and sep != usual:
-            notes.append(f"--sep {'tab' if sep == chr(9) else repr(sep)}")
+            notes.append(f"--sep {_said(sep)}")
         rows = _rows(text, whole, sep)
         if not rows:
             raise ValueError("it is empty")
+        _refuse_other_marks(text, whole, usual, rows, reading)
+        marked = reading.comment is None and text.lstrip().startswith("#")
+        if marked and _is_comment(rows):
+            raise ValueError(
+                "its first line begins with '#', as a comment does; use --comment '#' to leave such lines out, or put "
+                "the first entry in quotation marks if it is none"
+            )
+        if marked and reading.header:
+            notes.append(f"the names {quoted(rows[0])}")
         decimal = reading.decimal or "."
         if reading.decimal is None and reading.thousands is None and sep != "," and _has_decimal_commas(rows[1:]):
             decimal = ","
@@ -97,7 +111,7 @@ class CsvFile:
         longer = {(len(row) - len(names), row[-1]) for row in rows[1:]}
         if longer == {(1, "")}:  # every line ends in a separator
             names = [*names, f"Unnamed: {len(names)}"]
-        return cls(path, sep, decimal, encoding, reading.header, names, notes, 1 if excel else 0)
+        return cls(path, sep, decimal, encoding, reading.header, names, notes, 1 if excel else 0, reading.comment)
 
     def read(self, reading: Reading, text: set[str]) -> pd.DataFrame:
         """Return the whole table; the columns `text` as they stand in the file.
@@ -105,7 +119,7 @@ class CsvFile:
         Raises
         ------
         ValueError
-            If a line is longer than the header, the first line is data, or a column has no name.
+            If a line is longer than the header, or the first line is data, or names where data are expected.
         """
         missing: dict[str, Any] = (
             {} if reading.na is None else {"keep_default_na": False, "na_values": ["", *reading.na]}
@@ -124,6 +138,7 @@ class CsvFile:
                     header=0 if self.header else None,
                     names=self.names,
                     skiprows=self.skip,
+                    comment=self.comment,
                     dtype={name: str for name in self.names if name in text},
                     low_memory=False,  # whole, because pieces would each be given a type of their own
                     **missing,
@@ -143,7 +158,25 @@ class CsvFile:
                 f"its first line looks like data, not like names: {quoted(self.names)}; use --no-header if it is, "
                 "or write a line of names"
             )
+        if not self.header and self._looks_like_names(frame, reading.thousands):
+            raise ValueError(
+                f"its first line looks like names, not like data: {quoted(list(map(str, frame.iloc[0])))}; leave "
+                "--no-header out, or say with --na what means missing"
+            )
         return frame
+
+    def _looks_like_names(self, frame: pd.DataFrame, thousands: str | None) -> bool:
+        """Whether the first line is no data: not one number, above a column of numbers at least."""
+        first = frame.iloc[0].dropna()
+        if not all(isinstance(entry, str) and not _is_number(entry) for entry in first):
+            return False
+        for name in first.index:
+            entries = frame[name].iloc[1:].dropna().astype(str)
+            entries = entries if thousands is None else entries.str.replace(thousands, "", regex=False)
+            numbers = pd.to_numeric(entries.str.replace(self.decimal, ".", regex=False), errors="coerce")
+            if len(numbers) and numbers.notna().all():
+                return True
+        return False
 
     def locate(self, row: int, position: int, text: str) -> tuple[str, str]:
         """Return where row `row` stands, "line 34", and what stands there at `position`; `text` if unknown."""
@@ -158,7 +191,7 @@ class CsvFile:
         with _open(self.path) as file, io.TextIOWrapper(file, self.encoding, newline="") as text:
             for _ in range(self.skip):
                 text.readline()
-            reader, line = _reader(text, self.sep), 1 + self.skip
+            reader, line = _reader(_without_comments(text, self.comment), self.sep), 1 + self.skip
             skip = self.header
             for row in reader:
                 start, line = line, reader.line_num + 1 + self.skip
@@ -170,10 +203,16 @@ class CsvFile:
 
     def _too_long(self, line: int, fields: int) -> ValueError:
         width = "the header" if self.header else "the first line"
+        title = ", and delete the first line if it is a title" if len(self.names) == 1 else ""
         return ValueError(
             f"line {line} has {fields} entries, but {width} has {len(self.names)}; put an entry that holds "
-            f"{self.sep!r}, such as a number with a decimal comma, in quotation marks, or use another --sep"
+            f"{_said(self.sep)}, such as a number with a decimal comma, in quotation marks, or use another --sep{title}"
         )
+
+
+def _said(sep: str) -> str:
+    """Return a separator as the user says it."""
+    return {"\t": "tab", SPACE: "space"}.get(sep, repr(sep))
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -259,6 +298,41 @@ def _separator(text: str, whole: bool, usual: str) -> str:
         if len(widths) == 1 and widths != {1}:
             good.append(sep)
     return good[0] if len(good) == 1 and usual not in good else usual
+
+
+def _without_comments(lines: Iterable[str], mark: str | None) -> Iterable[str]:
+    """Return the lines as pandas sees them; one that is all comment is blank, so that their numbers stay."""
+    if mark is None:
+        return lines
+    kept = re.compile(rf'(?:[^"{re.escape(mark)}]+|"[^"]*"?)*')
+    cut = ((line, cast(re.Match[str], kept.match(line))[0]) for line in lines)
+    return (line if line == before else f"{before}\n" for line, before in cut)
+
+
+def _is_comment(rows: list[list[str]]) -> bool:
+    """Whether a first line that begins with # is no line of names, as in #id,x,y, and no data."""
+    first, *others = rows
+    alike = bool(others) and len(first) == len(others[0]) and not others[0][0].startswith("#")
+    return not alike or re.match(r"\s*#+\s", first[0]) is not None
+
+
+def _refuse_other_marks(text: str, whole: bool, usual: str, rows: list[list[str]], reading: Reading) -> None:
+    """Raise if the file shows that it is not written as the options say."""
+    if reading.sep is not None and len(rows[0]) == 1:
+        other = _separator(text, whole, usual)
+        width = len(next(iter(_rows(text, whole, other)), []))
+        if width > 1:
+            raise ValueError(
+                f"with --sep {_said(reading.sep)} its first line is one entry, but with --sep {_said(other)} it has "
+                f"{width}; give that one, or leave --sep out"
+            )
+    entries = [entry.strip() for row in rows[1:] for entry in row] if reading.decimal == "," else []
+    points = [entry for entry in entries if re.fullmatch(r"[+-]?\d*\.\d+", entry)]
+    if points and reading.thousands != "." and not any(DECIMAL_COMMA.fullmatch(entry) for entry in entries):
+        raise ValueError(
+            f"--decimal ',' was given, but its numbers have points, the first {points[0]!r}, and none has a comma; "
+            "leave --decimal out"
+        )
 
 
 def _has_decimal_commas(rows: list[list[str]]) -> bool:

@@ -7,13 +7,21 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
 
+from bpgpu import checks
+
+# What the end of a name says of a file, to bpgpu or to others.
+TABLES = (".csv", ".tsv", ".tab", ".parquet", ".npy", ".npz", ".xlsx", ".json")
+ARCHIVES = (".gz", ".bz2", ".xz", ".zip", ".zst", ".tar", ".7z", ".lz4")
+KNOWN = (*TABLES, *ARCHIVES, ".safetensors", ".onnx", ".png", ".svg", ".pdf")
 STDOUT = Path("/dev/stdout")  # where a system has it
 
 
 def check_files(
     inputs: Mapping[str, Iterable[str | Path]], outputs: Mapping[str, Path | None], *, devices: bool = False
 ) -> None:
-    """Raise if an output cannot be written, or if it is one of the inputs or another output; leave nothing behind.
+    """Raise if an input is no file, or an output cannot be written, or is one of the inputs or another output.
+
+    Nothing is left behind.
 
     Parameters
     ----------
@@ -32,8 +40,13 @@ def check_files(
     written = {option: path for option, path in outputs.items() if path is not None}
     for option, path in written.items():
         _check_file(option, path, devices)
-    others = [(name, Path(path)) for name, paths in inputs.items() for path in paths]
+    others = [(name, checks.file_name(name, path)) for name, paths in inputs.items() for path in paths]
     for name, other in others:
+        if other.exists() and not other.is_file() and not other.is_dir():
+            raise ValueError(
+                f"{name} must name a file, got the pipe or device {other}; write to a file what comes from it, and "
+                "name that"
+            )
         if same_file(STDOUT, other):
             raise ValueError(f"standard output goes to {other}, which is read as {name}; send it to another file")
     for option, path in written.items():
@@ -45,6 +58,16 @@ def check_files(
                     + "; give another name"
                 )
         others.append((option, path))
+
+
+def check_ending(option: str, path: str | Path | None, *good: str) -> None:
+    """Raise if the name of an output ends as that of a file of another kind does."""
+    ending = Path(path or "").suffix.lower()
+    if ending in KNOWN and ending not in good:
+        raise ValueError(
+            f"{option} must not end in {ending}, which it does not write, got {path}; "
+            f"let the name end in {' or '.join(good)}"
+        )
 
 
 def same_file(one: Path, other: Path) -> bool:
@@ -67,6 +90,7 @@ def _folded(name: str) -> str:
 
 def _check_file(option: str, path: Path, devices: bool) -> None:
     """Raise if no file can be written there or put in the place of an older one; leave nothing behind."""
+    checks.file_name(option, path)
     try:
         real = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
         if real.is_dir():
@@ -89,7 +113,12 @@ def _check_file(option: str, path: Path, devices: bool) -> None:
         ) from error
 
 
+def beside(path: Path, mark: str, number: int = 0) -> Path:
+    """Return the name of another file in the same folder, NAME.mark."""
+    return path.with_name(f"{path.stem}.{mark}{number or ''}{path.suffix}")
+
+
 def free_name(path: Path, mark: str) -> Path:
     """Return the path if there is no such file, else the first of NAME.mark, NAME.mark1 ... that is free."""
-    names = (path.with_name(f"{path.stem}.{mark}{number or ''}{path.suffix}") for number in count())
+    names = (beside(path, mark, number) for number in count())
     return path if not path.exists() else next(name for name in names if not name.exists())

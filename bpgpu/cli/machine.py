@@ -75,7 +75,7 @@ def hardware_report(
     from bpgpu import hardware_report as report
 
     bpgpu.get_backend("cupy")  # without a GPU there is nothing to report but this error
-    folder.mkdir(parents=True, exist_ok=True)
+    checks.file_name("--folder", folder).mkdir(parents=True, exist_ok=True)
     check_files({}, {"--folder": folder / "hardware-report.json", "--folder (.md)": folder / "hardware-report.md"})
     say = Printer()
     failed = report.run(folder, say, quick=quick)["failed"]

@@ -1,5 +1,7 @@
 """How good predictions are, beside those of a constant answer; and the weights of classes."""
 
+import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,7 @@ from rich.text import Text
 from bpgpu.checks import positive
 from bpgpu.cli.columns import Matrix
 from bpgpu.cli.targets import Target, Targets
-from bpgpu.errors import unknown_name
+from bpgpu.errors import shown, unknown_name
 
 Metrics = dict[str, float | None]
 # With more classes, the confusion matrix is neither shown nor in the JSON.
@@ -24,7 +26,7 @@ def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
     Raises
     ------
     ValueError
-        If `given` is neither "balanced", as in scikit-learn, nor a list like ``no=1,yes=5``; others weigh 1.
+        If `given` is neither "balanced", as in scikit-learn, nor a line of CSV like ``no=1,yes=5``; others weigh 1.
     """
     if not goal.classification or len(goal.each) > 1:
         holds = "holds numbers" if not goal.classification else f"is one of {len(goal.each)} targets"
@@ -35,15 +37,26 @@ def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
         each = len(encoded) / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return each[encoded]
     labels = {str(label): code for code, label in enumerate(classes)}
-    each = np.ones(len(labels))
-    for entry in given.split(","):
+    found: dict[str, float] = {}
+    for entry in _entries(given):
         label, equals, weight = entry.rpartition("=")
         if not equals:
-            raise ValueError(f"--class-weight must be 'balanced' or like {classes[0]}=1,{classes[1]}=5, got {given!r}")
+            example = io.StringIO()
+            csv.writer(example, lineterminator="").writerow([f"{classes[0]}=1", f"{classes[1]}=5"])
+            raise ValueError(f"--class-weight must be 'balanced' or like {example.getvalue()}, got {shown(given)}")
         if label not in labels:
             raise unknown_name("a label of --class-weight", label, labels)
-        each[labels[label]] = positive(f"the --class-weight of {label!r}", _number(weight))
-    return each[encoded]
+        if label in found:
+            raise ValueError(f"--class-weight must name each label once, got {shown(label)} twice")
+        found[label] = positive(f"the --class-weight of {label!r}", _number(weight))
+    return np.array([found.get(label, 1.0) for label in labels])[encoded]
+
+
+def _entries(given: str) -> list[str]:
+    try:
+        return next(csv.reader([given])) or [""]
+    except csv.Error:
+        return [given]  # of several lines
 
 
 def _number(text: str) -> float | str:

@@ -8,13 +8,15 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from bpgpu.cli.csv_files import COMPRESSED
 from bpgpu.writing import atomic_file
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="End standard output with one JSON object; text goes to stderr.")
 ]
 BackendOption = Annotated[str, typer.Option(help="auto, cupy, numba-cuda, numba or numpy.")]
-COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst": "zstd"}
+COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 
 
 def to_json(result: Any) -> str:
@@ -41,15 +43,35 @@ def _finite(value: Any) -> Any:
 
 
 def write_csv(rows: "pd.DataFrame", out: Path | None) -> None:
-    """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere."""
+    """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere.
+
+    The end of the file's name says what is between the entries, and how the file is compressed.
+    """
     if out is not None:
-        with atomic_file(out) as file:
-            compression = COMPRESSION.get(out.suffix.lower())
-            _numbered(rows).to_csv(file, mode="wb", encoding="utf-8", compression=compression, lineterminator="\n")
+        ending, sep = out.suffix.lower(), "\t" if uncompressed(out).suffix.lower() in (".tsv", ".tab") else ","
+        compression: Any = COMPRESSION.get(ending)
+        if ending == ".zip":
+            compression = {"method": "zip", "archive_name": out.stem}
+        with atomic_file(out) as file, _zstandard(file) if ending == ".zst" else nullcontext(file) as stream:
+            _numbered(rows).to_csv(
+                stream, sep=sep, mode="wb", encoding="utf-8", compression=compression, lineterminator="\n"
+            )
         return
     text = _numbered(rows).to_csv(lineterminator="\n")
     sys.stdout.flush()
     shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some
+
+
+def uncompressed(path: Path) -> Path:
+    """Return the name of a file without that of its compression."""
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+
+
+def _zstandard(file: BinaryIO) -> Any:
+    """Return a context with a file to write to; pandas would need another package."""
+    import pyarrow as pa
+
+    return pa.CompressedOutputStream(file, "zstd")
 
 
 def records(rows: "pd.DataFrame") -> list[dict[str, Any]]:

@@ -8,20 +8,22 @@ import typer
 
 import bpgpu
 from bpgpu.cli import reading, tables
-from bpgpu.cli.files import check_files
+from bpgpu.cli.csv_files import ENDINGS
+from bpgpu.cli.files import check_ending, check_files
 from bpgpu.cli.metrics import Measured
-from bpgpu.cli.output import BackendOption, JsonOption, Printer, records, to_json, write_csv
+from bpgpu.cli.output import BackendOption, JsonOption, Printer, records, to_json, uncompressed, write_csv
 from bpgpu.cli.preparing import TABLE_KEYS, Saved, predicted
 from bpgpu.cli.reading import quoted
-
-NO_CSV = (".parquet", ".npy", ".npz", ".xlsx", ".json")  # what else a name can promise
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A file that 'bpgpu train --out' wrote.")],
     data: reading.DataArgument,
     out: Annotated[
-        Path | None, typer.Option(help="CSV file for the predictions; standard output if not given.")
+        Path | None,
+        typer.Option(
+            help="File for the predictions, .csv or .tsv, also with .gz, .zst ...; standard output if not given."
+        ),
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Add one column for each class.")] = False,
     held_out: Annotated[
@@ -34,21 +36,22 @@ def predict(
     encoding: reading.EncodingOption = None,
     no_header: reading.NoHeaderOption = False,
     na: reading.NaOption = None,
+    comment: reading.CommentOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Predict rows with a saved model; if they have the target column, measure the predictions too."""
     check_files({"MODEL": [model], "DATA": tables.files_of(data)}, {"--out": out}, devices=True)
-    if out is not None and out.suffix.lower() in NO_CSV:
-        raise ValueError(f"--out must name a CSV file for the predictions, got {out}; let the name end in .csv")
+    if out is not None:
+        check_ending("--out", uncompressed(out), *ENDINGS)
     if out is None and sys.stdout is None:
         raise ValueError("standard output is closed, and predictions go there; name a file for them with --out")
+    options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na, comment)
     net = bpgpu.MLP.load(model, backend=backend)
     job = Saved.of(str(model), net)
     goal = job.goal
     if probabilities and not goal.classification:
         raise ValueError(f"--probabilities needs a classifier, but {model} is a regression")
-    options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na)
     rows, ids, notes = job.rows(data, options, ids or [], held_out, net.architecture.dtype)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -82,6 +85,7 @@ def export(
     from bpgpu import onnx_export
 
     check_files({"MODEL": [model]}, {"OUT": out})
+    check_ending("OUT", out, ".onnx")
     net = bpgpu.MLP.load(model, backend="numpy")
     labels = None
     names = ""

@@ -1,6 +1,7 @@
 """The options that say how a table is read, shared by the commands."""
 
 import codecs
+import io
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,6 +18,9 @@ ThousandsOption = Annotated[str | None, typer.Option(help="Mark between thousand
 EncodingOption = Annotated[str | None, typer.Option(help="Of CSV files: utf-8 if not given, cp1252, utf-16 ...")]
 NoHeaderOption = Annotated[
     bool, typer.Option("--no-header", help="The first line of CSV files is data; columns are called x0, x1 ...")
+]
+CommentOption = Annotated[
+    str | None, typer.Option(help="Mark in CSV files, such as '#', from which on a line is a comment and left out.")
 ]
 NaOption = Annotated[
     list[str] | None,
@@ -41,7 +45,7 @@ class Reading:
 
     Attributes
     ----------
-    sep, decimal, thousands, encoding : str or None
+    sep, decimal, thousands, encoding, comment : str or None
     header : bool
         Whether the first line names the columns.
     na : tuple of str or None
@@ -54,6 +58,7 @@ class Reading:
     encoding: str | None = None
     header: bool = True
     na: tuple[str, ...] | None = None
+    comment: str | None = None
 
     @classmethod
     def checked(
@@ -64,6 +69,7 @@ class Reading:
         encoding: str | None = None,
         no_header: bool = False,
         na: list[str] | None = None,
+        comment: str | None = None,
     ) -> "Reading":
         """Return the options of a command line.
 
@@ -73,8 +79,8 @@ class Reading:
             If one is not usable, or two are the same mark.
         """
         sep = None if sep is None else _NAMES.get(sep, sep)
-        if sep is not None and sep != SPACE and (len(sep) != 1 or sep in '"\r\n'):
-            raise ValueError(f"--sep must be one character, 'tab' or 'space', got {sep!r}")
+        if sep is not None and sep != SPACE and (len(sep) != 1 or sep in '"\r\n' or not sep.isascii()):
+            raise ValueError(f"--sep must be one character of ASCII, 'tab' or 'space', got {sep!r}")
         if decimal not in (None, ".", ","):
             raise ValueError(f"--decimal must be '.' or ',', got {decimal!r}")
         if thousands is not None and (len(thousands) != 1 or thousands.isalnum() or thousands in '"+-\r\n'):
@@ -84,13 +90,29 @@ class Reading:
             raise ValueError(f"--sep and --decimal must differ, got {sep!r} for both")
         if thousands is not None and thousands == (decimal or "."):
             raise ValueError(f"--thousands and the decimal mark must differ, got {thousands!r}; give --decimal too")
+        if comment is not None and (
+            len(comment) != 1 or comment.isalnum() or not comment.isascii() or comment in '"+-.\r\n' or comment == sep
+        ):
+            raise ValueError(f"--comment must be one mark, like '#', and not that of --sep, got {comment!r}")
         if encoding is not None:
-            try:
-                "".encode(encoding)
-            except (LookupError, ValueError) as error:
-                raise ValueError(f"--encoding must name a text encoding, like cp1252, got {encoding!r}") from error
+            if not _is_of_text(encoding):
+                raise ValueError(f"--encoding must name a text encoding, like cp1252, got {shown(encoding)}")
             encoding = codecs.lookup(encoding).name
-        return cls(sep, decimal, thousands, encoding, not no_header, None if na is None else tuple(na))
+        return cls(sep, decimal, thousands, encoding, not no_header, None if na is None else tuple(na), comment)
+
+
+def _is_of_text(encoding: str) -> bool:
+    """Whether a codec gives back lines that were written one by one; those for names of hosts do not."""
+    content, line = io.BytesIO(), "a,1\n"
+    try:
+        with io.TextIOWrapper(content, encoding, newline="") as text:
+            for _ in range(99):
+                text.write(line)
+                text.flush()
+            text.seek(0)
+            return text.read() == 99 * line
+    except (LookupError, ValueError):
+        return False
 
 
 def quoted(names: list[str], limit: int = 8) -> str:

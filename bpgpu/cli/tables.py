@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bpgpu import checks
 from bpgpu.cli.csv_files import COMPRESSED, ENDINGS, CsvFile
 from bpgpu.cli.reading import Reading, quoted
 from bpgpu.data import load_digits
@@ -187,22 +189,30 @@ def read_table(
     return table
 
 
-def files_of(sources: str | list[str]) -> list[Path]:
-    """Return the files that a table is read from.
+def files_of(sources: str | list[str], option: str = "DATA") -> list[Path]:
+    """Return the files that a table is read from; `option` is what the user calls them.
 
     Raises
     ------
     ValueError
-        If a folder is among them.
+        If one cannot be a file's name, or is a folder.
     """
     sources = [sources] if isinstance(sources, str) else sources
-    return [] if sources == ["digits"] else list(_paths(sources))
+    return [] if sources == ["digits"] else list(_paths(sources, option))
 
 
-def _paths(sources: list[str]) -> Iterator[Path]:
+def _paths(sources: list[str], option: str) -> Iterator[Path]:
     """Yield the files that arguments mean; one that exists under a name with * in it is itself."""
     for source in sources:
-        path = Path(source)
+        path = checks.file_name(option, source)
+        if not source:
+            raise ValueError(f"{option} must name a file, got {source!r}; name the table")
+        if source == "-" and not path.exists():
+            raise ValueError(
+                f"{option} must name a file, got -; write to a file what standard input has, and name that"
+            )
+        if re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
+            raise ValueError(f"{option} must name a file, got the address {source}; download it, and name the file")
         found = [] if path.exists() or not glob.has_magic(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH207
         if path.is_dir():
             raise ValueError(f"{source} is a folder; name its files, as in '{path / '*.csv'}'")

@@ -12,7 +12,7 @@ from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
 from bpgpu.cli import reading, tables
 from bpgpu.cli.columns import Rows
-from bpgpu.cli.files import check_files
+from bpgpu.cli.files import beside, check_ending, check_files
 from bpgpu.cli.metrics import Measured, class_weights, constant_answers
 from bpgpu.cli.outcome import KeepHistory, Outcome
 from bpgpu.cli.output import BackendOption, JsonOption, Printer
@@ -63,7 +63,10 @@ def train(
     stratify: Annotated[bool, typer.Option("--stratify", help="Hold the same part of each class out.")] = False,
     class_weight: Annotated[
         str | None,
-        typer.Option(help="Weights of classes in training: 'balanced', or LABEL=WEIGHT with commas between."),
+        typer.Option(
+            help="Weights of classes in training: 'balanced', or LABEL=WEIGHT with commas between; if a label holds a "
+            "comma in quotation marks, as in CSV: '\"a, b=2\",c=1'."
+        ),
     ] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -80,6 +83,7 @@ def train(
     encoding: reading.EncodingOption = None,
     no_header: reading.NoHeaderOption = False,
     na: reading.NaOption = None,
+    comment: reading.CommentOption = None,
     out: Annotated[Path | None, typer.Option(help="File for the model, .safetensors.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for a picture of the losses, .png.")] = None,
     as_json: JsonOption = False,
@@ -95,8 +99,11 @@ def train(
     """
     # A reader of the output that has gone costs nobody a model or picture that was asked for.
     say = Printer(stderr=as_json, patient=out is not None or plot is not None)
-    held_out = tables.files_of(validation) if fraction_of(validation) is None else []
+    held_out = tables.files_of(validation, "--validation") if fraction_of(validation) is None else []
     check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
+    check_ending("--out", out, ".safetensors")
+    if out is not None:
+        checks.file_name("--out", beside(out, "diverged"))  # the name that `Outcome` may need
     if plot is not None:
         check_plot(plot)
     if task not in ("auto", "classification", "regression"):
@@ -108,7 +115,7 @@ def train(
         checks.integer("--early-stopping", early_stopping, 1)
     rule = _rule(optimizer, learning_rate, momentum, clip_norm)
     number = checks.floating_dtype(dtype)
-    options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na)
+    options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na, comment)
     job = prepare(data, validation, seed, Columns(target, drop, ids, encode), task, options, number, stratify)
     goal = job.goal
     weights = None if class_weight is None else class_weights(goal, job.y_train, class_weight)
