@@ -208,7 +208,7 @@ class Estimators(RuleBasedStateMachine):
         raise AssertionError(f"{method} takes a matrix that is damaged: {damage}")
 
     def after(self, fitted: list[Any], X: Any, y: Any) -> None:
-        # L-BFGS with X of float32 computes with it, returns float64, and three of its iterations make much of a rounding.
+        # L-BFGS with X of float32 computes with it and returns float64; its line search makes much of a rounding.
         # If a fitted network meets targets of another width, SciPy reads memory that scikit-learn has not written.
         lbfgs = self.theirs.solver == "lbfgs"
         self.coarse = lbfgs and getattr(X, "dtype", None) == np.float32
