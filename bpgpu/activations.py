@@ -10,8 +10,10 @@ from bpgpu import formula_checks
 from bpgpu.errors import FormulaError, lookup, shown
 from bpgpu.kernels import formulas
 
-# Where the derivative of a user's activation is compared with finite differences; off the usual kinks at integers.
-_POINTS = np.concatenate([np.linspace(-6.0, 6.0, 241), [-30.0, -15.0, -9.0, 9.0, 15.0, 30.0]]) + 0.00123
+# Where the derivative of a user's activation must have finite differences, and is compared closely with them.
+_POINTS = (
+    np.concatenate([np.linspace(-6.0, 6.0, 241), [-30.0, -15.0, -9.0, 9.0, 15.0, 30.0]]) + formula_checks.OFF_KINKS
+)
 T = TypeVar("T")
 FLOAT64 = np.dtype(np.float64)
 
@@ -33,8 +35,8 @@ class Activation:
     ------
     FormulaError
         If an expression holds anything but numbers, ``z`` (and ``a``), operators and the functions of
-        `bpgpu.kernels.formulas`; if the derivative disagrees with finite differences of the value; or if one of them
-        gives no finite number, in float32 or float64 and for z up to 1e4 in size, where there is one.
+        `bpgpu.kernels.formulas`; or if, for z up to 1e4 in size, the derivative disagrees with finite differences of
+        the value, or one of them gives no finite number, in float32 or float64, where there is one.
 
     Examples
     --------
@@ -55,15 +57,19 @@ class Activation:
         def sigma(z: Any) -> Any:
             return value(z, None, None)
 
-        wrong = formulas.first_wrong_derivative(sigma, lambda z: derivative(z, sigma(z), None), _POINTS)
+        def slope(z: Any) -> Any:
+            return derivative(z, sigma(z), None)
+
+        steps = ("a", "value", self.value), ("slope", "derivative", self.derivative)
+        formula_checks.numbers_everywhere(f"activation {self.name!r}", steps, z=formula_checks.POINTS)
+        wrong = formula_checks.first_wrong_derivative(sigma, slope, _POINTS)
+        wrong = wrong or formula_checks.wrong_derivative_far_out(sigma, slope)
         if wrong is not None:
             z, given, difference = wrong
             raise FormulaError(
                 f"activation {self.name!r}: at z = {z:.6g} the derivative {self.derivative!r} gives {given:.9g}, but "
                 f"finite differences of the value {self.value!r} give {difference:.9g}"
             )
-        steps = ("a", "value", self.value), ("slope", "derivative", self.derivative)
-        formula_checks.numbers_everywhere(f"activation {self.name!r}", steps, z=formula_checks.POINTS)
 
     @property
     def rowwise(self) -> bool:

@@ -78,6 +78,12 @@ def numeric(name: str, value: Any) -> Matrix:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be a rectangular array of numbers: {error}") from None
+    except (TypeError, RuntimeError) as error:  # of another library, such as torch, that does not give its numbers
+        kind, reason = type(value), str(error).partition("\n")[0].partition(". ")[0]
+        raise TypeError(
+            f"{name} must be an array that NumPy can read, got {kind.__module__.partition('.')[0]}.{kind.__name__} "
+            f"({reason:.150}); convert it to a dense NumPy array first"
+        ) from None
     if array.dtype.kind not in "buif":
         raise TypeError(
             f"{name} must hold numbers, got dtype {array.dtype}; encode text as numbers and make sparse arrays dense"
@@ -172,6 +178,11 @@ def positive(name: str, value: Any, where: str = "") -> float:
 def not_negative(name: str, value: Any) -> float:
     """Return `value`, or raise if it is not a finite number, 0 or more."""
     return _in_range(name, value, lambda x: x >= 0 and math.isfinite(x), "a finite number, 0 or more")
+
+
+def finite_number(name: str, value: Any) -> float:
+    """Return `value`, or raise if it is not a finite number."""
+    return _in_range(name, value, math.isfinite, "a finite number")
 
 
 def held(name: str, value: float, dtype: np.dtype[Any], *, above_0: bool = False) -> float:

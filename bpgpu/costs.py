@@ -1,7 +1,9 @@
 """Costs: the rows of the formula table as objects, the user's own, and what a cost becomes behind an activation."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,8 +12,9 @@ from bpgpu.activations import ACTIVATIONS, FLOAT64, Activation, unchecked
 from bpgpu.errors import FormulaError, lookup, unknown_name
 from bpgpu.kernels import formulas
 
-_POINTS = np.concatenate([np.linspace(0.02, 0.98, 49), np.linspace(-4.0, 4.0, 65)]) + 0.00123
-_TARGETS = (-1.0, 0.0, 0.25, 1.0)
+_POINTS = np.concatenate([np.linspace(0.02, 0.98, 49), np.linspace(-4.0, 4.0, 65)]) + formula_checks.OFF_KINKS
+_TARGETS = (-1.0, 0.0, 0.25, 1.0)  # of any cost; with others it may have no value near 0
+_OTHER_TARGETS = (2.0, 10.0, -50.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Cost:
     ------
     FormulaError
         If an expression holds anything but numbers, ``a``, ``y``, operators and the functions of
-        `bpgpu.kernels.formulas`; if the gradient disagrees with finite differences of the value; or if one of them
-        gives no finite number, in float32 or float64 and for a up to 1e4 in size, where there is one.
+        `bpgpu.kernels.formulas`; or if, for a up to 1e4 in size, the gradient disagrees with finite differences of the
+        value, or one of them gives no finite number, in float32 or float64, where there is one.
     ValueError
         If `reduction` is neither "sum" nor "mean".
 
@@ -55,20 +58,20 @@ class Cost:
         formulas.names_used(self.gradient, ("a", "y"))
         value = formulas.numpy_function(self.value, FLOAT64)
         gradient = formulas.numpy_function(self.gradient, FLOAT64)
-        for y in _TARGETS:
-            wrong = formulas.first_wrong_derivative(
-                lambda a, y=y: value(None, a, np.float64(y)),
-                lambda a, y=y: gradient(None, a, np.float64(y)),
-                _POINTS,
-            )
+        for y in (*_TARGETS, *_OTHER_TARGETS):
+            cost, slope = (functools.partial(_of_output, formula, np.float64(y)) for formula in (value, gradient))
+            wrong = None
+            if y in _TARGETS:
+                steps = ("value", "value", self.value), ("slope", "gradient", self.gradient)
+                formula_checks.numbers_everywhere(f"cost {self.name!r}", steps, a=formula_checks.POINTS, y=y)
+                wrong = formula_checks.first_wrong_derivative(cost, slope, _POINTS)
+            wrong = wrong or formula_checks.wrong_derivative_far_out(cost, slope, y + _POINTS)
             if wrong is not None:
                 a, given, difference = wrong
                 raise FormulaError(
                     f"cost {self.name!r}: at a = {a:.6g}, y = {y:.6g} the gradient {self.gradient!r} gives "
                     f"{given:.9g}, but finite differences of the value {self.value!r} give {difference:.9g}"
                 )
-            steps = ("value", "value", self.value), ("slope", "gradient", self.gradient)
-            formula_checks.numbers_everywhere(f"cost {self.name!r}", steps, a=formula_checks.POINTS, y=y)
 
     @property
     def wants_probabilities(self) -> bool:
@@ -82,6 +85,10 @@ COSTS = {
 }
 CROSS_ENTROPY = COSTS["cross_entropy"]
 BINARY_CROSS_ENTROPY = COSTS["binary_cross_entropy"]
+
+
+def _of_output(formula: Callable[..., Any], y: np.float64, a: Any) -> Any:
+    return formula(None, a, y)
 
 
 def get_cost(cost: str | Cost) -> Cost:

@@ -1,7 +1,8 @@
-"""What is asked of a formula of the user's own beyond its derivative: a name, and numbers wherever there are some."""
+"""What is asked of a formula of the user's own: a name, numbers wherever there are some, and the right derivative."""
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ _SIZES = [
 # z and a at which a formula is tried: up to 1e4, as those of the tables are, and close where exp overflows; and what is
 # next to 1 in float32.
 POINTS = np.unique(np.concatenate([*_SIZES, *(-sizes for sizes in map(np.asarray, _SIZES)), [0, 1 - 2.0**-24]]))
+OFF_KINKS = 0.00123  # added to points where derivatives are compared: the usual kinks are at integers
+_FAR = POINTS[np.abs(POINTS) >= 0.25] + OFF_KINKS
 _ENDS = (0.0, 1.0)  # of probabilities; 0 is also what z is where all inputs or weights are
 
 
@@ -77,6 +80,101 @@ def numbers_everywhere(what: str, steps: Sequence[tuple[str, str, str]], **argum
                     "from overflowing, as in exp(-abs(...)), sigmoid() and softplus(), and log() and quotients from 0, "
                     "as in max(..., 1e-30)"
                 )
+
+
+def first_wrong_derivative(
+    value: Callable[[Any], Any], derivative: Callable[[Any], Any], points: Any
+) -> tuple[float, float, float] | None:
+    """Compare a derivative with central differences of its value, in float64, where rounding is no matter.
+
+    Kinks (points where the one-sided differences keep disagreeing) and points where the value is not finite are
+    passed over; if that leaves less than a quarter of the points, the first of them counts as wrong.
+
+    Parameters
+    ----------
+    value, derivative : function
+        Of one float64 array.
+    points : array of float64
+
+    Returns
+    -------
+    (point, derivative, difference) or None
+        The worst point, or None if all agree to 1e-6 relative.
+    """
+    step = 1e-4
+    with np.errstate(all="ignore"):
+        near = _values_near(value, points, step)
+        given = _values(derivative, points)
+        difference = (8 * (near[1] - near[-1]) - (near[2] - near[-2])) / (12 * step)
+        coarse = (near[2] - near[-2]) / (4 * step)
+        bend = np.abs(near[1] - 2 * near[0] + near[-1]) / step  # jump of the one-sided slopes; O(step) if smooth
+        scale = 1 + np.abs(difference)
+        smooth = np.isfinite(difference) & (np.abs(difference - coarse) < 1e-2 * scale) & (bend < 1e-2 * scale)
+        error = np.where(smooth, np.abs(given - difference) / scale, -1.0)
+    error[smooth & ~np.isfinite(given)] = math.inf
+    if 4 * np.count_nonzero(smooth) < smooth.size:
+        worst = int(np.argmin(smooth))
+    else:
+        worst = int(np.argmax(error))
+        if error[worst] < 1e-6:
+            return None
+    return float(points[worst]), float(given[worst]), float(difference[worst])
+
+
+def wrong_derivative_far_out(
+    value: Callable[[Any], Any], derivative: Callable[[Any], Any], around: Any = ()
+) -> tuple[float, float, float] | None:
+    """Compare a derivative with differences of its value at sizes up to 1e4, where rounding is no small matter.
+
+    No one step is right there for all formulas: a short one drowns in rounding, a long one takes in kinks and waves.
+    So several are tried, and those count whose differences to the left and to the right agree. The derivative is
+    wrong where there are two of them at least, and it disagrees with each by more than they do with themselves.
+
+    Parameters
+    ----------
+    value, derivative : function
+        As in `first_wrong_derivative`.
+    around : array of float64, optional
+        More points.
+
+    Returns
+    -------
+    (point, derivative, difference) or None
+        The wrong point nearest to 0, or None.
+    """
+    points = np.concatenate([_FAR, around])
+    sizes = np.exp2(np.floor(np.log2(np.abs(points))))
+    counted, agree = np.zeros(points.shape, int), np.zeros(points.shape, bool)
+    found = np.full(points.shape, np.nan)
+    with np.errstate(all="ignore"):
+        given = _values(derivative, points)
+        for step in (2.0**-16, 2.0**-12, 2.0**-8, sizes * 2.0**-10):  # powers of 2, which are added exactly
+            near = _values_near(value, points, step)
+            left = (3 * near[0] - 4 * near[-1] + near[-2]) / (2 * step)
+            right = (4 * near[1] - 3 * near[0] - near[2]) / (2 * step)
+            difference = (8 * (near[1] - near[-1]) - (near[2] - near[-2])) / (12 * step)
+            coarse = (near[2] - near[-2]) / (4 * step)
+            scale, apart = 1 + np.abs(difference), np.abs(left - right)
+            largest = np.max(np.abs(list(near.values())), axis=0)
+            rounding = 8 * np.finfo(np.float64).eps * (largest + np.abs(points * difference)) / step
+            counts = np.maximum(np.maximum(apart, np.abs(difference - coarse)), rounding) < 1e-2 * scale
+            counted += counts
+            agree |= counts & (np.abs(given - difference) <= 1e-6 * scale + 2 * apart + rounding)
+            found = np.where(counts, difference, found)
+    wrong = np.flatnonzero((counted >= 2) & ~agree)
+    if not len(wrong):
+        return None
+    at = wrong[np.argmin(np.abs(points[wrong]))]
+    return float(points[at]), float(given[at]), float(found[at])
+
+
+def _values_near(value: Callable[[Any], Any], points: Any, step: Any) -> dict[int, Any]:
+    """Return the values at points, and one and two steps to their left and right."""
+    return {k: _values(value, points + k * step) for k in (-2, -1, 0, 1, 2)}
+
+
+def _values(function: Callable[[Any], Any], points: Any) -> Any:
+    return np.broadcast_to(np.float64(function(points)), points.shape)
 
 
 def _evaluate(expression: str, dtype: np.dtype[Any], known: dict[str, Any]) -> Any:

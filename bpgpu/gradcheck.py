@@ -188,6 +188,7 @@ def _float64_cost(net: "MLP", data: Data) -> tuple[Callable[[np.ndarray[Any, Any
     reference = copy.copy(net)
     reference.backend = backend = get_backend("numpy")
     reference.architecture = net_64 = dataclasses.replace(net.architecture, dtype=np.dtype(np.float64))
+    reference.parameters = net.backend.to_numpy(net.parameters).astype(np.float64)
     host = (None if array is None else net.backend.to_numpy(array) for array in (data.X, data.y, data.weight))
     data = reference._data(*host)
     plan = Plan(net_64, len(data), backend, nonzeros=data.nonzeros).allocate()
@@ -199,7 +200,7 @@ def _float64_cost(net: "MLP", data: Data) -> tuple[Callable[[np.ndarray[Any, Any
         C = backend.batch_forward(plan, batch, flat, epoch=net.epoch, step=0)
         return C + backend.penalty(flat[: net_64.n_weights], decay)
 
-    return cost, net.backend.to_numpy(net.parameters).astype(np.float64)
+    return cost, reference.parameters
 
 
 def _compare(
@@ -241,7 +242,7 @@ def _unit(size: int, index: int) -> np.ndarray[Any, Any]:
 def _free_parameters(net: "MLP") -> np.ndarray[Any, Any]:
     """Return 1 where a parameter is free and 0 where a mask holds it at 0."""
     free = np.ones(net.architecture.n_parameters)
-    for W, mask in zip(net.architecture.views(free)[0], net.masks, strict=True):
+    for W, mask in zip(net.architecture.views(free)[0], net.architecture.check_masks(net.masks), strict=True):
         if mask is not None:
             W *= net.backend.to_numpy(mask)
     return free

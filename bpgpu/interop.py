@@ -15,7 +15,10 @@ def on_gpu(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return False
     if hasattr(value, "__dlpack_device__"):
-        return value.__dlpack_device__()[0] not in _HOST
+        try:
+            return value.__dlpack_device__()[0] not in _HOST
+        except (ValueError, RuntimeError, BufferError):  # torch's "meta" device, which has no memory at all
+            return False
     return hasattr(value, "__cuda_array_interface__")
 
 

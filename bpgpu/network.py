@@ -517,7 +517,9 @@ class MLP:
         return total_cost / total_weight + self.backend.penalty(self.parameters[: net.n_weights], decay)
 
     def _input(self, X: Array, name: str = "X") -> Array:
+        """Check input, where it is, and the parameters that it meets, which a user may have replaced."""
         net = self.architecture
+        net.check_parameters(self.parameters)
         return inputs.samples(name, self.backend.adopt(name, X), net.sizes[0], net.dtype, self.backend)
 
     def _data(self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = "") -> Data:

@@ -31,6 +31,10 @@ def _at_least_one(name: str, value: Any) -> int:
     return integer(name, value, 1, MAX_STEPS)
 
 
+def _step(value: Any) -> int:
+    return integer("step", value, 0, MAX_STEPS)
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """What all rules share.
@@ -299,14 +303,14 @@ class StepDecay(_Decay):
     """``initial * factor ** (step // every)``: a learning rate that falls in stairs."""
 
     def __call__(self, step: int) -> float:
-        return self._after(step // self.every)
+        return self._after(_step(step) // self.every)
 
 
 class ExponentialDecay(_Decay):
     """``initial * factor ** (step / every)``: a learning rate that falls by `factor` every `every` steps."""
 
     def __call__(self, step: int) -> float:
-        return self._after(step / self.every)
+        return self._after(_step(step) / self.every)
 
 
 @dataclass(frozen=True)
@@ -350,7 +354,7 @@ class CosineDecay:
             raise ValueError(f"warmup must be less than steps, {self.steps}, of which it is a part, got {self.warmup}")
 
     def __call__(self, step: int) -> float:
-        if step < self.warmup:
+        if _step(step) < self.warmup:
             return self.initial * (step + 1) / self.warmup
         part = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         return self.final + (self.initial - self.final) * (1 + math.cos(math.pi * part)) / 2

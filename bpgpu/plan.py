@@ -1,6 +1,7 @@
 """Memory: the flat buffer of all parameters, and the plan that owns every workspace of a training run."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
@@ -10,12 +11,15 @@ import numpy as np
 from bpgpu import checks
 from bpgpu.activations import Activation, layer_activations
 from bpgpu.costs import Cost, get_cost, output_formulas
+from bpgpu.errors import shown
 from bpgpu.interop import is_sparse
 from bpgpu.kernels.formulas import names_used
 from bpgpu.optimizers import Optimizer
 
 if TYPE_CHECKING:
     from bpgpu.backends.base import Backend
+
+WRITE_INTO = "write into the array that is there, as in net.parameters[...] = values"
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,12 @@ class Architecture:
 
         Raises
         ------
-        ValueError
-            If the buffer has another shape.
+        ValueError, TypeError
+            If the buffer has another shape, or is no array.
         """
-        if flat.shape != (self.n_parameters,):
-            raise ValueError(f"parameters must have shape ({self.n_parameters},), got {flat.shape}")
+        if (shape := getattr(flat, "shape", None)) != (self.n_parameters,):
+            kind, got = (TypeError, shown(flat)) if shape is None else (ValueError, shape)
+            raise kind(f"parameters must have shape ({self.n_parameters},), got {got}; {WRITE_INTO}")
         weights, biases, start = [], [], 0
         for m, n in pairwise(self.sizes):
             weights.append(flat[start : start + m * n].reshape(m, n))
@@ -109,6 +114,36 @@ class Architecture:
             biases.append(flat[start : start + n] if self.bias else None)
             start += n
         return weights, biases
+
+    def check_parameters(self, flat: Any) -> None:
+        """Raise ValueError or TypeError if these are not parameters that every backend takes as they are."""
+        self.views(flat)
+        if not _is_plain(flat, self.dtype):
+            raise TypeError(
+                f"parameters must be a contiguous and aligned array of {self.dtype}, got {flat.dtype}"
+                f"{'' if flat.dtype != self.dtype else ' that is not'}; {WRITE_INTO}"
+            )
+
+    def check_masks(self, masks: Any) -> list[Any]:
+        """Return the masks of all layers as a list of its own, or raise ValueError; None stands for none at all."""
+        shapes = list(pairwise(self.sizes))
+        given = [None] * len(shapes) if masks is None else list(masks) if isinstance(masks, Sequence) else []
+        fits = [
+            mask is None or (getattr(mask, "shape", None) == shape and _is_plain(mask, self.dtype))
+            for mask, shape in zip(given, shapes, strict=False)
+        ]
+        if len(given) != len(shapes) or not all(fits):
+            raise ValueError(
+                f"masks must be one of each of the shapes {shapes}, a contiguous array of {self.dtype} or None, got "
+                f"{shown(masks)}; give connectivity to bpgpu.MLP"
+            )
+        return given
+
+
+def _is_plain(array: Any, dtype: np.dtype[Any]) -> bool:
+    """Return whether compiled code can take an array of the backend as it is."""
+    plain = not isinstance(array, np.ndarray) or (array.flags.c_contiguous and array.flags.aligned)
+    return bool(plain and array.dtype == dtype)
 
 
 @dataclass(frozen=True)
@@ -235,15 +270,13 @@ class Plan:
         masks: list[Any] | None = None,
         nonzeros: float | None = None,
     ) -> None:
-        self.architecture, self.batch_size, self.backend, self.rule = architecture, batch_size, backend, rule
+        self.architecture, self.backend, self.rule = architecture, backend, rule
+        self.batch_size = checks.integer("batch_size", batch_size, 1, checks.MAX_SIZE)
         checks.held("l2", architecture.l2, architecture.dtype)
         if rule is not None:
             rule.check_dtype(architecture.dtype)
-        shapes = list(pairwise(architecture.sizes))
         # A list of its own: what it holds is in use for as long as the plan, whatever becomes of the network's.
-        self.masks = list(masks) if masks else [None] * len(shapes)
-        if [shape if mask is None else mask.shape for mask, shape in zip(self.masks, shapes, strict=True)] != shapes:
-            raise ValueError(f"masks must be one of each of the shapes {shapes}, or None, got {self.masks!r:.200}")
+        self.masks = architecture.check_masks(masks)
         self.nonzeros = nonzeros if backend.takes_sparse else None
         self.steps = 0
         self.prepared: Any = None
@@ -328,7 +361,7 @@ class Plan:
     def _largest_batch(self, available: int) -> int:
         """Return how many rows fit, 0 if none do."""
         one, many = self._for(1).nbytes, self._for(1 + 2**10).nbytes
-        rows = max(0, (available - one) * 2**10 // (many - one) + 1)
+        rows = min(max(0, (available - one) * 2**10 // (many - one) + 1), checks.MAX_SIZE)
         while rows and self._for(rows).nbytes > available:  # parts are aligned, so bytes do not grow evenly
             rows -= 1
         return rows

@@ -60,7 +60,7 @@ def save(net: "MLP", path: str | PathLike[str]) -> None:
 
 def _tensors(net: "MLP") -> dict[str, Any]:
     """Return the tensors of a file by their names, where they lie."""
-    groups = {"W": net.weights, "b": net.biases, "mask": net.masks}
+    groups = {"W": net.weights, "b": net.biases, "mask": net.masks or []}
     return {
         f"{name}.{l}": array
         for name, arrays in groups.items()
@@ -211,7 +211,9 @@ def _check_parameters(net: "MLP", architecture: Architecture) -> None:
             f"{parameters.shape}; write into it, as in net.parameters[...] = values"
         )
     checks.finite("parameters", parameters, architecture.dtype)
-    masks = [None if mask is None else to_numpy(mask) for mask in net.masks]
+    masks = net.masks
+    if isinstance(masks, list | tuple):
+        masks = [None if mask is None else to_numpy(mask) for mask in masks]
     masks = inputs.connectivity(masks, architecture.sizes, architecture.dtype)
     for l, (W, mask) in enumerate(zip(architecture.views(parameters)[0], masks, strict=True)):
         if mask is not None and W[mask == 0].any():

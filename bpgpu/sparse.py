@@ -1,5 +1,8 @@
 """Sparse matrices of SciPy, whose compiled code, as ours, goes wherever their indices point: checked before it does."""
 
+import numbers
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -105,8 +108,15 @@ def check(name: str, X: Any) -> None:
             fits = X.rows.shape == X.data.shape == X.shape[:1] and all(lists)
             fits = fits and all(map(lambda row, values: len(row) == len(values), X.rows, X.data))
             _need(name, fits, "rows and data must have one list for each row, both of one length")
+            _check_objects(name, chain.from_iterable(X.rows), chain.from_iterable(X.data), X.dtype)
         case "dok":
-            check(name, X.tocoo())
+            keys = (key if isinstance(key, tuple) else (key,) for key in X.keys())  # noqa: SIM118  # it has no iterator
+            _check_objects(name, chain.from_iterable(keys), X.values(), X.dtype)
+            try:
+                coo = X.tocoo()
+            except (ValueError, TypeError, OverflowError) as error:
+                _need(name, False, str(error))
+            check(name, coo)
 
 
 # What the formats keep in arrays of NumPy, and of how many dimensions.
@@ -119,6 +129,19 @@ _ARRAYS = {
     "dia": {"data": 2, "offsets": 1},
     "lil": {"rows": 1, "data": 1},
 }
+
+
+def _check_objects(name: str, indices: Iterable[Any], values: Iterable[Any], dtype: np.dtype[Any]) -> None:
+    """Check what the formats keep in Python's lists and dicts; SciPy cuts it to integers without a word."""
+    number = numbers.Real if dtype.kind == "f" else numbers.Integral
+    _check_types(name, "indices must be integers", indices, numbers.Integral)
+    if dtype.kind in "buif":
+        _check_types(name, f"values must be those of {dtype}", values, number)
+
+
+def _check_types(name: str, what: str, objects: Iterable[Any], kind: type) -> None:
+    wrong = [found.__name__ for found in set(map(type, objects)) if not issubclass(found, (kind, np.bool_))]
+    _need(name, not wrong, f"{what}, got {', '.join(sorted(wrong))}")
 
 
 def _check_array(name: str, what: str, array: Any, dimensions: int) -> None:

@@ -109,7 +109,6 @@ def fit(
     listeners = [*checked(callbacks), *([ProgressBar()] if checks.flag("progress", progress) else [])]
     for listener in listeners:
         listener.check(training, has_validation=validation is not None)
-    net.architecture.views(net.parameters)  # raises where they are of another length
     if isinstance(net.parameters, np.ndarray) and not net.parameters.flags.writeable:
         net.parameters = np.array(net.parameters)  # joblib maps large arrays into its workers to be read only
     plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks, data.nonzeros).allocate()

@@ -13,7 +13,6 @@ propagate NaN.
 import ast
 import functools
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -331,42 +330,3 @@ def cuda_source(expression: str, function: str, names: tuple[str, ...] = ("z", "
     arguments = ", ".join(f"T {name}" for name in names)
     source = _emit(expression, names, "cuda")[0]
     return f"template <typename T> __device__ __forceinline__ T {function}({arguments}) {{ return {source}; }}\n"
-
-
-def first_wrong_derivative(
-    value: Callable[[Any], Any], derivative: Callable[[Any], Any], points: Any
-) -> tuple[float, float, float] | None:
-    """Compare a derivative with central differences of its value, in float64.
-
-    Kinks (points where the one-sided differences keep disagreeing) and points where the value is not finite are
-    passed over; if that leaves less than a quarter of the points, the first of them counts as wrong.
-
-    Parameters
-    ----------
-    value, derivative : function
-        Of one float64 array.
-    points : array of float64
-
-    Returns
-    -------
-    (point, derivative, difference) or None
-        The worst point, or None if all agree to 1e-6 relative.
-    """
-    step = 1e-4
-    with np.errstate(all="ignore"):
-        near = {k: np.broadcast_to(np.float64(value(points + k * step)), points.shape) for k in (-2, -1, 0, 1, 2)}
-        given = np.broadcast_to(np.float64(derivative(points)), points.shape)
-        difference = (8 * (near[1] - near[-1]) - (near[2] - near[-2])) / (12 * step)
-        coarse = (near[2] - near[-2]) / (4 * step)
-        bend = np.abs(near[1] - 2 * near[0] + near[-1]) / step  # jump of the one-sided slopes; O(step) if smooth
-        scale = 1 + np.abs(difference)
-        smooth = np.isfinite(difference) & (np.abs(difference - coarse) < 1e-2 * scale) & (bend < 1e-2 * scale)
-        error = np.where(smooth, np.abs(given - difference) / scale, -1.0)
-    error[smooth & ~np.isfinite(given)] = math.inf
-    if 4 * np.count_nonzero(smooth) < smooth.size:
-        worst = int(np.argmin(smooth))
-    else:
-        worst = int(np.argmax(error))
-        if error[worst] < 1e-6:
-            return None
-    return float(points[worst]), float(given[worst]), float(difference[worst])

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import importlib
 from pathlib import Path
 
@@ -176,16 +177,21 @@ def test_parts_side_by_side_of_one_array_are_arrays_of_their_own(backend):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"t": 0}, "t must be at least 1"),
-        ({"n_weights": 9}, "n_weights must be between 0 and 8"),
-        ({"n_weights": -1}, "n_weights must be between 0 and 8"),
-        ({"learning_rate": np.nan}, "learning_rate must be finite"),
+        ({"t": 0}, "t must be at least 1, got 0"),
+        ({"t": 10**400}, "t must be at most 9223372036854775807, got an integer of 1329 bits"),
+        ({"t": 1.5}, "t must be an integer of at least 1, got 1.5"),
+        ({"n_weights": 9}, "n_weights must be at most 8, got 9"),
+        ({"n_weights": -1}, "n_weights must be at least 0, got -1"),
+        ({"n_weights": 1.5}, "n_weights must be an integer of at least 0, got 1.5"),
+        ({"learning_rate": np.nan}, "learning_rate must be a finite number, got nan"),
+        ({"learning_rate": 10**400}, "learning_rate must be a finite number, got inf"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a finite number, got '0.1'"),
         ({"rule": bpgpu.SGD()}, "state must hold 0 arrays for SGD, got 2"),
     ],
     ids=str,
 )
 def test_updates_that_would_be_nonsense_are_refused(backend, change, error):
-    with pytest.raises(ValueError, match=error):
+    with pytest.raises((ValueError, TypeError), match=f"^{error}"):
         call(backend, "update", STEPS["update"][0], **change)
 
 
@@ -301,13 +307,6 @@ def test_masks_that_a_callback_exchanges_are_those_of_before(backend):
     net.fit(full(B, M), full(B, K), epochs=3, callbacks=[Exchange()])
     W = backend.to_numpy(net.parameters)[: M * N].reshape(M, N)
     assert (W[np.eye(M, N) == 0] == 0).all()
-
-
-def test_masks_of_another_dtype_are_refused():
-    net = network("numba", connectivity=[np.ones((M, N)), None])
-    net.masks[0] = np.ones((M, N), bool)
-    with pytest.raises(TypeError, match=r"connectivity\[0\] must be a contiguous NumPy array of float32"):
-        net.fit(full(B, M), full(B, K), epochs=1)
 
 
 @pytest.mark.parametrize("rows", [np.array([0, B]), np.array([0, -1]), np.array([0.0, 1.0])], ids=str)
@@ -486,6 +485,79 @@ def test_addresses_keep_their_arrays():
     np.testing.assert_array_equal(addresses._arrays[0], np.arange(3.0))
     assert place == addresses._arrays[0].ctypes.data
     assert addresses.of("none", None, (3,), F8) == 0
+
+
+# Parameters and masks that a user has replaced
+
+
+@pytest.mark.parametrize(
+    ("replace", "error", "message"),
+    [
+        (lambda p: p.tolist(), TypeError, r"parameters must have shape \(23,\), got \["),
+        (
+            lambda p: None,
+            TypeError,
+            r"parameters must have shape \(23,\), got None; write into the array that is there",
+        ),
+        (lambda p: p[:-1], ValueError, r"parameters must have shape \(23,\), got \(22,\); write into"),
+        (lambda p: p[None], ValueError, r"parameters must have shape \(23,\), got \(1, 23\)"),
+        (
+            lambda p: p.astype(F8),
+            TypeError,
+            "parameters must be a contiguous and aligned array of float32, got float64; w",
+        ),
+        (lambda p: np.repeat(p, 2)[::2], TypeError, "parameters must be .* of float32, got float32 that is not; write"),
+        (
+            lambda p: np.frombuffer(b"0" + p.tobytes(), np.uint8)[1:].view(F4),
+            TypeError,
+            "parameters must be .* got float32 that is not",
+        ),
+        (lambda p: p.astype(">f4"), TypeError, "parameters must be .* of float32, got >f4"),
+    ],
+    ids=["list", "None", "short", "matrix", "float64", "strided", "unaligned", "big-endian"],
+)
+@pytest.mark.parametrize("name", CPU)
+def test_replaced_parameters_are_refused_alike_everywhere(name, replace, error, message):
+    net, X, y = network(name), full(B, M), full(B, K)
+    net.parameters = replace(net.parameters)
+    for method in (net.predict, net.forward):
+        with pytest.raises(error, match=f"^{message}"):
+            method(X)
+    for method in (net.loss, net.backprop, net.fit, functools.partial(bpgpu.check_gradients, net)):
+        with pytest.raises(error, match=f"^{message}"):
+            method(X, y)
+    with pytest.raises(error, match=f"^{message}"):
+        by_hand(net.backend, parameters=net.parameters)
+    assert net.epoch == 0
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        *([None], [None] * 3, [], 3, np.ones((4, 3)), [3, None]),
+        *([np.ones((M, N)), None], [np.ones((M, N), bool), None], [np.ones((N, M), F4).T, None]),
+    ],
+    ids=["one", "three", "none", "a number", "a matrix", "numbers", "float64", "bool", "strided"],
+)
+@pytest.mark.parametrize("name", CPU)
+def test_replaced_masks_are_refused_alike_everywhere(name, masks):
+    net = network(name)
+    net.masks = masks
+    for method in (net.fit, net.backprop, functools.partial(bpgpu.check_gradients, net)):
+        with pytest.raises(
+            ValueError, match=r"^masks must be one of each of the shapes \[\(4, 3\), \(3, 2\)\], a contig"
+        ):
+            method(full(B, M), full(B, K))
+    assert net.epoch == 0
+
+
+def test_masks_may_be_set_to_none_at_all(tmp_path):
+    net = network("numba", connectivity=[np.eye(M, N), None])
+    net.masks = None
+    net.fit(full(B, M), full(B, K), epochs=1)
+    bpgpu.check_gradients(net, full(B, M), full(B, K))
+    net.save(tmp_path / "net.safetensors")
+    assert bpgpu.MLP.load(tmp_path / "net.safetensors").masks == [None, None]
 
 
 # Parameters that are read-only

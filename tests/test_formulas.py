@@ -324,6 +324,75 @@ def test_wrong_derivatives_are_refused_with_the_place(value, derivative, where):
         bpgpu.Activation("mine", value=value, derivative=derivative)
 
 
+@pytest.mark.parametrize(
+    ("value", "derivative", "where"),
+    [
+        ("where(z < 50, z, 50)", "1", r"50\.0012 .* gives 1, but .* give 0$"),
+        ("where(z > -200, z, -200)", "1", r"-209\.999 "),
+        ("where(z < 5000, z, 5000)", "1", "5164"),
+        ("z ** 3", "where(z > 100, 3.01 * z * z, 3 * z * z)", r"100\.001 "),
+        ("tanh(z / 1000)", "0.001", "-31"),
+        ("sin(30 * z)", "where(z > 70, 0, 30 * cos(30 * z))", r"70\.0012 "),
+        ("exp(z)", "where(z > 31, 0, a)", r"31\.0012 "),
+    ],
+)
+def test_derivatives_that_are_wrong_far_out_only_are_refused(value, derivative, where):
+    with pytest.raises(bpgpu.FormulaError, match=f"^activation 'mine': at z = {where}"):
+        bpgpu.Activation("mine", value=value, derivative=derivative)
+
+
+@pytest.mark.parametrize(
+    ("value", "gradient", "where"),
+    [
+        ("0.5 * (a - y) ** 2", "max(min(a - y, 6), -6)", r"a = 5\.00123, y = -1 "),
+        ("(a - y) ** 2", "where(y > 1, 1, 2) * (a - y)", "a = .*, y = 2 "),
+        ("(a - y) ** 2", "where(y > 500, 1, 2) * (a - y)", "a = .*, y = 1000 "),
+        ("(a - y) ** 2", "where(y < -1, 1, 2) * (a - y)", "a = .*, y = -50 "),
+        ("exp(a) - min(y, 1) * a", "exp(a) - y", "a = .*, y = 2 "),
+    ],
+)
+def test_gradients_that_are_wrong_far_out_only_are_refused(value, gradient, where):
+    with pytest.raises(bpgpu.FormulaError, match=f"^cost 'mine': at {where}"):
+        bpgpu.Cost("mine", value=value, gradient=gradient)
+
+
+@pytest.mark.parametrize(
+    ("value", "derivative"),
+    [
+        ("sin(z * z)", "2 * z * cos(z * z)"),  # waves shorter than any step
+        ("sin(z ** 3)", "3 * z * z * cos(z ** 3)"),
+        ("exp(z * z)", "2 * z * a"),
+        ("sqrt(z * z + 1) - abs(z)", "z / sqrt(1 + z * z) - where(z < 0, -1, 1)"),  # cancels
+        ("(z - 1) ** 2 * (z + 3) - z ** 3", "2 * z - 5"),
+        ("max(min(z, 50.00123), -50)", "where(z < -50, 0, where(z < 50.00123, 1, 0))"),  # kinks at points, and beside
+        ("max(min(z, 50.0013), -50)", "where(z < -50, 0, where(z < 50.0013, 1, 0))"),
+        ("where(z < 100.0013, z, 0.5 + 0.995 * z)", "where(z < 100.0013, 1, 0.995)"),
+    ],
+)
+def test_right_derivatives_that_differences_hardly_show_are_taken(value, derivative):
+    bpgpu.Activation("mine", value=value, derivative=derivative)
+
+
+@pytest.mark.parametrize(
+    ("value", "gradient"),
+    [
+        ("max(a, 1e-30) - y * log(max(a, 1e-30))", "where(a > 1e-30, 1 - y / max(a, 1e-30), 0)"),
+        ("a * a - 2 * a * y + y * y", "2 * a - 2 * y"),  # cancels where y is large
+        ("where(abs(a - y) < 1, a * a - 2 * a * y + y * y, 2 * abs(a - y) - 1)", "2 * max(min(a - y, 1), -1)"),
+        ("max(0.9 * (y - a), 0.1 * (a - y))", "where(y > a, -0.9, 0.1)"),
+        ("softplus(-a * y)", "-y * sigmoid(-a * y)"),
+        ("max(0, 1 - a * y) ** 2", "-2 * y * max(0, 1 - a * y)"),
+        ("-exp(-(a - y) ** 2)", "2 * (a - y) * exp(-(a - y) ** 2)"),
+        (
+            "sqrt(max(1 - (a - y) ** 2, 1e-9))",
+            "where((a - y) ** 2 < 1, (y - a) / sqrt(max(1 - (a - y) ** 2, 1e-9)), 0)",
+        ),
+    ],
+)
+def test_right_gradients_for_large_targets_are_taken(value, gradient):
+    bpgpu.Cost("mine", value=value, gradient=gradient)
+
+
 def test_good_costs_are_taken():
     bpgpu.Cost("log_cosh", value="abs(a - y) + log1p(exp(-2 * abs(a - y)))", gradient="tanh(a - y)")
     bpgpu.Cost(

@@ -59,6 +59,52 @@ def network(backend, **options):
 # On the CPU
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda torch, x: x.requires_grad_(), "requires grad"),
+        (lambda torch, x: torch.imag(torch.conj(torch.complex(x, x))), "negative bit"),
+        (lambda torch, x: torch.conj(torch.complex(x, x)), "conjugate bit"),
+        (lambda torch, x: x.bfloat16(), "BFloat16"),
+        (lambda torch, x: x.to_sparse(), "Sparse layout"),
+        (lambda torch, x: x.to("meta"), "meta"),
+    ],
+    ids=["requires_grad", "negative", "conjugate", "bfloat16", "sparse", "meta"],
+)
+def test_tensors_of_torch_that_numpy_cannot_read_are_refused_by_name(change, reason):
+    torch = pytest.importorskip("torch")
+    X, y = torch.ones(4, 5), torch.ones(4, 3)
+    net = network("numpy")
+    np.testing.assert_array_equal(net.predict(X), net.predict(X.numpy()))
+    for name, arguments in (
+        ("X", {"X": change(torch, X.clone())}),
+        ("y", {"y": change(torch, y.clone())}),
+        ("sample_weight", {"sample_weight": change(torch, torch.ones(4))}),
+    ):
+        message = rf"^{name} must be an array that NumPy can read, got torch.Tensor \([^.]*{reason}[^.]*\); convert it"
+        with pytest.raises(TypeError, match=message):
+            net.fit(**({"X": X, "y": y} | arguments), epochs=1)
+    assert net.epoch == 0
+
+
+class Unreadable:
+    """A tensor of torch, for where there is none: its errors are these."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+
+    def __dlpack_device__(self):
+        raise ValueError("Unknown device type meta for Dlpack")
+
+
+def test_an_array_that_numpy_cannot_read_is_refused_by_name():
+    message = (
+        r"^X must be an array that NumPy can read, got tests.Unreadable \(Can't .* requires grad\); convert it to a d"
+    )
+    with pytest.raises(TypeError, match=message):
+        network("numpy").predict(Unreadable())
+
+
 class Tensor:
     """An array of a library with the array API: on the CPU, and NumPy can read it."""
 

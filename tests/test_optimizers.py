@@ -268,6 +268,30 @@ def test_a_cosine_decay_never_rises_after_its_warmup_and_ends_at_its_final_rate(
     assert (rates[0], decay(decay.steps)) == (decay.initial, pytest.approx(decay.final))
 
 
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (-1, ValueError, "at least 0, got -1"),
+        (-(10**9), ValueError, "at least 0, got -1000000000"),
+        (10**400, ValueError, "at most 9223372036854775807, got an integer of 1329 bits"),
+        (1.5, TypeError, "an integer of at least 0, got 1.5"),
+    ],
+)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        bpgpu.StepDecay(1.0, 0.5, every=2),
+        bpgpu.ExponentialDecay(1.0, 0.5, every=2),
+        bpgpu.CosineDecay(1.0, steps=9, warmup=2),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_schedules_refuse_steps_that_there_are_not(schedule, step, error, message):
+    with pytest.raises(error, match=f"^step must be {message}$"):
+        schedule(step)
+    assert schedule(np.int64(3)) == schedule(3)
+
+
 @pytest.mark.parametrize("rule", [bpgpu.SGD, bpgpu.RMSprop, bpgpu.Adam, bpgpu.AdamW])
 @pytest.mark.parametrize(
     "schedule", [lambda epoch, history: 0.1, lambda: 0.1, bpgpu.StepDecay, bpgpu.CosineDecay, lambda *, step: 0.1]

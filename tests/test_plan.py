@@ -8,6 +8,7 @@ import pytest
 
 import bpgpu
 from bpgpu.backends.numpy_backend import NumpyBackend
+from bpgpu.plan import Plan
 
 
 class Counting(NumpyBackend):
@@ -98,3 +99,18 @@ def test_copies_are_whole_and_their_own(duplicate):
     assert net.weights[0].any()
     other.fit(X, X[:, 0], epochs=1)
     assert repr(other) == repr(net)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "error", "message"),
+    [
+        (10**400, ValueError, "at most 2147483647, got an integer of 1329 bits"),
+        (2**31, ValueError, "at most 2147483647, got 2147483648"),
+        (0, ValueError, "at least 1, got 0"),
+        (2.0, TypeError, "an integer of at least 1, got 2.0"),
+    ],
+)
+def test_batches_of_no_size_are_refused(batch_size, error, message):
+    net = bpgpu.MLP([2, 3, 1], "tanh", "squared_error")
+    with pytest.raises(error, match=f"^batch_size must be {message}$"):
+        Plan(net.architecture, batch_size, net.backend)

@@ -91,7 +91,7 @@ def test_dropout(backend):
     options = {"dropout": 0.4, "backend": backend, "shuffle": False, "optimizer": bpgpu.SGD(0.05)}
     model = fit(ours, "regression", X, y, max_iter=3, **options)
     start = initial("regression", X, y)
-    net = same_network(start, "half_squared_error", dropout=0.4, seed=model._dropout_seed)
+    net = same_network(start, "half_squared_error", dropout=0.4, seed=model._bpgpu_dropout_seed)
     train(net, X, y, bpgpu.SGD(0.05), 3)
     assert_same_weights(model, net)
     without = fit(ours, "regression", X, y, max_iter=3, **options | {"dropout": 0.0})

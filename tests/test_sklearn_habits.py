@@ -317,7 +317,7 @@ def test_class_weights_multiply_sample_weights(solver):
         mine = make(ours, target, solver=solver, class_weight="balanced").fit(X, Y[target], weight)
         reference = make(plain, target, solver=solver).fit(X, Y[target], weight * by_class)
         np.testing.assert_allclose(mine.coefs_[0], reference.coefs_[0], rtol=1e-6)
-        assert not hasattr(mine, "_by_class") or mine._by_class is None
+        assert not hasattr(mine, "_bpgpu_by_class") or mine._bpgpu_by_class is None
 
 
 def test_mistakes_in_class_weight():
@@ -442,6 +442,47 @@ def test_hidden_layer_sizes_that_change_under_lbfgs():
             model.set_params(hidden_layer_sizes=then).fit(X, Y["number"])
     model.set_params(warm_start=False).fit(X, Y["number"])
     assert len(model.coefs_) == 3
+
+
+@pytest.mark.parametrize(
+    ("solver", "how"), [("adam", "fit"), ("adam", "warm"), ("adam", "partial_fit"), ("lbfgs", "fit"), ("lbfgs", "warm")]
+)
+def test_hidden_layer_sizes_of_a_wrong_type_have_scikit_learns_error(solver, how):
+    wrong = [(3.0,), (7.5,), [True], True, [None], [[7]], [7, "a"], np.array([7.0]), np.array([[3, 4]])]
+    for sizes in wrong:
+        for library in LIBRARIES:
+            model = make(library, "number", hidden_layer_sizes=(7,), solver=solver, warm_start=how == "warm")
+            if how != "fit":
+                model.fit(X, Y["number"])
+            model.hidden_layer_sizes = sizes
+            if how == "partial_fit" and solver == "lbfgs":
+                continue
+            with pytest.raises(TypeError) as error:
+                model.partial_fit(X, Y["number"]) if how == "partial_fit" else model.fit(X, Y["number"])
+        assert re.fullmatch(r"hidden_layer_sizes\[\d\] must be an integer, got .*", str(error.value))
+    for sizes in ({7}, {7: "a key"}):  # scikit-learn takes whatever has one entry after the other
+        model = make(ours, "number", hidden_layer_sizes=sizes, solver=solver, warm_start=True)
+        assert model.fit(X, Y["number"]).fit(X, Y["number"]).coefs_[0].shape == (4, 7)
+
+
+# Sample weights
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+@pytest.mark.parametrize("target", ["classes", "number"])
+def test_sample_weights_whose_sum_overflows_are_refused_by_name(target, solver):
+    """They trained nothing, and the loss was 0."""
+    for dtype, weight in ((np.float64, 1e308), (np.float32, 1e38), (np.float32, 1e300)):
+        given = np.full(60, weight)
+        message = rf"^sample_weight must have a finite sum in {np.dtype(dtype)}, got up to .* in 60 rows; give"
+        with pytest.raises(ValueError, match=message):
+            make(ours, target, solver=solver).fit(X.astype(dtype), Y[target], sample_weight=given)
+    model = make(ours, target, solver=solver).fit(X, Y[target], sample_weight=np.full(60, 1e300))
+    np.testing.assert_allclose(model.loss_, make(ours, target, solver=solver).fit(X, Y[target]).loss_, rtol=1e-3)
+    if solver != "lbfgs":
+        validation = {"X_val": X, "y_val": Y[target], "sample_weight_val": np.full(60, 1e308)}
+        with pytest.raises(ValueError, match=r"^sample_weight_val must have a finite sum in float64"):
+            make(ours, target, solver=solver).fit(X, Y[target], **validation)
 
 
 # Targets

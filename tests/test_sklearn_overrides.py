@@ -1,6 +1,7 @@
 """What a program puts in the place of scikit-learn's training, or of its arrays, counts as it does there."""
 
 import copy
+import inspect
 import pickle
 import sys
 import types
@@ -19,6 +20,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 import bpgpu
 from bpgpu import sklearn as ours
+from bpgpu.sklearn.listeners import CallbackSupportMixin
 from bpgpu.sklearn.parameters import TAKEN
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -672,7 +674,7 @@ def test_attributes_of_a_class_that_have_our_names():
 
     estimator = make(ours, base=lambda cls: Mine, early_stopping=True, dropout=0.25).fit(X, y)
     assert (estimator.dtype, estimator.scoring, estimator.optimizer()) == ("mine", "mine", "mine")
-    assert estimator.dropout == 0.25 and hasattr(estimator, "_dropout_seed")  # this one is still ours
+    assert estimator.dropout == 0.25 and hasattr(estimator, "_bpgpu_dropout_seed")  # this one is still ours
 
 
 def test_a_regressor_with_the_class_weight_of_classifiers():
@@ -690,7 +692,7 @@ def test_a_subclass_that_passes_our_parameters_on_has_them():
             super().__init__((5,), activation, dropout=dropout, class_weight=class_weight, max_iter=4, **others)
 
     estimator = Mine(backend="numpy", random_state=0).fit(X, labels)
-    assert hasattr(estimator, "_dropout_seed") and estimator.fit_report_.backend == "numpy"
+    assert hasattr(estimator, "_bpgpu_dropout_seed") and estimator.fit_report_.backend == "numpy"
     before = estimator.coefs_[0].copy()
     estimator.set_params(class_weight="balanced").fit(X, labels)
     assert not np.allclose(estimator.coefs_[0], before)
@@ -738,5 +740,98 @@ def test_models_that_scikit_learn_made_train_on_as_ours(own, monkeypatch, tmp_pa
     assert isinstance(mine, ours.MLPClassifier) and mine.backend == "auto"
     for estimator in (mine, copy.deepcopy(mine), clone(mine)):
         assert estimator.set_params(dropout=0.5).get_params()["dropout"] == 0.5
-        assert hasattr(estimator.fit(X, labels), "_dropout_seed")
+        assert hasattr(estimator.fit(X, labels), "_bpgpu_dropout_seed")
         assert estimator.dtype == own.get("dtype")
+
+
+# Names of a subclass
+
+
+def attributes_set(module, kind, y, **options):
+    """Return the names of all that a fit sets in its estimator, also what it deletes again."""
+    names = set()
+
+    def recording(cls):
+        return type(cls.__name__, (cls,), {"__setattr__": lambda self, name, value: _record(self, name, value, names)})
+
+    estimator = make(module, kind, base=recording, max_iter=20, **options)
+    for _ in range(2):
+        estimator.fit(data()[0], y)
+    return names | set(vars(estimator)) | set(dir(type(estimator)))
+
+
+def _record(self, name, value, names):
+    names.add(name)
+    object.__setattr__(self, name, value)
+
+
+@pytest.mark.parametrize("kind", ["MLPClassifier", "MLPRegressor"])
+def test_all_names_that_our_classes_add_are_public_or_have_our_prefix(kind):
+    """A program's subclass may use any other name, as it may with scikit-learn's."""
+    y = data()[2] if kind == "MLPClassifier" else data()[1]
+    theirs = attributes_set(neural_network, kind, y, early_stopping=True, warm_start=True)
+    theirs |= attributes_set(neural_network, kind, y, solver="lbfgs")
+    theirs |= set(dir(CallbackSupportMixin)) | {"_skl_callbacks"}  # scikit-learn's too
+    more = {"class_weight": "balanced"} if kind == "MLPClassifier" else {}
+    mine = attributes_set(
+        ours, kind, y, early_stopping=True, warm_start="resume", dropout=0.1, optimizer="adamw", **more
+    )
+    mine |= attributes_set(ours, kind, y, solver="lbfgs", **more)
+    added = mine - theirs
+    assert {name for name in added if name.startswith("_") and not name.startswith("_bpgpu_")} == set()
+    public = {name for name in added if not name.startswith("_")}
+    documented = {name for name in public if getattr(getattr(ours, kind), name, None).__doc__}
+    parameters = inspect.signature(getattr(ours, kind)).parameters.keys()
+    assert public - documented - parameters == {"validation_loss_curve_"}
+    assert documented - parameters == {"fit_report_", "hidden_activations", "input_gradients", *CONVERSIONS}
+
+
+CONVERSIONS = ("to_sklearn", "from_sklearn", "to_onnx")
+ONCE_OURS = (
+    *("_where", "_begin", "_train", "_split", "_new_optimizer", "_rows_of_a_batch", "_epoch_ends", "_keep_report"),
+    *(
+        "_checked_validation",
+        "_take_the_best_epoch",
+        "_go_on_from_the_last_epoch",
+        "_checked_input",
+        "_added",
+        "_order",
+    ),
+    *(
+        "_refuse_what_is_only_here",
+        "_given_validation",
+        "_report",
+        "_before",
+        "_by_class",
+        "_objective",
+        "_constructor",
+    ),
+    *("_dropout_seed", "_split_state", "_last_epoch"),
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "lbfgs"},
+        {"early_stopping": True, "warm_start": "resume", "activation": "gelu"},
+        {"dropout": 0.2, "optimizer": "adamw", "class_weight": "balanced"},
+    ],
+    ids=str,
+)
+def test_a_subclass_may_take_names_that_are_natural_to_take(options):
+    X, _, y = data()
+
+    def refuse(*arguments):
+        raise AssertionError("the method of a program's own has been called")
+
+    def with_own_names(cls):
+        return type("Mine", (cls,), dict.fromkeys(ONCE_OURS, refuse))
+
+    fits = [make(ours, "MLPClassifier", base=base, **options) for base in (None, with_own_names)]
+    for _ in range(2):
+        plain, mine = (estimator.fit(X, y) for estimator in fits)
+    np.testing.assert_array_equal(mine.coefs_[0], plain.coefs_[0])
+    np.testing.assert_array_equal(mine.hidden_activations(X)[0], plain.hidden_activations(X)[0])
+    again = pickle.loads(pickle.dumps(plain)).fit(X, y)
+    np.testing.assert_array_equal(again.coefs_[0], plain.fit(X, y).coefs_[0])

@@ -1,5 +1,7 @@
 """Sparse X: what is trained and computed is what dense X gives, in little memory, and wrong X is refused."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -355,6 +357,12 @@ def lists(dtype=float, **changes):
     return X
 
 
+def keys(key, value=1.0, dtype=float):
+    X = sparse.dok_array(np.eye(4, 3, dtype=dtype))
+    X._dict[key] = value
+    return X
+
+
 def uneven_lists():
     X = sparse.lil_array(np.eye(4, 3))
     X.data[0] = [1.0] * 1000
@@ -414,7 +422,14 @@ WRONG = {
     "DIA, offsets of floats": (damaged("dia", offsets=[0.5]), ValueError, "row of data, an integer"),
     "LIL, column 2^70": (lists(rows=2**70), ValueError, "X is not a valid sparse matrix: .*too large"),
     "LIL, value 2^70": (lists(int, data=2**70), ValueError, "X is not a valid sparse matrix: .*too large"),
-    "LIL, text": (lists(data="one"), ValueError, "X is not a valid sparse matrix: .*not str"),
+    "LIL, text": (lists(data="one"), ValueError, "X is not a valid sparse matrix: values must be .* float64, got str"),
+    "LIL, column 1.5": (lists(rows=1.5), ValueError, "X is not a valid sparse matrix: indices must be .*, got float"),
+    "LIL, an object": (lists(rows=Fraction(3, 2)), ValueError, "indices must be integers, got Fraction"),
+    "LIL, 1.5 in int": (lists(int, data=1.5), ValueError, "sparse matrix: values must be those of int64, got float"),
+    "DOK, column 1.5": (keys((0, 1.5)), ValueError, "X is not a valid sparse matrix: indices must be .*, got float"),
+    "DOK, column 2^70": (keys((0, 2**70)), ValueError, "X is not a valid sparse matrix: .*too large"),
+    "DOK, text": (keys((0, 1), "3"), ValueError, "sparse matrix: values must be those of float64, got str"),
+    "DOK, 1.5 in int": (keys((0, 1), 1.5, int), ValueError, "sparse matrix: values must be those of int64, got float"),
     "LIL, many values": (uneven_lists(), ValueError, "rows and data must have one list for each row"),
 }
 

@@ -190,12 +190,9 @@ def update(
     flat(("parameters", parameters), ("gradients", gradients), *(("state", array) for array in state))
     if any(_overlap(*pair) for pair in combinations((parameters, gradients, *state), 2)):
         raise ValueError("parameters, gradients and state must be arrays of their own, and two of them share memory")
-    if t < 1:
-        raise ValueError(f"t must be at least 1, as steps are counted from 1, got {t}")
-    if not 0 <= n_weights <= parameters.shape[0]:
-        raise ValueError(f"n_weights must be between 0 and {parameters.shape[0]}, the parameters, got {n_weights}")
-    if not math.isfinite(learning_rate):
-        raise ValueError(f"learning_rate must be finite, got {learning_rate}")
+    checks.integer("t", t, 1, checks.MAX_STEPS)
+    checks.integer("n_weights", n_weights, 0, parameters.shape[0])
+    checks.finite_number("learning_rate", learning_rate)
 
 
 # Data
@@ -273,7 +270,7 @@ def epoch(plan: Plan, data: Data, order: Any, parameters: Array, learning_rates:
     """Check the arguments of `Backend.run_epoch`, and return the data that are to be trained on."""
     accepted, net = samples(plan, data), plan.architecture
     n, steps = len(data), -(-len(data) // plan.batch_size)
-    _fit(("parameters", parameters, (net.n_parameters,)))
+    net.check_parameters(parameters)
     if order is not None:
         rows_of("order", order, n)
         _fit(("order", order, (n,)))

@@ -14,7 +14,10 @@ REALS = ("alpha", "learning_rate_init", "power_t", "tol", "epsilon")
 
 
 def numbers(estimator: Any) -> None:
-    """Raise ``ValueError`` for an integer that no float can hold, or a hidden layer that no machine can."""
+    """Raise ``ValueError`` for an integer that no float can hold, or a hidden layer that no machine can.
+
+    A hidden layer whose size is no integer is a ``TypeError``, as it is in scikit-learn, at some later place.
+    """
     for name in REALS:
         value = getattr(estimator, name, 0.0)
         try:
@@ -23,10 +26,17 @@ def numbers(estimator: Any) -> None:
             raise ValueError(f"{name} must be at most about 1.8e308, got {shown(value)}") from None
         except (TypeError, ValueError):  # a stranger's subclass may have something else under this name
             continue
-    sizes = estimator.hidden_layer_sizes
-    for index, size in enumerate(sizes if hasattr(sizes, "__len__") else [sizes]):
-        if isinstance(size, int) and size > MAX_SIZE:
+    for index, size in enumerate(_hidden(estimator)):
+        if isinstance(size, bool) or not hasattr(type(size), "__index__") or np.ndim(size):
+            raise TypeError(f"hidden_layer_sizes[{index}] must be an integer, got {shown(size)}")
+        if size > MAX_SIZE:
             raise ValueError(f"hidden_layer_sizes[{index}] must be at most {MAX_SIZE}, got {shown(size)}")
+
+
+def _hidden(estimator: Any) -> list[Any]:
+    """Return the sizes of the hidden layers as scikit-learn reads them."""
+    sizes = estimator.hidden_layer_sizes
+    return list(sizes) if hasattr(sizes, "__len__") else [sizes]
 
 
 def options(estimator: Any, incremental: bool) -> None:
@@ -77,7 +87,7 @@ def layers(estimator: Any) -> None:
 
     Layers of another size are no matter to its stochastic solvers, which train the network that is there.
     """
-    asked, fitted = np.ravel(estimator.hidden_layer_sizes).tolist(), [np.shape(W)[-1] for W in estimator.coefs_[:-1]]
+    asked, fitted = _hidden(estimator), [np.shape(W)[-1] for W in estimator.coefs_[:-1]]
     if len(asked) != len(fitted) or (asked != fitted and estimator.solver == "lbfgs"):
         raise ValueError(
             f"hidden_layer_sizes={estimator.hidden_layer_sizes} differs from the fitted network, whose hidden layers "

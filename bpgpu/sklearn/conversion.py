@@ -23,10 +23,10 @@ UNIMPORTANT = {"backend", "n_threads", "progress", "callbacks", "quantile", "hub
 # What a fit leaves behind that scikit-learn's does not.
 OWN = {
     "validation_loss_curve_",
-    "_order",
-    "_dropout_seed",
-    "_split_state",
-    "_last_epoch",
+    "_bpgpu_order",
+    "_bpgpu_dropout_seed",
+    "_bpgpu_split_state",
+    "_bpgpu_last_epoch",
     "_skl_callbacks",
     parameters.TAKEN,
 }
@@ -52,8 +52,8 @@ class ConversionMixin:
             If scikit-learn lacks a parameter that is not at its default, or what it is set to.
         """
         plain = _sklearns_kind(self)()
-        added = {*self._added, *inspect.signature(type(self)).parameters} - plain.get_params().keys()
-        for name, default in sorted(self._added.items()):
+        added = {*self._bpgpu_added, *inspect.signature(type(self)).parameters} - plain.get_params().keys()
+        for name, default in sorted(self._bpgpu_added.items()):
             given = parameters.value(self, name)
             if name not in UNIMPORTANT and given is not default and given != default:
                 raise ValueError(

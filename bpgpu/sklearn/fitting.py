@@ -67,11 +67,11 @@ class BackendMixin(
     activation: Any
     coefs_: list[Any]
     _no_improvement_count: int
-    _order: Any
+    _bpgpu_order: Any
     _random_state: Any
-    _report: FitReport
-    _by_class: Any = None
-    _objective: Objective | None = None
+    _bpgpu_report: FitReport
+    _bpgpu_by_class: Any = None
+    _bpgpu_objective: Objective | None = None
 
     def _validate_params(self) -> None:
         validate_parameter_constraints(constraints(self), self.get_params(deep=False), type(self).__name__)
@@ -102,23 +102,23 @@ class BackendMixin(
         -------
         self
         """
-        self._given_validation = checks.validation(self, X_val, y_val, sample_weight_val)
+        self._bpgpu_given_validation = checks.validation(self, X_val, y_val, sample_weight_val)
         try:
             return self._fit(X, y, sample_weight=sample_weight, incremental=False)
         finally:
-            del self._given_validation
+            del self._bpgpu_given_validation
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Self:
         checks.options(self, incremental)
-        self._report = FitReport()
-        self._before = getattr(self, "_random_state", None) if self.warm_start == "resume" else None
+        self._bpgpu_report = FitReport()
+        self._bpgpu_before = getattr(self, "_random_state", None) if self.warm_start == "resume" else None
         try:
             with limited(value(self, "n_threads")):
                 super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
-            self._keep_report(self._report)
+            self._bpgpu_keep_report(self._bpgpu_report)
         finally:
-            del self._report, self._before
-            self.__dict__.pop("_by_class", None)
+            del self._bpgpu_report, self._bpgpu_before
+            self.__dict__.pop("_bpgpu_by_class", None)
         return self
 
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
@@ -128,7 +128,7 @@ class BackendMixin(
             check("X", X)  # before SciPy goes where its indices point
         X, y = super()._validate_input(X, y, incremental, reset)
         if is_classifier(self):
-            self._by_class = weights.by_class(self, y)
+            self._bpgpu_by_class = weights.by_class(self, y)
         else:
             checks.numeric(y)
         dtype = value(self, "dtype")
@@ -148,7 +148,7 @@ class BackendMixin(
             self.activation = chosen
         return W, b
 
-    def _where(self, X: Any, y: Any, weight: Any, layer_units: Any) -> tuple[Backend | None, str]:
+    def _bpgpu_where(self, X: Any, y: Any, weight: Any, layer_units: Any) -> tuple[Backend | None, str]:
         """Return the backend that trains, and why; None where scikit-learn has to."""
         chosen = value(self, "backend")
         backend, reason = automatic() if chosen == "auto" else (get_backend(chosen), "asked for by name")
@@ -167,19 +167,19 @@ class BackendMixin(
             obstacle = "a sample weight is negative"
         if not obstacle:
             return backend, reason
-        self._refuse_what_is_only_here(obstacle)
+        self._bpgpu_refuse_what_is_only_here(obstacle)
         return None, obstacle
 
-    def _refuse_what_is_only_here(self, obstacle: str) -> None:
+    def _bpgpu_refuse_what_is_only_here(self, obstacle: str) -> None:
         if only := networks.only_here(self):
             raise ValueError(
                 f"only scikit-learn can train this ({obstacle}), and only bpgpu can train with {' and '.join(only)}; "
                 "change one of the two"
             )
 
-    def _begin(self, X: Any, backend: Backend | None, reason: str, plan: Plan | None) -> None:
+    def _bpgpu_begin(self, X: Any, backend: Backend | None, reason: str, plan: Plan | None) -> None:
         """Enter in the report, and in the log, where this fit runs."""
-        report = self._report
+        report = self._bpgpu_report
         report.backend = "scikit-learn" if backend is None else backend.name
         report.device = f"CPU ({platform.machine()})" if backend is None else backend.device
         report.reason, report.dtype, report.samples = reason, np.asarray(self.coefs_[0]).dtype.name, X.shape[0]
@@ -203,48 +203,48 @@ class BackendMixin(
         layer_units: Any,
         incremental: bool,
     ) -> None:
-        self._report.lap("checks")
+        self._bpgpu_report.lap("checks")
         work = (activations, deltas, coef_grads, intercept_grads)
-        sample_weight = weights.product(self._by_class, sample_weight, X.dtype)
+        sample_weight = weights.product(self._bpgpu_by_class, sample_weight, X.dtype)
         if reason := overrides.of_the_loop():
-            self._refuse_what_is_only_here(reason)
-            self._begin(X, None, reason, None)
+            self._bpgpu_refuse_what_is_only_here(reason)
+            self._bpgpu_begin(X, None, reason, None)
             super()._fit_stochastic(X, y, sample_weight, *work, layer_units, incremental)
             return
-        resumes = self._before is not None and hasattr(self, "_optimizer")
+        resumes = self._bpgpu_before is not None and hasattr(self, "_optimizer")
         if resumes:
-            self._random_state = self._before
+            self._random_state = self._bpgpu_before
         if not (incremental or resumes) or not hasattr(self, "_optimizer"):
-            self._optimizer = self._new_optimizer()
+            self._optimizer = self._bpgpu_new_optimizer()
             if value(self, "dropout"):  # drawn from a copy, so that dropout leaves the order of the samples alone
-                self._dropout_seed = int(copy.deepcopy(self._random_state).randint(2**31))
+                self._bpgpu_dropout_seed = int(copy.deepcopy(self._random_state).randint(2**31))
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        (X, y, weight), held_out = self._split(X, y, sample_weight, resumes)
-        self._go_on_from_the_last_epoch(resumes)
+        (X, y, weight), held_out = self._bpgpu_split(X, y, sample_weight, resumes)
+        self._bpgpu_go_on_from_the_last_epoch(resumes)
         if held_out is not None and not (self.warm_start and hasattr(self, "validation_loss_curve_")):
             self.validation_loss_curve_: list[float] = []
         if held_out is not None:  # with the targets that scores are of
             y_val = held_out[1]
             held_out = (*held_out, self._label_binarizer.inverse_transform(y_val) if is_classifier(self) else y_val)
         listeners = Listeners(self, X, y, held_out is not None)
-        batch_size = self._rows_of_a_batch(X.shape[0])
-        backend, reason = self._where(X, y, weight, layer_units)
+        batch_size = self._bpgpu_rows_of_a_batch(X.shape[0])
+        backend, reason = self._bpgpu_where(X, y, weight, layer_units)
         # With a backend on a GPU, what is done here is in the order of its own work.
         with nullcontext() if backend is None else backend.ordered(), in_given_arrays(self):
             steps: BackendSteps | ReferenceSteps
             if backend is None:
                 steps = ReferenceSteps(self, X, y, weight, batch_size, work)
-                self._begin(X, None, reason, None)
+                self._bpgpu_begin(X, None, reason, None)
             else:
                 steps = BackendSteps(self, X, y, weight, batch_size, backend)
-                self._begin(X, backend, reason, steps.plan)
-            self._train(steps, (X, y, weight, batch_size, work), held_out, listeners, resumes, incremental)
+                self._bpgpu_begin(X, backend, reason, steps.plan)
+            self._bpgpu_train(steps, (X, y, weight, batch_size, work), held_out, listeners, resumes, incremental)
         if self.early_stopping:
-            self._take_the_best_epoch()
-        self._report.lap("validation")
+            self._bpgpu_take_the_best_epoch()
+        self._bpgpu_report.lap("validation")
 
-    def _train(
+    def _bpgpu_train(
         self,
         steps: BackendSteps | ReferenceSteps,
         data: tuple[Any, Any, Any, int, Any],
@@ -255,7 +255,7 @@ class BackendMixin(
     ) -> None:
         """Train epoch by epoch, until one of many has a reason to end."""
         n_samples = data[0].shape[0]
-        order = self._order if resumes and len(getattr(self, "_order", ())) == n_samples else None
+        order = self._bpgpu_order if resumes and len(getattr(self, "_bpgpu_order", ())) == n_samples else None
         order = np.arange(n_samples, dtype=np.int32) if order is None else order
         ended = "failed"
         try:
@@ -274,11 +274,11 @@ class BackendMixin(
                     log.info("%s; scikit-learn itself goes on from the epoch before", error)
                     steps.download()
                     steps = ReferenceSteps(self, *data)
-                    self._report.backend, self._report.reason = "scikit-learn", str(error)
+                    self._bpgpu_report.backend, self._bpgpu_report.reason = "scikit-learn", str(error)
                     self.loss_ = steps.epoch(taken)
-                self._report.lap("epochs")
-                self._report.epochs += 1
-                if self._epoch_ends(steps, n_samples, held_out, listeners) or incremental:
+                self._bpgpu_report.lap("epochs")
+                self._bpgpu_report.epochs += 1
+                if self._bpgpu_epoch_ends(steps, n_samples, held_out, listeners) or incremental:
                     ended = "converged"
                     break
             else:
@@ -296,9 +296,9 @@ class BackendMixin(
             listeners.end(ended)
             steps.download()
         if self.warm_start == "resume" and self.shuffle:
-            self._order = order
+            self._bpgpu_order = order
 
-    def _new_optimizer(self) -> Any:
+    def _bpgpu_new_optimizer(self) -> Any:
         parameters = self.coefs_ + self.intercepts_
         if value(self, "optimizer") is not None:
             return networks.RuleOptimizer(parameters, networks.given_rule(self))
@@ -313,7 +313,7 @@ class BackendMixin(
             )
         return perceptron.AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
-    def _rows_of_a_batch(self, n_samples: int) -> Any:
+    def _bpgpu_rows_of_a_batch(self, n_samples: int) -> Any:
         if self.batch_size == "auto":
             return min(200, n_samples)
         if not isinstance(self.batch_size, (int, np.integer)):  # partial_fit does not check parameters again
@@ -325,7 +325,7 @@ class BackendMixin(
             )
         return np.clip(self.batch_size, 1, n_samples)  # NumPy's integer makes scikit-learn's loss float64
 
-    def _epoch_ends(self, steps: Any, n_samples: int, held_out: Any, listeners: Listeners) -> bool:
+    def _bpgpu_epoch_ends(self, steps: Any, n_samples: int, held_out: Any, listeners: Listeners) -> bool:
         """Do what scikit-learn does after an epoch, and more; return whether training ends."""
         self.n_iter_ += 1
         self.t_ += n_samples
@@ -343,7 +343,7 @@ class BackendMixin(
         self._update_no_improvement_count(self.early_stopping, X_val, y_val, weight_val)
         self._optimizer.iteration_ends(self.t_)
         listeners.epoch_ends(self.loss_, validation_loss)
-        self._report.lap("validation")
+        self._bpgpu_report.lap("validation")
         if listeners.stopped:
             return True
         if self._no_improvement_count > self.n_iter_no_change:
@@ -367,17 +367,17 @@ class BackendMixin(
         intercept_grads: Any,
         layer_units: Any,
     ) -> None:
-        self._report.lap("checks")
-        sample_weight = weights.product(self._by_class, sample_weight, X.dtype)
-        backend, reason = self._where(X, y, sample_weight, layer_units)
-        self._objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
-        self._begin(X, backend, reason, None)
+        self._bpgpu_report.lap("checks")
+        sample_weight = weights.product(self._bpgpu_by_class, sample_weight, X.dtype)
+        backend, reason = self._bpgpu_where(X, y, sample_weight, layer_units)
+        self._bpgpu_objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
+        self._bpgpu_begin(X, backend, reason, None)
         try:
             super()._fit_lbfgs(X, y, sample_weight, activations, deltas, coef_grads, intercept_grads, layer_units)
         finally:
-            del self._objective
-            self._report.lap("epochs")
-        self._report.epochs = self.n_iter_
+            del self._bpgpu_objective
+            self._bpgpu_report.lap("epochs")
+        self._bpgpu_report.epochs = self.n_iter_
 
     def _loss_grad_lbfgs(
         self,
@@ -390,8 +390,8 @@ class BackendMixin(
         coef_grads: Any,
         intercept_grads: Any,
     ) -> Any:
-        if self._objective is not None:
-            return self._objective(packed_coef_inter)
+        if self._bpgpu_objective is not None:
+            return self._bpgpu_objective(packed_coef_inter)
         return super()._loss_grad_lbfgs(
             packed_coef_inter, X, y, sample_weight, activations, deltas, coef_grads, intercept_grads
         )

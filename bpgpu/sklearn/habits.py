@@ -42,7 +42,7 @@ class StateMixin(BaseEstimator):
                 obj=self,
             ) from None
 
-    def _keep_report(self, report: FitReport) -> None:
+    def _bpgpu_keep_report(self, report: FitReport) -> None:
         if id(self) not in _reports:
             weakref.finalize(self, _reports.pop, id(self), None).atexit = False
         _reports[id(self)] = report

@@ -87,7 +87,7 @@ def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
         l2=float(estimator.alpha),
         dropout=float(parameters.value(estimator, "dropout")),
         dtype=dtype,
-        seed=getattr(estimator, "_dropout_seed", 0),
+        seed=getattr(estimator, "_bpgpu_dropout_seed", 0),
         by_weight=True,
         largest_cost=largest,
     )

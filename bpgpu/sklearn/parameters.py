@@ -32,7 +32,7 @@ def beside(theirs: type) -> Callable[[Kind], Kind]:
             init(self, *positional, **named)
 
         ours.__init__ = constructor  # type: ignore[misc]
-        ours._constructor, ours._added = constructor, added  # type: ignore[attr-defined]
+        ours._bpgpu_constructor, ours._bpgpu_added = constructor, added  # type: ignore[attr-defined]
         return ours
 
     return decorate
@@ -47,13 +47,17 @@ def keep(estimator: Any, **values: Any) -> None:
 
 def value(estimator: Any, name: str) -> Any:
     """Return a parameter of ours, its default where the name is not ours, or None where we have no such parameter."""
-    default = estimator._added.get(name)
-    return default if name not in estimator._added or name in _taken(estimator) else getattr(estimator, name, default)
+    default = estimator._bpgpu_added.get(name)
+    return (
+        default
+        if name not in estimator._bpgpu_added or name in _taken(estimator)
+        else getattr(estimator, name, default)
+    )
 
 
 def constraints(estimator: Any) -> dict[str, Any]:
     """Return what scikit-learn is to check of the parameters: of names that are not ours, what others say of them."""
-    ours = next(vars(cls) for cls in type(estimator).__mro__ if "_added" in vars(cls))["_parameter_constraints"]
+    ours = next(vars(cls) for cls in type(estimator).__mro__ if "_bpgpu_added" in vars(cls))["_parameter_constraints"]
     return {
         name: allowed
         for name, allowed in estimator._parameter_constraints.items()
@@ -67,19 +71,19 @@ def completed(estimator: Any, state: dict[str, Any]) -> dict[str, Any]:
     In one of a subclass with an ``__init__`` of its own that was made without bpgpu, none of the names is ours.
     """
     kind = type(estimator)
-    missing = kind._added.keys() - state.keys() - set(state.get(TAKEN, ()))
+    missing = kind._bpgpu_added.keys() - state.keys() - set(state.get(TAKEN, ()))
     if not missing:
         return state
     # Of the class, because the function of an instance is a bound method.
-    taken = _of_its_classes(kind) if kind.__init__ is kind._constructor else set(kind._added)
-    defaults = {name: kind._added[name] for name in missing - taken}
+    taken = _of_its_classes(kind) if kind.__init__ is kind._bpgpu_constructor else set(kind._bpgpu_added)
+    defaults = {name: kind._bpgpu_added[name] for name in missing - taken}
     return {**defaults, **state, **({TAKEN: tuple(sorted(taken))} if taken else {})}
 
 
 def _of_its_classes(kind: Any) -> set[str]:
     """Return the names that the classes below ours, such as a stranger's subclass, have as attributes."""
-    below = itertools.takewhile(lambda cls: "_added" not in vars(cls), kind.__mro__)
-    return {name for cls in below for name in kind._added.keys() & vars(cls).keys()}
+    below = itertools.takewhile(lambda cls: "_bpgpu_added" not in vars(cls), kind.__mro__)
+    return {name for cls in below for name in kind._bpgpu_added.keys() & vars(cls).keys()}
 
 
 def _taken(estimator: Any) -> tuple[str, ...]:

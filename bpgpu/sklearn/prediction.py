@@ -19,9 +19,9 @@ class PredictionMixin(perceptron.BaseMultilayerPerceptron):
             check("X", X)
         if isinstance(self.activation, str) and self.activation in perceptron.ACTIVATIONS:
             return super()._forward_pass_fast(X, check_input=check_input)
-        return networks.forward(self, self._checked_input(X) if check_input else X)[1][-1]
+        return networks.forward(self, self._bpgpu_checked_input(X) if check_input else X)[1][-1]
 
-    def _checked_input(self, X: Any) -> Any:
+    def _bpgpu_checked_input(self, X: Any) -> Any:
         check_is_fitted(self)
         if issparse(X):
             check("X", X)
@@ -39,7 +39,7 @@ class PredictionMixin(perceptron.BaseMultilayerPerceptron):
         list of array, shape (n_samples, n_l)
             One for each hidden layer.
         """
-        return networks.forward(self, self._checked_input(X))[1][1:-1]
+        return networks.forward(self, self._bpgpu_checked_input(X))[1][1:-1]
 
     def input_gradients(self, X: Any) -> np.ndarray[Any, Any]:
         """Return the derivatives of the outputs (of a classifier: of its probabilities) with respect to the inputs.
@@ -54,4 +54,4 @@ class PredictionMixin(perceptron.BaseMultilayerPerceptron):
             Of a binary classifier, whose only output is the probability of its second class, as of a regression with
             one target, n_outputs is 1.
         """
-        return networks.input_gradients(self, self._checked_input(X))
+        return networks.input_gradients(self, self._bpgpu_checked_input(X))

@@ -17,7 +17,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from bpgpu.sklearn import parameters
+from bpgpu.sklearn import parameters, weights
 from bpgpu.sparse import check
 
 
@@ -26,21 +26,21 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
 
     coefs_: list[Any]
     intercepts_: list[Any]
-    _given_validation: Any
+    _bpgpu_given_validation: Any
     _random_state: Any
 
-    def _split(self, X: Any, y: Any, weight: Any, resumes: bool) -> tuple[Any, Any]:
+    def _bpgpu_split(self, X: Any, y: Any, weight: Any, resumes: bool) -> tuple[Any, Any]:
         """Return (X, y, weight) to train on, and those to validate on, or None."""
-        if getattr(self, "_given_validation", None) is not None:
-            return (X, y, weight), self._checked_validation(X.dtype)
+        if getattr(self, "_bpgpu_given_validation", None) is not None:
+            return (X, y, weight), self._bpgpu_checked_validation(X.dtype)
         if not self.early_stopping:
             return (X, y, weight), None
         random_state = self._random_state
         if self.warm_start == "resume":  # the same split as before
-            if not (resumes and hasattr(self, "_split_state")):
-                self._split_state = copy.deepcopy(random_state)
+            if not (resumes and hasattr(self, "_bpgpu_split_state")):
+                self._bpgpu_split_state = copy.deepcopy(random_state)
             else:
-                random_state = copy.deepcopy(self._split_state)
+                random_state = copy.deepcopy(self._bpgpu_split_state)
         arrays = (X, y) if weight is None else (X, y, weight)
         parts = perceptron.train_test_split(
             *arrays,
@@ -55,9 +55,9 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
             )
         return (X, y, weight), (X_val, y_val, weight_val)
 
-    def _checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
+    def _bpgpu_checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
         """Return what `fit` got as X_val, y_val and sample_weight_val as X, y and sample_weight are inside."""
-        X, y, weight = self._given_validation
+        X, y, weight = self._bpgpu_given_validation
         if issparse(X):
             check("X_val", X)
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
@@ -73,17 +73,20 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
             y = y.reshape(-1, 1)
         if y.shape[1] != self.n_outputs_:
             raise ValueError(f"y_val must have {self.n_outputs_} outputs as y has, got shape {y.shape}")
-        return X, y, None if weight is None else _check_sample_weight(weight, X, dtype=dtype)
+        if weight is not None:
+            weight = _check_sample_weight(weight, X, dtype=dtype)
+            weight = weights.not_too_large("sample_weight_val", weight, dtype)
+        return X, y, weight
 
-    def _take_the_best_epoch(self) -> None:
+    def _bpgpu_take_the_best_epoch(self) -> None:
         """Set the weights of the epoch with the best score, and keep those of the last for a fit that resumes."""
         if self.warm_start == "resume":
-            self._last_epoch = self.coefs_, self.intercepts_
+            self._bpgpu_last_epoch = self.coefs_, self.intercepts_
         self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
 
-    def _go_on_from_the_last_epoch(self, resumes: bool) -> None:
+    def _bpgpu_go_on_from_the_last_epoch(self, resumes: bool) -> None:
         """Take back the weights that training ended with, unless others have been set since."""
-        last = self.__dict__.pop("_last_epoch", None)
+        last = self.__dict__.pop("_bpgpu_last_epoch", None)
         if last and resumes and self.early_stopping:
             untouched = self.coefs_ is self._best_coefs and self.intercepts_ is self._best_intercepts
             self.coefs_, self.intercepts_ = last if untouched else (self.coefs_, self.intercepts_)

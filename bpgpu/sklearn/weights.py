@@ -32,12 +32,25 @@ def by_class(estimator: Any, y: Any) -> Any:
 def product(by_class: Any, sample_weight: Any, dtype: Any) -> Any:
     """Return the product of both weights, either of which may be None; check that one can train with it in `dtype`."""
     if by_class is None:
-        return sample_weight
-    weight = by_class if sample_weight is None else by_class * sample_weight
+        return None if sample_weight is None else not_too_large("sample_weight", sample_weight, dtype)
+    if sample_weight is None:
+        weight, name = by_class, "the weights by class_weight"
+    else:
+        weight, name = by_class * sample_weight, "the weights by class_weight, multiplied by sample_weight,"
     with np.errstate(over="ignore", invalid="ignore"):
-        used = weight.astype(dtype)
-        bad = "are too large" if not np.isfinite(used.sum()) else "" if used.any() else "are all 0"
-    if bad:
-        others = "" if sample_weight is None else ", multiplied by sample_weight,"
-        raise ValueError(f"the weights by class_weight{others} {bad} for training in {used.dtype}; give weights near 1")
+        all_0 = not weight.astype(dtype).any()
+    if all_0:
+        raise ValueError(f"{name} must not all be 0 in training in {np.dtype(dtype)}; give weights near 1")
+    return not_too_large(name, weight, dtype)
+
+
+def not_too_large(name: str, weight: Any, dtype: Any) -> Any:
+    """Return weights whose sum a dtype can hold, by which losses are divided; raise ``ValueError`` for others."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = weight.astype(dtype).sum()
+    if not np.isfinite(total):
+        raise ValueError(
+            f"{name} must have a finite sum in {np.dtype(dtype)}, got up to {float(np.abs(weight).max()):g} in "
+            f"{len(weight)} rows; give weights near 1, because only their ratios matter"
+        )
     return weight
