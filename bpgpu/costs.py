@@ -60,11 +60,9 @@ class Cost:
         gradient = formulas.numpy_function(self.gradient, FLOAT64)
         for y in (*_TARGETS, *_OTHER_TARGETS):
             cost, slope = (functools.partial(_of_output, formula, np.float64(y)) for formula in (value, gradient))
-            wrong = None
-            if y in _TARGETS:
-                steps = ("value", "value", self.value), ("slope", "gradient", self.gradient)
-                formula_checks.numbers_everywhere(f"cost {self.name!r}", steps, a=formula_checks.POINTS, y=y)
-                wrong = formula_checks.first_wrong_derivative(cost, slope, _POINTS)
+            steps = ("value", "value", self.value), ("slope", "gradient", self.gradient)
+            formula_checks.numbers_everywhere(f"cost {self.name!r}", steps, a=formula_checks.POINTS, y=y)
+            wrong = formula_checks.first_wrong_derivative(cost, slope, _POINTS) if y in _TARGETS else None
             wrong = wrong or formula_checks.wrong_derivative_far_out(cost, slope, y + _POINTS)
             if wrong is not None:
                 a, given, difference = wrong
