@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import bpgpu
 from bpgpu import forks
+from bpgpu.backends import numba_backend, sums
 from bpgpu.backends.blas_threads import BlasThreads, blas_threads
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="processes are not forked here")
@@ -117,36 +120,150 @@ def test_what_the_forking_thread_holds_its_child_holds_and_lets_go():
         assert set(before) == {1} and set(after) == {2}
 
 
-def test_a_fork_waits_for_compiling_and_importing():
-    entered, forked = threading.Event(), threading.Event()
-    late = []
+def compiling(work, monkeypatch):
+    with forks.whole:
+        work()
 
-    def compile_something():
-        with forks.whole:
-            entered.set()
-            late.append(forked.wait(0.3))
 
-    worker = threading.Thread(target=compile_something)
-    worker.start()
-    entered.wait()
-    in_child(lambda: None)
-    assert late == [False], "the fork came only when the lock was free"
-    forked.set()
-    worker.join()
-    with forks.whole:  # as before it
+def setting_threads(work, monkeypatch):
+    threads = BlasThreads()
+    monkeypatch.setattr(threads, "_before", [2])
+    monkeypatch.setattr(threads, "_libraries", [SimpleNamespace(num_threads=2, set_num_threads=lambda n: work())])
+    with threads.at_most(1):
         pass
 
 
-def test_children_of_a_process_that_trains_in_threads():
+def multiplying(work, monkeypatch):
+    x = np.ones((2, 2))
+    sums.product(SimpleNamespace(matmul=lambda x, y, out: work()), x, x, out=x)
+
+
+def an_epoch(work, monkeypatch):
+    run = numba_backend.Prepared.run
+    monkeypatch.setattr(numba_backend.Prepared, "run", lambda *args: (work(), run(*args)))
+    fit("numba")
+
+
+@pytest.mark.parametrize("inside", [compiling, setting_threads, multiplying, an_epoch])
+def test_a_fork_waits_for(inside, monkeypatch):
+    entered, forked = threading.Event(), threading.Event()
+    late = []
+
+    def work():
+        entered.set()
+        late.append(forked.wait(0.0 if late else 0.3))
+
+    worker = threading.Thread(target=inside, args=(work, monkeypatch))
+    worker.start()
+    assert entered.wait(SECONDS)
+    assert in_child(lambda: len(late)) == 1
+    assert late[0] is False, "the fork came only when that was done"
+    forked.set()
+    worker.join()
+    for lock in (forks.whole, forks.in_blas()):  # as before it
+        with lock:
+            pass
+
+
+def forks_beside(*pieces):
+    """Fork 30 times while a thread goes from one to the next of each piece of work; return how many pieces it did.
+
+    None where a fork has lost its patience, of two seconds.
+    """
+    done, stop = [], threading.Event()
+
+    def repeat(piece):
+        while not stop.is_set():
+            piece()
+            done.append(1)
+
+    workers = [threading.Thread(target=repeat, args=(piece,), daemon=True) for piece in pieces]
+    for worker in workers:
+        worker.start()
+    meanwhile = 0
+    for _ in range(30):
+        before, start = len(done), time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        meanwhile += len(done) - before
+        os.waitpid(pid, 0)
+        if time.monotonic() - start >= 2:
+            return None
+    stop.set()
+    for worker in workers:
+        worker.join()
+    return meanwhile
+
+
+def test_threads_that_go_from_product_to_product_let_a_fork_come(monkeypatch):
+    monkeypatch.setattr(forks, "_PATIENCE", 2)
+
+    def product():
+        with forks.in_blas():
+            time.sleep(0.02)
+
+    assert forks_beside(product, product) < 120  # it waits for one of each
+
+
+def test_a_thread_that_waits_for_a_fork_does_not_end_all(monkeypatch):
+    """One that sets the threads of BLAS with its lock in hand, for which one waits that compiles."""
+    monkeypatch.setattr(forks, "_PATIENCE", 2)
+    lock = threading.Lock()
+
+    def set_threads():
+        with lock, forks.in_blas():
+            time.sleep(0.001)
+
+    def compile_something():
+        with forks.whole, lock:
+            time.sleep(0.001)
+
+    assert forks_beside(set_threads, compile_something) is not None
+
+
+def test_the_thread_that_forks_does_not_wait_for_itself():
+    with forks.whole, forks.in_blas():
+        assert in_child(lambda: fit("numba")) == fit("numba")
+
+
+@pytest.mark.parametrize("holds", [lambda: forks.whole, forks.in_blas], ids=["whole", "in_blas"])
+def test_patience_ends(holds, held, monkeypatch):
+    """The child can work, and can fork, as if what is held for so long were nothing of ours."""
+    monkeypatch.setattr(forks, "_PATIENCE", 0.1)
+
+    class Held:
+        def __enter__(self):
+            self.lock = holds()
+            self.lock.__enter__()
+
+        def __exit__(self, *error):
+            self.lock.__exit__(*error)
+
+    held(Held())
+    expected = fit("numpy")
+
+    def work():
+        monkeypatch.setattr(forks, "_PATIENCE", SECONDS * 2)
+        with forks.whole:
+            return in_child(lambda: fit("numpy"))
+
+    assert in_child(work) == expected
+    assert fit("numpy") == expected
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_children_of_a_process_that_trains_in_threads(backend):
     """In a process of its own, which has just begun to import and load what it needs."""
-    code = """
+    code = f"""
 import os, threading, time, numpy as np, bpgpu
 rng = np.random.default_rng(0)
-X, y = rng.normal(size=(400, 200)).astype("f4"), rng.integers(0, 3, 400)
+X, y = rng.normal(size=(400, 64)).astype("f4"), rng.integers(0, 3, 400)
 stop = False
 
 def fit():
-    bpgpu.MLP([200, 300, 3], ["relu", "softmax"], "cross_entropy", backend="numba").fit(X, y, epochs=1)
+    net = bpgpu.MLP([64, 256, 3], ["relu", "softmax"], "cross_entropy", backend={backend!r})
+    net.fit(X, y, epochs=3, validation_data=(X, y))
 
 def work():
     while not stop:

@@ -83,10 +83,11 @@ class BlasThreads:
     def _apply(self, holds: list[_Hold] | None = None) -> None:
         """Set the libraries to what these holds, by default those that there are, leave them."""
         limits = [hold.limit for hold in (self._holds if holds is None else holds)]
-        for library, before in zip(self._libraries, self._before, strict=True):
-            # From version 3.8 on, threadpoolctl does nothing in all threads but one; here they agree among themselves.
-            set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
-            set_threads(min([before, *limits]))
+        with forks.in_blas():
+            for library, before in zip(self._libraries, self._before, strict=True):
+                # From 3.8 on, threadpoolctl does nothing in all threads but one; here they agree among themselves.
+                set_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
+                set_threads(min([before, *limits]))
 
     def after_fork(self) -> None:
         """Forget, in a child process, what other threads held: they are not there, and will not let it go.

@@ -190,7 +190,8 @@ class NumbaBackend(Backend):
         with self._blas.one_thread() if max(plan.products) > k.SMALL_PRODUCT else nullcontext():
             for first in range(0, steps, chunk):
                 helpers().call(prepared.run, prepared.threads, prepared.shared)
-                prepared.run(0, first, min(first + chunk, steps))
+                with forks.in_blas():
+                    prepared.run(0, first, min(first + chunk, steps))
                 if result[k.FAULT]:
                     step = int(result[k.FAULT]) - 1
                     plan.steps += step - first

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bpgpu import forks
 from bpgpu.interop import is_sparse
 
 Array = Any
@@ -56,14 +57,15 @@ def column_sums(xp: Any, x: Array, *, out: Array) -> None:
 def product(xp: Any, x: Array, y: Array, *, out: Array) -> Array:
     """Compute x y, of which x may be sparse."""
     terms = x.shape[1]
-    if is_sparse(x):
-        out[...] = _sparse_product(x, y)
-    elif in_blocks(terms, out.size):
-        out[...] = 0
-        for block in blocks_of(terms, MANY_TERMS // 2):
-            out += x[:, block] @ y[block]
-    else:
-        xp.matmul(x, y, out=out)
+    with forks.in_blas():
+        if is_sparse(x):
+            out[...] = _sparse_product(x, y)
+        elif in_blocks(terms, out.size):
+            out[...] = 0
+            for block in blocks_of(terms, MANY_TERMS // 2):
+                out += x[:, block] @ y[block]
+        else:
+            xp.matmul(x, y, out=out)
     return out
 
 
