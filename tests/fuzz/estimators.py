@@ -215,9 +215,9 @@ class Estimators(RuleBasedStateMachine):
         raise AssertionError(f"{method} takes a matrix that is damaged: {damage}")
 
     def after(self, fitted: list[Any], X: Any, y: Any, weight: Any) -> None:
-        # The line search of L-BFGS makes much of a rounding, of which there are large ones in float32 (in which it computes
-        # if X is of it, to return float64) and with entries that are far from the others. If a fitted network meets
-        # targets of another width, SciPy reads memory that scikit-learn has not written.
+        # The line search of L-BFGS makes much of a rounding. They are large in float32, in which it computes if X is of
+        # it, to return float64; and with entries that are far from the others. If a fitted network meets targets of
+        # another width, SciPy reads memory that scikit-learn has not written.
         lbfgs = self.theirs.solver == "lbfgs"
         self.coarse = lbfgs and (getattr(X, "dtype", None) == np.float32 or any(map(is_extreme, (X, y, weight))))
         if fitted[0] is not None and not (lbfgs and np.shape(y) != np.shape(self.y)):
