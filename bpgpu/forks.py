@@ -22,11 +22,12 @@ def in_blas() -> AbstractContextManager[Any]:
     Each thread has its own lock, so that none waits for another. It is held for a step or a few, never while something
     of the user's runs.
     """
+    thread = threading.get_ident()
+    lock = _locks.get(thread) or _locks.setdefault(thread, threading.RLock())  # before the fork asks for all of them
     if _forking:  # a thread that takes its lock again at once would never let the fork have it
         with _gate:
             pass
-    thread = threading.get_ident()
-    return _locks.get(thread) or _locks.setdefault(thread, threading.RLock())
+    return lock
 
 
 def _before() -> None:

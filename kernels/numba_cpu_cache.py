@@ -41,7 +41,7 @@ def folder() -> Path | None:
         try:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             _compiled(place).mkdir(exist_ok=True, mode=0o700)
-            if not _is_shared(parent) and _is_own(place) and _is_own(_compiled(place)):
+            if _is_safe(parent) and _is_own(place) and _is_own(_compiled(place)):
                 tempfile.TemporaryFile(dir=place).close()
                 return place
         except OSError:
@@ -62,15 +62,37 @@ def _is_own(path: Path) -> bool:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         return False
-    return sys.platform == "win32" or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+    return sys.platform == "win32" or (status.st_uid == os.geteuid() and _is_closed(status))
 
 
-def _is_shared(path: Path) -> bool:
-    """Return whether anybody may put another folder in the place of one in `path`."""
-    status = path.stat()
-    if sys.platform == "win32" or (status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())):
+def _is_safe(path: Path) -> bool:
+    """Return whether nobody else may put something in the place of what is in a folder, nor of a folder on the way."""
+    if sys.platform == "win32":
+        return True
+    path, real = path.absolute(), path.resolve()
+    way = {path, *path.parents, real, *real.parents}
+    owners = {status.st_uid for folder in way for status in (folder.stat(), folder.lstat())}
+    return owners <= {0, os.geteuid()} and all(_is_closed(folder.stat(), sticky=True) for folder in way)
+
+
+def _is_closed(status: os.stat_result, sticky: bool = False) -> bool:
+    """Return whether only its owner may write to a folder, or at least, if it is sticky, rename what is in it."""
+    writers = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if sticky and status.st_mode & stat.S_ISVTX:
+        return True
+    return not writers or (writers == stat.S_IWGRP and _is_of_one(status.st_gid))
+
+
+def _is_of_one(group: int) -> bool:
+    """Return whether a group is the user's alone, as many systems make one for each and open folders to it."""
+    import grp
+    import pwd
+
+    try:
+        user, its = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
         return False
-    return bool(status.st_mode & stat.S_IWOTH)
+    return (its.gr_gid, its.gr_name) == (user.pw_gid, user.pw_name) and {*its.gr_mem} <= {user.pw_name}
 
 
 @functools.cache

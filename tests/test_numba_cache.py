@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,7 +115,7 @@ def test_where_no_folder_can_be_written_it_trains_all_the_same(installed, tmp_pa
     (trained, expected, hits, compiled, folder), said = fit(installed, XDG_CACHE_HOME=str(tmp_path / "home"))
     assert float(trained) == pytest.approx(float(expected), rel=1e-5)
     assert (hits, folder) == ("0", "None") and compiled != "0"
-    assert said == "compiling CPU kernels for float32: about 15 s; no cache folder can be written to\n"
+    assert said == "compiling CPU kernels for float32: about 15 s; no cache folder can be used (see bpgpu warmup)\n"
 
 
 def run_alone(code, **environment):
@@ -195,7 +197,7 @@ def test_warmup_says_what_it_did_and_where(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == f"float32  already compiled\nfloat64  already compiled\n{where}\n"
     monkeypatch.setattr(cache, "folder", lambda: None)
     assert cli.run(["warmup"]) == 2
-    assert "no cache folder can be written to; set NUMBA_CACHE_DIR" in capsys.readouterr().err
+    assert "no cache folder can be used; set NUMBA_CACHE_DIR" in capsys.readouterr().err
 
 
 def test_an_interrupted_compilation_is_finished_later(monkeypatch, tmp_path):
@@ -219,6 +221,7 @@ time.sleep(3)
     code = f"""
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from bpgpu.kernels import numba_cpu_cache as cache
 cache.folder = lambda: Path({str(tmp_path)!r})
 time.sleep(max(0, {time.time() + 2} - time.time()))
@@ -254,7 +257,8 @@ def test_a_folder_that_is_made_is_closed_to_others(place, tmp_path):
 @posix
 @pytest.mark.parametrize("which", ["of sources", "of what is compiled"])
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o722, 0o757])
-def test_a_folder_that_others_can_write_is_not_used(place, which, mode):
+def test_a_folder_that_others_can_write_is_not_used(place, which, mode, monkeypatch):
+    monkeypatch.setattr(cache, "_is_of_one", lambda group: False)
     path = place if which == "of sources" else cache._compiled(place)
     path.chmod(mode)
     assert cache.folder() is None
@@ -279,11 +283,66 @@ def test_a_folder_of_somebody_else_is_not_used(place, monkeypatch):
 
 
 @posix
-def test_a_folder_that_others_can_rename_is_not_used(place, tmp_path):
-    tmp_path.chmod(0o777)
-    assert cache.folder() is None
-    tmp_path.chmod(0o1777)  # as /tmp
-    assert cache.folder() == place
+@pytest.mark.parametrize("depth", [0, 1, 2], ids=["parent", "grandparent", "above"])
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_folder_on_a_way_that_others_can_change_is_not_used(monkeypatch, tmp_path, depth, mode):
+    """Not even if it is closed itself: they would put their own in the place of one above it."""
+    monkeypatch.setattr(cache, "_is_of_one", lambda group: False)
+    way = tmp_path / "a" / "b" / "c"
+    monkeypatch.setattr(config, "CACHE_DIR", str(way))
+    find = cache.folder.__wrapped__
+    assert find() == way / "bpgpu"
+    changed = [way, *way.parents][depth]
+    changed.chmod(mode)
+    assert find() is None
+    changed.chmod(mode | 0o1000)  # sticky, as /tmp
+    assert find() == way / "bpgpu"
+
+
+@posix
+def test_a_folder_on_a_way_through_somebody_else_is_not_used(monkeypatch, tmp_path):
+    """Whether it is theirs, or a link of theirs leads there, also from where only owners may rename."""
+    real, shared = tmp_path / "real", tmp_path / "shared"
+    real.mkdir()
+    shared.mkdir()
+    (shared / "link").symlink_to(real)
+    monkeypatch.setattr(config, "CACHE_DIR", str(shared / "link"))
+    find = cache.folder.__wrapped__
+    assert find() == shared / "link" / "bpgpu"
+    shared.chmod(0o777)
+    assert find() is None
+    shared.chmod(0o1777)
+    assert find() == shared / "link" / "bpgpu"
+    theirs, lstat = os.geteuid() + 1, Path.lstat
+
+    def lstat_of_theirs(path):
+        status = lstat(path)
+        return os.stat_result((*status[:4], theirs, *status[5:])) if stat.S_ISLNK(status.st_mode) else status
+
+    monkeypatch.setattr(Path, "lstat", lstat_of_theirs)
+    assert find() is None
+
+
+@posix
+@pytest.mark.parametrize(
+    ("name", "number", "members", "used"),
+    [
+        ("me", 7, [], True),
+        ("me", 7, ["me"], True),
+        ("me", 7, ["me", "you"], False),
+        ("me", 8, [], False),
+        ("staff", 7, [], False),
+    ],
+)
+def test_a_folder_open_to_a_group_is_used_if_the_group_is_the_users_alone(
+    place, tmp_path, monkeypatch, name, number, members, used
+):
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name="me", pw_gid=7))
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=name, gr_gid=number, gr_mem=members))
+    for path in (tmp_path, place):
+        path.chmod(0o770)
+        assert (cache.folder() == place) == used
+        path.chmod(0o700)
 
 
 @posix
@@ -441,6 +500,7 @@ def test_processes_go_on_while_others_delete(place, tmp_path):
     """Each deletes what the other has just written."""
     code = f"""
 from pathlib import Path
+from types import SimpleNamespace
 from bpgpu.kernels import numba_cpu_cache as cache
 place = Path({str(place)!r})
 cache.folder = lambda: place

@@ -327,7 +327,9 @@ def compiled_epoch(dtype: np.dtype[Any]) -> Callable[..., None]:
         if cache.folder():
             _log.warning("compiling CPU kernels for %s, once: about 20 s", dtype.name)
         else:
-            _log.warning("compiling CPU kernels for %s: about 15 s; no cache folder can be written to", dtype.name)
+            _log.warning(
+                "compiling CPU kernels for %s: about 15 s; no cache folder can be used (see bpgpu warmup)", dtype.name
+            )
         cache.keep(sources)
     function: Callable[..., None] = kernels.compiled_epoch(dtype)
     return function

@@ -54,7 +54,9 @@ def warmup() -> None:
 
     place = cache.folder()
     if place is None:
-        raise ValueError("no cache folder can be written to; set NUMBA_CACHE_DIR to one that can")
+        raise ValueError(
+            "no cache folder can be used; set NUMBA_CACHE_DIR to one that you can write to, and nobody else can change"
+        )
     say = Printer()
     for dtype in ("float32", "float64"):
         sources = kernel_sources(np.dtype(dtype))
