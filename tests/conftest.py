@@ -19,9 +19,11 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """Let SIGINT interrupt, also where the tests were started with it ignored, as in the background of a script."""
+    """Let signals do what they do, also where tests were started with them ignored, as in the background or by nohup."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
