@@ -19,7 +19,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """Let signals do what they do, also where tests were started with them ignored, as in the background or by nohup."""
+    """Let signals do what they do, also if the tests were started with them ignored: in the background, or by nohup."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ENDING:
