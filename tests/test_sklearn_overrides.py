@@ -772,6 +772,7 @@ def test_all_names_that_our_classes_add_are_public_or_have_our_prefix(kind):
     theirs = attributes_set(neural_network, kind, y, early_stopping=True, warm_start=True)
     theirs |= attributes_set(neural_network, kind, y, solver="lbfgs")
     theirs |= set(dir(CallbackSupportMixin)) | {"_skl_callbacks"}  # scikit-learn's too
+    theirs.add("__slotnames__")  # which pickling leaves in a class
     more = {"class_weight": "balanced"} if kind == "MLPClassifier" else {}
     mine = attributes_set(
         ours, kind, y, early_stopping=True, warm_start="resume", dropout=0.1, optimizer="adamw", **more
