@@ -70,11 +70,12 @@ class Training:
     epochs: int
     samples: int
     learning_rate: float | None = None
+    _finished: int = field(default=0, init=False, repr=False)
 
     @property
     def epoch(self) -> int:
-        """Epochs finished in this fit."""
-        return len(self.history.loss)
+        """Epochs finished in this fit, whatever a callback does to the history."""
+        return self._finished
 
     def stop(self, reason: str) -> None:
         """End training after this epoch; the reason goes into the history."""
@@ -111,6 +112,8 @@ def fit(
         listener.check(training, has_validation=validation is not None)
     if isinstance(net.parameters, np.ndarray) and not net.parameters.flags.writeable:
         net.parameters = np.array(net.parameters)  # joblib maps large arrays into its workers to be read only
+    if isinstance(net.parameters, np.ndarray):  # those on a device were finite when they came there
+        checks.finite("net.parameters", net.parameters, net.architecture.dtype)
     plan = Plan(net.architecture, batch_size, net.backend, rule, net.masks, data.nonzeros).allocate()
     data = net.backend.place(data, plan)
     net.backend.prepare(plan, data, net.parameters)
@@ -167,6 +170,7 @@ def _train_epoch(
     finally:  # the epoch is in the weights, also if its validation is interrupted
         if finite:
             net.epoch += 1
+            training._finished += 1
             history.loss.append(loss)
             history.learning_rate.append(learning_rates[0])
             history.seconds.append(seconds)

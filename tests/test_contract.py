@@ -599,3 +599,39 @@ def test_read_only_masks_and_data_are_trained_on():
     for array in (X, y, weight, net.masks[0]):
         array.flags.writeable = False
     assert np.isfinite(net.fit(X, y, sample_weight=weight, epochs=2).loss).all()
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        (np.lib.stride_tricks.as_strided(np.zeros(4), (4, 4), (0, 8)), "some of its entries share memory"),
+        (np.lib.stride_tricks.as_strided(np.zeros(20), (4, 4), (8, 8)), "some of its entries share memory"),
+        (np.lib.stride_tricks.as_strided(np.zeros(20), (4, 4), (16, 8)), "some of its entries share memory"),
+        (np.broadcast_to(np.zeros(4), (4, 4)), "some of its entries share memory"),
+        (np.frombuffer(bytes(128)).reshape(4, 4), "is read-only"),
+    ],
+    ids=["one row", "one cell", "half a row", "broadcast", "read-only"],
+)
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_outputs_that_cannot_hold_their_numbers_are_refused(backend, out, reason):
+    x = np.ones((4, 4))
+    with pytest.raises(ValueError, match=f"^out must be .*{reason}"):
+        bpgpu.get_backend(backend).forward(x, x, x[0], get_activation("sigmoid"), out=out)
+
+
+@pytest.mark.parametrize("view", [lambda x: x.T, lambda x: x[::-1], lambda x: x[:, ::-1], lambda x: x], ids=range(4))
+def test_outputs_may_be_views(view):
+    x, whole = np.ones((4, 4)), np.zeros((4, 8))
+    bpgpu.get_backend("numpy").forward(x, x, x[0], get_activation("identity"), out=view(whole[:, ::2]))
+    assert (whole[:, ::2] == 5).all() and not whole[:, 1::2].any()
+
+
+@pytest.mark.parametrize("which", ["parameters", "state"])
+def test_what_an_update_writes_must_be_writeable_and_its_own(which):
+    for bad in (np.broadcast_to(np.ones(1), 3), np.frombuffer(bytes(24))):
+        arrays = {"parameters": np.ones(3), "state": np.zeros(3)} | {which: bad}
+        rule = bpgpu.SGD(0.1, momentum=0.9)
+        with pytest.raises(ValueError, match=f"^{which} must be "):
+            bpgpu.get_backend("numpy").update(
+                rule, arrays["parameters"], np.ones(3), [arrays["state"]], t=1, learning_rate=0.1, n_weights=3
+            )

@@ -836,3 +836,28 @@ def test_a_subclass_may_take_names_that_are_natural_to_take(options):
     np.testing.assert_array_equal(mine.hidden_activations(X)[0], plain.hidden_activations(X)[0])
     again = pickle.loads(pickle.dumps(plain)).fit(X, y)
     np.testing.assert_array_equal(again.coefs_[0], plain.fit(X, y).coefs_[0])
+
+
+@pytest.mark.parametrize(("before", "after"), [(100, None), (100, 3), (3, 100), (2, None), (1, 2)])
+@pytest.mark.parametrize("how", ["warm", "partial_fit"])
+def test_lbfgs_with_targets_of_another_width_is_refused(before, after, how):
+    """scikit-learn gives SciPy a gradient of another length than the parameters, and memory is overwritten."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(33, 9))
+    first, second = rng.normal(size=(33, before)), rng.normal(size=33 if after is None else (33, after))
+    model = ours.MLPRegressor(hidden_layer_sizes=(6,), solver="lbfgs", max_iter=3, warm_start=True, random_state=0)
+    model.fit(X, first.ravel() if before == 1 else first)
+    with pytest.raises(ValueError, match=rf"^y must have {before} columns, .* got {after or 1};"):
+        (model.fit if how == "warm" else model.partial_fit)(X, second)
+
+
+@pytest.mark.parametrize("t", [2**63, 2**70])
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_an_optimizer_with_a_strange_count_trains_as_in_scikit_learn(solver, t):
+    X, y, _ = data()
+    results = []
+    for module in (neural_network, ours):
+        model = make(module, "MLPRegressor", solver=solver).partial_fit(X, y)
+        model._optimizer.t = t
+        results.append(model.partial_fit(X, y).coefs_[0])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-9)

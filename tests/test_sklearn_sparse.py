@@ -149,3 +149,22 @@ def test_damaged_matrices_are_refused_before_scipy_reads_them(damage, method, ea
     arguments = {"partial_fit": [y, [0, 1]], "predict": [], "predict_proba": []}.get(method, [y])
     with pytest.raises(ValueError, match="X is not a valid sparse matrix"):
         getattr(model, method)(X, *arguments)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("damage", ["index", "negative index", "pointer", "last pointer"])
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "score"])
+def test_damaged_targets_are_refused(damage, method):
+    """Before scikit-learn has SciPy make them dense, which writes wherever their indices point."""
+    X = np.random.default_rng(0).normal(size=(40, 6))
+    y = sparse.csr_matrix(np.eye(3, dtype=int)[np.arange(40) % 3])
+    model = ours.MLPClassifier((3,), max_iter=2).fit(X, y)
+    name, place, value = {
+        "index": ("indices", 0, 10**6),
+        "negative index": ("indices", 0, -(10**8)),
+        "pointer": ("indptr", 5, 10**7),
+        "last pointer": ("indptr", -1, 0),
+    }[damage]
+    getattr(y, name)[place] = value
+    with pytest.raises(ValueError, match=r"^y is not a valid sparse matrix"):
+        getattr(model, method)(X, y)

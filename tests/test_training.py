@@ -851,3 +851,28 @@ def test_a_callback_that_sets_a_wrong_epoch(make_net, data, epoch):
         net.fit(*data(), epochs=5, callbacks=[Turn()])
     assert len(weights) == 1
     assert np.array_equal(net.parameters, weights[0])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda loss: loss.clear(), lambda loss: loss.append(1.0)], ids=["shorter", "longer"]
+)
+def test_epochs_are_counted_whatever_becomes_of_the_history(change):
+    class Meddle(bpgpu.Callback):
+        def on_epoch_end(self, training):
+            change(training.history.loss)
+            if training.net.epoch > 5:
+                training.stop("too long")
+
+    net = bpgpu.MLP([3, 1], "tanh", "mean_squared_error", backend="numpy")
+    history = net.fit(np.ones((4, 3)), np.ones((4, 1)), epochs=3, callbacks=[Meddle()])
+    assert (history.stop_reason, net.epoch) == ("finished 3 epochs", 3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_parameters_that_are_not_finite_are_refused_before_training(backend, bad):
+    net = bpgpu.MLP([3, 1], "tanh", "mean_squared_error", backend=backend)
+    net.parameters[2] = bad
+    with pytest.raises(ValueError, match=r"^net.parameters must be finite in float32, got (nan|inf) at index \(2,\)"):
+        net.fit(np.ones((4, 3)), np.ones((4, 1)), epochs=3)
+    assert net.epoch == 0

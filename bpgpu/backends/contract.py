@@ -52,10 +52,27 @@ def _fit(*expected: Expected) -> None:
 
 
 def _apart(name: str, out: Array, *others: Array) -> None:
-    """Raise if an array that is written shares memory with another one; either may be None."""
+    """Raise if an array that is written shares memory with another one, or with itself; any may be None."""
+    if out is not None and _overlaps_itself(out):
+        raise ValueError(f"{name} must be an array of its own, and some of its entries share memory; pass a copy")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError(f"{name} must be writeable, and is read-only; pass a copy")
     for other in others:
         if out is not None and other is not None and _overlap(out, other):
             raise ValueError(f"{name} must be an array of its own, and shares memory with another argument")
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Return whether two entries of an array may lie in one place, as in one made by broadcasting."""
+    strides = getattr(array, "strides", None)
+    if strides is None or 0 in array.shape:
+        return False
+    reach = array.dtype.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (n - 1)
+    return False
 
 
 def _overlap(x: Array, y: Array) -> bool:
@@ -188,6 +205,8 @@ def update(
     if len(state) != rule.n_state:
         raise ValueError(f"state must hold {rule.n_state} arrays for {type(rule).__name__}, got {len(state)}")
     flat(("parameters", parameters), ("gradients", gradients), *(("state", array) for array in state))
+    for name, array in (("parameters", parameters), *(("state", array) for array in state)):
+        _apart(name, array)
     if any(_overlap(*pair) for pair in combinations((parameters, gradients, *state), 2)):
         raise ValueError("parameters, gradients and state must be arrays of their own, and two of them share memory")
     checks.integer("t", t, 1, checks.MAX_STEPS)

@@ -1,16 +1,40 @@
 """Checks of what only training with a backend of bpgpu has to check."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 
 from bpgpu.checks import MAX_SIZE
 from bpgpu.errors import shown
 from bpgpu.sklearn import parameters
+from bpgpu.sparse import check
 
 # What scikit-learn computes with as floats; it checks their ranges, but not that they are in the range of a float.
 REALS = ("alpha", "learning_rate_init", "power_t", "tol", "epsilon")
+
+
+def undamaged(**arrays: Any) -> None:
+    """Raise ``ValueError`` for a sparse matrix whose indices lead out of it, before SciPy goes there."""
+    for name, array in arrays.items():
+        if issparse(array):
+            check(name, array)
+
+
+def shapes_for_lbfgs(estimator: Any, layer_units: Any) -> None:
+    """Raise ``ValueError`` if weights differ from the layers: scikit-learn has SciPy write beyond them."""
+    given = [*map(np.shape, estimator.coefs_), *((np.size(b),) for b in estimator.intercepts_)]
+    wanted = [*pairwise(layer_units), *((n,) for n in layer_units[1:])]
+    outputs = given[len(layer_units) - 2][-1:]
+    if len(given) == len(wanted) and outputs not in ((), wanted[-1]):
+        raise ValueError(
+            f"y must have {outputs[0]} columns, the outputs of the fitted network, got {layer_units[-1]}; call fit "
+            "with warm_start=False to begin anew"
+        )
+    if given != wanted:
+        raise ValueError(f"coefs_ and intercepts_ must have the shapes {shown(wanted)}, got {shown(given)}")
 
 
 def numbers(estimator: Any) -> None:

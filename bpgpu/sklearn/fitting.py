@@ -30,7 +30,6 @@ from bpgpu.sklearn.prediction import PredictionMixin
 from bpgpu.sklearn.report import FitReport
 from bpgpu.sklearn.steps import BackendSteps, Objective, ReferenceSteps, in_given_arrays
 from bpgpu.sklearn.validation import ValidationMixin
-from bpgpu.sparse import check
 
 LARGEST_SPARSE = 2**31 - 1  # entries, rows and columns
 log = logging.getLogger("bpgpu")
@@ -124,8 +123,7 @@ class BackendMixin(
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
         if not reset:
             checks.layers(self)
-        if issparse(X):
-            check("X", X)  # before SciPy goes where its indices point
+        checks.undamaged(X=X, y=y)
         X, y = super()._validate_input(X, y, incremental, reset)
         if is_classifier(self):
             self._bpgpu_by_class = weights.by_class(self, y)
@@ -368,6 +366,7 @@ class BackendMixin(
         layer_units: Any,
     ) -> None:
         self._bpgpu_report.lap("checks")
+        checks.shapes_for_lbfgs(self, layer_units)
         sample_weight = weights.product(self._bpgpu_by_class, sample_weight, X.dtype)
         backend, reason = self._bpgpu_where(X, y, sample_weight, layer_units)
         self._bpgpu_objective = None if backend is None else Objective(self, X, y, sample_weight, backend)

@@ -18,6 +18,7 @@ from sklearn.neural_network import _base, _stochastic_optimizers
 from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 
+from bpgpu.checks import MAX_STEPS
 from bpgpu.sklearn import networks
 
 Array = np.ndarray[Any, Any]
@@ -153,7 +154,9 @@ def _strange_optimizer(estimator: Any) -> Iterator[str]:
     shapes = [array.shape for array in parameters]
     if any([getattr(array, "shape", None) for array in state] != shapes for state in states):
         yield "the state of the optimizer does not have the shapes of coefs_ and intercepts_"
-    if not (isinstance(getattr(optimizer, "t", 0), Integral) and getattr(optimizer, "t", 0) >= 0):
+    if kind is SGDOptimizer and hasattr(optimizer, "t"):
+        yield "the optimizer has a t, which scikit-learn's has not"
+    if not (isinstance(getattr(optimizer, "t", 0), Integral) and 0 <= getattr(optimizer, "t", 0) <= MAX_STEPS // 2):
         yield "the optimizer's t is not a number of steps"
 
 

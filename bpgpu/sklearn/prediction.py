@@ -3,29 +3,38 @@
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bpgpu.sklearn import networks
-from bpgpu.sparse import check
+from bpgpu.sklearn import checks, networks
 
 
 class PredictionMixin(perceptron.BaseMultilayerPerceptron):
     """Predictions with any activation, and what goes on inside."""
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
-        if check_input and issparse(X):
-            check("X", X)
+        if check_input:
+            checks.undamaged(X=X)
         if isinstance(self.activation, str) and self.activation in perceptron.ACTIVATIONS:
             return super()._forward_pass_fast(X, check_input=check_input)
         return networks.forward(self, self._bpgpu_checked_input(X) if check_input else X)[1][-1]
 
     def _bpgpu_checked_input(self, X: Any) -> Any:
         check_is_fitted(self)
-        if issparse(X):
-            check("X", X)
+        checks.undamaged(X=X)
         return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of a classifier, the R² of a regression, as scikit-learn's estimators do.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix}, shape (n_samples, n_features)
+        y : {array-like, sparse matrix}, shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like, shape (n_samples,), optional
+        """
+        checks.undamaged(y=y)  # which the metrics believe
+        return super().score(X, y, sample_weight)  # type: ignore[no-any-return]
 
     def hidden_activations(self, X: Any) -> list[np.ndarray[Any, Any]]:
         """Return what the hidden layers make of X.

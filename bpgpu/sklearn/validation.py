@@ -5,7 +5,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.base import is_classifier
 from sklearn.metrics import get_scorer
 from sklearn.neural_network import _multilayer_perceptron as perceptron
@@ -17,8 +16,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from bpgpu.sklearn import parameters, weights
-from bpgpu.sparse import check
+from bpgpu.sklearn import checks, parameters, weights
 
 
 class ValidationMixin(perceptron.BaseMultilayerPerceptron):
@@ -58,8 +56,7 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     def _bpgpu_checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
         """Return what `fit` got as X_val, y_val and sample_weight_val as X, y and sample_weight are inside."""
         X, y, weight = self._bpgpu_given_validation
-        if issparse(X):
-            check("X_val", X)
+        checks.undamaged(X_val=X)
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
         y = check_array(y, ensure_2d=False, dtype=None if is_classifier(self) else "numeric", input_name="y_val")
         check_consistent_length(X, y)
