@@ -180,11 +180,6 @@ def not_negative(name: str, value: Any) -> float:
     return _in_range(name, value, lambda x: x >= 0 and math.isfinite(x), "a finite number, 0 or more")
 
 
-def finite_number(name: str, value: Any) -> float:
-    """Return `value`, or raise if it is not a finite number."""
-    return _in_range(name, value, math.isfinite, "a finite number")
-
-
 def held(name: str, value: float, dtype: np.dtype[Any], *, above_0: bool = False) -> float:
     """Return a number, 0 or more, or raise ValueError if `dtype` makes infinity of it, or 0 where that is wrong."""
     limits = np.finfo(dtype)

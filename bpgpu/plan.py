@@ -103,7 +103,7 @@ class Architecture:
         ValueError, TypeError
             If the buffer has another shape, or is no array.
         """
-        if (shape := getattr(flat, "shape", None)) != (self.n_parameters,):
+        if (shape := getattr(flat, "shape", None) if hasattr(flat, "reshape") else None) != (self.n_parameters,):
             kind, got = (TypeError, shown(flat)) if shape is None else (ValueError, shape)
             raise kind(f"parameters must have shape ({self.n_parameters},), got {got}; {WRITE_INTO}")
         weights, biases, start = [], [], 0

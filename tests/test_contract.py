@@ -183,9 +183,10 @@ def test_parts_side_by_side_of_one_array_are_arrays_of_their_own(backend):
         ({"n_weights": 9}, "n_weights must be at most 8, got 9"),
         ({"n_weights": -1}, "n_weights must be at least 0, got -1"),
         ({"n_weights": 1.5}, "n_weights must be an integer of at least 0, got 1.5"),
-        ({"learning_rate": np.nan}, "learning_rate must be a finite number, got nan"),
-        ({"learning_rate": 10**400}, "learning_rate must be a finite number, got inf"),
-        ({"learning_rate": "0.1"}, "learning_rate must be a finite number, got '0.1'"),
+        ({"learning_rate": np.nan}, "learning_rate must be a finite number, 0 or more, got nan"),
+        ({"learning_rate": 10**400}, "learning_rate must be a finite number, 0 or more, got inf"),
+        ({"learning_rate": -0.1}, "learning_rate must be a finite number, 0 or more, got -0.1"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a finite number, 0 or more, got '0.1'"),
         ({"rule": bpgpu.SGD()}, "state must hold 0 arrays for SGD, got 2"),
     ],
     ids=str,
@@ -635,3 +636,21 @@ def test_what_an_update_writes_must_be_writeable_and_its_own(which):
             bpgpu.get_backend("numpy").update(
                 rule, arrays["parameters"], np.ones(3), [arrays["state"]], t=1, learning_rate=0.1, n_weights=3
             )
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_outputs_that_are_missing_are_named(backend):
+    x, backend = np.ones((4, 4)), bpgpu.get_backend(backend)
+    with pytest.raises(TypeError, match=r"^out must be an array of the backend, got NoneType"):
+        backend.forward(x, x, x[0], get_activation("sigmoid"), out=None)
+    with pytest.raises(TypeError, match=r"^out must be an array of the backend, got NoneType"):
+        backend.hidden_delta(x, x, x, get_activation("sigmoid"), out=None)
+    with pytest.raises(TypeError, match=r"^out_W must be an array of the backend, got NoneType"):
+        backend.weight_gradient(x, x, out_W=None, out_b=None)
+
+
+def test_parameters_that_are_a_memoryview_are_refused():
+    net = bpgpu.MLP([2, 1], "tanh", "mean_squared_error")
+    net.parameters = memoryview(np.zeros(3, np.float32))
+    with pytest.raises(TypeError, match=r"^parameters must have shape \(3,\), got <memory"):
+        net.fit(np.ones((4, 2)), np.ones((4, 1)))

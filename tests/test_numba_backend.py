@@ -223,7 +223,7 @@ def test_parameters_that_could_not_be_trained_in_place_are_refused(change):
     given = net._data(*data(16))
     parameters = change(net.parameters)
     before = parameters.copy()
-    with pytest.raises(TypeError, match=r"parameters must be a contiguous NumPy array of float32, got array"):
+    with pytest.raises(TypeError, match=r"^parameters must be a contiguous and aligned array of float32, got float"):
         net.backend.run_epoch(plan, given, None, parameters=parameters, learning_rates=[0.1], epoch=0)
     np.testing.assert_array_equal(parameters, before)
 

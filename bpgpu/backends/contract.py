@@ -21,6 +21,7 @@ from bpgpu.sparse import check, compressed_rows, is_checked
 
 Array = Any
 Expected = tuple[str, Array, tuple[int, ...]]
+OPTIONAL = frozenset({"b", "z", "W", "mask", "out_z", "out_b", "data.weight"})
 
 
 def _shape(name: str, array: Array) -> tuple[int, ...]:
@@ -45,9 +46,9 @@ def _is_a(kind: type, name: str, value: Any) -> None:
 
 
 def _fit(*expected: Expected) -> None:
-    """Raise unless the arrays, where they are not None, have the shapes beside them."""
+    """Raise unless the arrays have the shapes beside them; some may be None."""
     for name, array, shape in expected:
-        if array is not None and _shape(name, array) != shape:
+        if not (array is None and name in OPTIONAL) and _shape(name, array) != shape:
             raise ValueError(f"{name} must have shape {shape}, to fit the other arguments, got {array.shape}")
 
 
@@ -211,7 +212,7 @@ def update(
         raise ValueError("parameters, gradients and state must be arrays of their own, and two of them share memory")
     checks.integer("t", t, 1, checks.MAX_STEPS)
     checks.integer("n_weights", n_weights, 0, parameters.shape[0])
-    checks.finite_number("learning_rate", learning_rate)
+    checks.not_negative("learning_rate", learning_rate)
 
 
 # Data
