@@ -1,5 +1,6 @@
 """The command ``bpgpu``: says what is missing if the command line's packages are not installed."""
 
+import io
 import os
 import signal
 import sys
@@ -14,15 +15,30 @@ def main() -> None:
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        """Do what Ctrl-C does; a second such signal changes nothing, because the model is being saved."""
-        for ending in ENDING:
-            signal.signal(ending, signal.SIG_IGN)
+        """Raise KeyboardInterrupt, twice at most: the first ends a training, the second what follows it.
+
+        Of the signals that end a job only the first counts, because the model is being saved.
+        """
         received.append(number)
+        ignored = [signal.SIGINT, *ENDING] if len(received) > 1 else ENDING if number in ENDING else []
+        for other in ignored:
+            signal.signal(other, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for ending in ENDING:
-        if signal.getsignal(ending) == signal.SIG_DFL:  # nohup ignores SIGHUP
-            signal.signal(ending, interrupt)
+    for number in (signal.SIGINT, *ENDING):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores SIGHUP
+            signal.signal(number, interrupt)
+    try:
+        code = _run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # or Ctrl-C during Python's own end would be a traceback
+    except KeyboardInterrupt:  # the second, while the first was reported
+        code = 130
+    ending = [number for number in received if number in ENDING]
+    sys.exit(128 + ending[0] if ending else code)
+
+
+def _run() -> int:
+    """Run the command line with outputs that can be written to; return its exit code."""
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # what the shell closed; else files would take its place
         pass
     os.close(spare)
@@ -31,17 +47,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # text that the terminal's encoding lacks is written as \\u....
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        # By PYTHONUNBUFFERED: a raw file may take only a part of what is written, and the rest would be lost.
+        sys.stdout = open(  # noqa: SIM115
+            sys.stdout.fileno(), "w", 1, sys.stdout.encoding, sys.stdout.errors, closefd=False
+        )
     try:
         from bpgpu.cli import run
 
-        code = run(sys.argv[1:])
+        return run(sys.argv[1:])
     except ModuleNotFoundError as error:
         print(f'bpgpu: the command line needs {error.name}: pip install "bpgpu[cli]"', file=sys.stderr)
-        code = 2
+        return 2
     except KeyboardInterrupt:
         print("bpgpu: interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(128 + received[0] if received else code)
+        return 130
 
 
 if __name__ == "__main__":

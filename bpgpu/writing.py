@@ -46,7 +46,7 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
     named = checks.path("path", path)
     target: Path | int = named
     try:
-        target = _target(named)
+        target = real_target(named)
         old = None if isinstance(target, int) else _status(target)
         if isinstance(target, int) or (old is not None and not stat.S_ISREG(old.st_mode)):
             with open(os.dup(target) if isinstance(target, int) else target, "wb") as file:  # noqa: PTH123
@@ -83,7 +83,7 @@ def _is_about(filename: object, target: Path | int) -> bool:
     return filename == str(target) or str(filename).startswith(str(target.with_name(_prefix(target))))
 
 
-def _target(path: Path) -> Path | int:
+def real_target(path: Path) -> Path | int:
     """Return the path behind all symbolic links, or the number if it is an open descriptor of this process."""
     for _ in range(MAX_LINKS):
         path = Path(os.path.realpath(path.parent)) / path.name

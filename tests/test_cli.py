@@ -441,7 +441,7 @@ ERRORS = [
     (["predict", "none.safetensors", "good.csv"], "none.safetensors: No such file"),
     (["predict", "plain.safetensors", "good.csv", "--out", "no/p.csv"], "must exist; make it with: mkdir -p no"),
     (["predict", "plain.safetensors", "good.csv", "--out", "."], "--out must name a file, got the folder"),
-    (["predict", "good.csv", "good.csv"], "good.csv is not a whole safetensors file"),
+    (["predict", "good.csv", "words.csv"], "good.csv is not a whole safetensors file"),
     (["predict", "plain.safetensors", "good.csv"], "was not written by 'bpgpu train'"),
     (["gradcheck", "--dtype", "int8"], "dtype must be 'float32' or 'float64'"),
     (["gradcheck", "--backend", "tpu"], "backend must be one of"),
@@ -468,7 +468,7 @@ def test_predict_names_missing_columns_and_unsuitable_options(run, tmp_path):
     bad_tables(tmp_path)
     run("train", "good.csv", "--epochs", "1", "--out", "m.safetensors")
     run("train", "good.csv", "--epochs", "1", "--task", "regression", "--out", "r.safetensors")
-    run("train", "good.csv", "--epochs", "1", "--validation", "good.csv", "--out", "f.safetensors")
+    run("train", "good.csv", "--epochs", "1", "--validation", "one_row.csv", "--out", "f.safetensors")
     for arguments, message in (
         (["m.safetensors", "one_column.csv"], "the model needs the columns 'x'; missing: 'x'; there are 'y'"),
         (["m.safetensors", "digits"], "missing: 'x'; there are 'pixel_0_0'"),

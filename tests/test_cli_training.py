@@ -243,8 +243,8 @@ def test_early_stopping_keeps_the_best_weights(run, rare):
         (["--clip-norm", "0"], "clip_norm must be a finite number above 0"),
         (["--early-stopping", "0"], "--early-stopping must be at least 1, got 0"),
         (
-            ["--stratify", "--validation", "rare.csv"],
-            "--stratify needs a part of the rows to hold out, got the file rare.csv",
+            ["--stratify", "--validation", "other.csv"],
+            "--stratify needs a part of the rows to hold out, got the file other.csv",
         ),
         (["--stratify", "--target", "a"], "--stratify needs classes, but 'a' holds numbers"),
         (
@@ -259,6 +259,7 @@ def test_early_stopping_keeps_the_best_weights(run, rare):
 )
 def test_options_that_cannot_be_are_refused(run, rare, tmp_path, options, message):
     rare.drop(columns="y" if "a" in options else []).to_csv("rare.csv", index=False)
+    rare.to_csv("other.csv", index=False)
     code, out, err = run("train", "rare.csv", *options)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert message in err

@@ -52,13 +52,14 @@ def run(arguments: list[str]) -> int:
             sys.stdout.flush()
         return code
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in GONE:
-            _forget_what_nobody_reads()
-            return 1
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            _forget_what_cannot_be_written()
+            if error.errno in GONE:
+                return 1
         if hasattr(error, "format_message"):  # the argument parser's own errors
             message = f"{error.format_message().rstrip('.')}; see bpgpu --help"
-        elif isinstance(error, OSError) and error.filename is not None:
-            message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and error.errno is not None:
+            message = f"{error.filename or 'standard output'}: {error.strerror}"  # files are always named
         elif isinstance(error, MemoryError):
             message = f"not enough memory: {error}; use a smaller network, batch or table"
         elif isinstance(error, FAILURES):
@@ -69,7 +70,7 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
-def _forget_what_nobody_reads() -> None:
+def _forget_what_cannot_be_written() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()

@@ -153,6 +153,7 @@ class CsvFile:
             if found is None:
                 raise ValueError(str(error).removeprefix("Error tokenizing data. C error: ")) from error
             raise self._too_long(int(found[2]), int(found[3])) from None
+        self._refuse_second_header(frame)
         if self.header and _looks_like_data(self.names, frame):
             raise ValueError(
                 f"its first line looks like data, not like names: {quoted(self.names)}; use --no-header if it is, "
@@ -164,6 +165,22 @@ class CsvFile:
                 "--no-header out, or say with --na what means missing"
             )
         return frame
+
+    def _refuse_second_header(self, frame: pd.DataFrame) -> None:
+        """Raise if a line holds the names once more, as where files were joined."""
+        names = [name for name in self.names if not name.startswith("Unnamed: ")] if self.header else []
+        again: Any = None
+        for name in names:
+            found = frame[name].isin([name, f"\ufeff{name}"]).to_numpy()  # the second file may have a byte-order mark
+            again = found if again is None else again
+            if not found.any() or (found != again).any():  # where names are entries too, the first line may be data
+                return
+        if again is not None:
+            where, _ = self.locate(int(again.argmax()), 0, "")
+            raise ValueError(
+                f"{where} is the header once more, as where files were joined; delete that line, or give the files one "
+                "by one"
+            )
 
     def _looks_like_names(self, frame: pd.DataFrame, thousands: str | None) -> bool:
         """Whether the first line is no data: not one number, above a column of numbers at least."""

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from bpgpu import checks
+from bpgpu.writing import real_target
 
 # What the end of a name says of a file, to bpgpu or to others.
 TABLES = (".csv", ".tsv", ".tab", ".parquet", ".npy", ".npz", ".xlsx", ".json")
@@ -19,7 +20,7 @@ STDOUT = Path("/dev/stdout")  # where a system has it
 def check_files(
     inputs: Mapping[str, Iterable[str | Path]], outputs: Mapping[str, Path | None], *, devices: bool = False
 ) -> None:
-    """Raise if an input is no file, or an output cannot be written, or is one of the inputs or another output.
+    """Raise if an input is no file or comes twice, or an output cannot be written, or is an input or another output.
 
     Nothing is left behind.
 
@@ -49,6 +50,7 @@ def check_files(
             )
         if same_file(STDOUT, other):
             raise ValueError(f"standard output goes to {other}, which is read as {name}; send it to another file")
+    _refuse_twice(others)
     for option, path in written.items():
         for name, other in others:
             if same_file(path, other):
@@ -84,6 +86,18 @@ def same_file(one: Path, other: Path) -> bool:
         return False
 
 
+def _refuse_twice(inputs: list[tuple[str, Path]]) -> None:
+    """Raise if a file is read twice: its rows would count twice, and be trained on and held out."""
+    found: dict[tuple[int, int], tuple[str, Path]] = {}
+    for name, path in inputs:
+        if path.is_file():
+            status = path.stat()
+            before, other = found.setdefault((status.st_dev, status.st_ino), (name, path))
+            if other is not path:
+                named = name if name == before else f"{before} and {name}"
+                raise ValueError(f"{named} must name each file once, got {other} and {path}, one file; leave one out")
+
+
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -91,7 +105,16 @@ def _folded(name: str) -> str:
 def _check_file(option: str, path: Path, devices: bool) -> None:
     """Raise if no file can be written there or put in the place of an older one; leave nothing behind."""
     checks.file_name(option, path)
+    if str(path) == "-":
+        fix = "leave it out for standard output, or give a name" if devices else "give a name"
+        raise ValueError(f"{option} must name a file, got -; {fix}")
     try:
+        target = real_target(path)
+        if isinstance(target, int):  # /dev/stdout, also where it is a file: what is printed would be in it too
+            if not devices:
+                raise ValueError(f"{option} must name a file, got the device {path}; give another name")
+            os.fstat(target)
+            return
         real = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
         if real.is_dir():
             raise ValueError(f"{option} must name a file, got the folder {path}; add a name to it")

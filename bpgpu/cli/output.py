@@ -1,11 +1,9 @@
 """What the commands share: options, and ways to print for people and programs."""
 
 import functools
-import io
 import itertools
 import json
 import math
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -59,7 +57,7 @@ def write_csv(rows: "pd.DataFrame", out: Path | None) -> None:
         return
     text = _numbered(rows).to_csv(lineterminator="\n")
     sys.stdout.flush()
-    shutil.copyfileobj(io.BytesIO(text.encode("utf-8")), sys.stdout.buffer)  # in pieces: a raw file may take only some
+    sys.stdout.buffer.write(text.encode("utf-8"))
 
 
 def uncompressed(path: Path) -> Path:

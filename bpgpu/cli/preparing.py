@@ -11,6 +11,7 @@ from bpgpu.cli.reading import Reading, quoted
 from bpgpu.cli.splitting import fraction_of, split, strata
 from bpgpu.cli.tables import Table, read_table
 from bpgpu.cli.targets import Targets, default_targets
+from bpgpu.errors import shown
 from bpgpu.network import MLP
 
 TABLE_KEYS = {"columns", "target", "task", "classes"}  # what the model file of `train` says of its table at least
@@ -82,9 +83,10 @@ def prepare(
         table.leave_out_missing(columns.target or default_targets(table))
     goal = Targets.find(table, columns.target or [], task)
     ids, drop, encode = columns.ids or [], columns.drop or [], columns.encode or []
-    for option, names in (("--drop", drop), ("--id", ids), ("--encode", [name for name in encode if name != AUTO])):
+    roles = {"--drop": drop, "--id": ids, "--encode": [name for name in encode if name != AUTO]}
+    for option, names in roles.items():
         table.require(option, names)
-    _refuse_two_roles({"--target": goal.names, "--drop": drop, "--id": ids})
+    _refuse_two_roles({"--target": goal.names, **roles})
     aside = {*goal.names, *drop, *ids, *(name for name in table.aside if name not in encode)}
     names = [name for name in table.names if name not in aside]
     if not names:
@@ -109,6 +111,7 @@ def prepare(
         train, test = split(len(table), fraction, seed, strata(y) if stratify else None)
         held_out = {"rows": len(table), "fraction": fraction, "split_seed": seed, "table": table.digest()}
         held_out |= {"stratified": True} if stratify else {}
+        held_out |= {"reading": reading.given()} if reading.given() else {}
     for name in encode:
         if name in table.frame:
             table.frame[name] = table.settled(name)
@@ -147,6 +150,23 @@ def _refuse_two_roles(roles: dict[str, list[str]]) -> None:
                 raise ValueError(f"{option} and {other} must not name the same column, got {quoted(both)} twice")
 
 
+def _refuse_other_options(training: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise if a table is read with other options than in training: the same bytes could be other numbers."""
+    said = [{option: _said(options.get(option)) for option in {**training, **now}} for options in (training, now)]
+    different = [f"{name} was {was}, now {said[1][name]}" for name, was in said[0].items() if was != said[1][name]]
+    if different:
+        raise ValueError(
+            f"--held-out needs the table read as in training, but {', and '.join(different)}; give the same options"
+        )
+
+
+def _said(value: Any) -> str:
+    """Return the value of an option as a message says it."""
+    if value is None or value is True:
+        return "not given" if value is None else "given"
+    return quoted(value) if isinstance(value, list) else shown(value)
+
+
 def _counting(table: Table, names: list[str]) -> list[str]:
     """Return a note on each column that only counts the rows."""
     found = []
@@ -169,6 +189,7 @@ class Saved:
     ids: list[str]
     split: dict[str, Any]
     stratified: bool
+    reading: dict[str, Any]
     answers: Any
 
     @classmethod
@@ -193,12 +214,15 @@ class Saved:
             sizes = (len(inputs.names), goal.outputs)
             if sizes != (net.architecture.sizes[0], net.architecture.sizes[-1]):
                 raise ValueError(f"they need {sizes[0]} inputs and {sizes[1]} outputs, the network has others")
+            given = about.get("reading", {})
+            if not isinstance(given, dict):
+                raise ValueError(f"'reading' must be a dict of options, got {str(given)[:80]}")
             held_out = {key: about[key] for key in HELD_OUT & about.keys()}
             if held_out.keys() == HELD_OUT:
                 split(*(held_out[key] for key in ("rows", "fraction", "split_seed")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{model}: what the file says of its table is damaged: {error}") from error
-        return cls(model, goal, inputs, ids, held_out, about.get("stratified") is True, about.get("baseline"))
+        return cls(model, goal, inputs, ids, held_out, about.get("stratified") is True, given, about.get("baseline"))
 
     def rows(
         self, data: list[str], reading: Reading, ids: list[str], held_out: bool, dtype: np.dtype[Any]
@@ -215,6 +239,8 @@ class Saved:
             raise ValueError(
                 f"--held-out needs a model that held out rows of its table, but {self.model} used another file"
             )
+        if held_out:
+            _refuse_other_options(self.reading, reading.given())
         table = read_table(data, reading, as_text(self.goal, self.inputs, [*self.ids, *ids]))
         table.require("--id", ids)
         ids = [*(name for name in self.ids if name in table.frame and name not in ids), *ids]
@@ -224,8 +250,7 @@ class Saved:
         if held_out:
             if about["rows"] != len(table):
                 raise ValueError(
-                    f"--held-out needs the table of training, of {about['rows']} rows, read with the same options; "
-                    f"{table.source} has {len(table)}"
+                    f"--held-out needs the table of training, of {about['rows']} rows; {table.source} has {len(table)}"
                 )
             if about["table"] != table.digest():
                 raise ValueError(

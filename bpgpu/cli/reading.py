@@ -3,7 +3,7 @@
 import codecs
 import io
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -99,6 +99,19 @@ class Reading:
                 raise ValueError(f"--encoding must name a text encoding, like cp1252, got {shown(encoding)}")
             encoding = codecs.lookup(encoding).name
         return cls(sep, decimal, thousands, encoding, not no_header, None if na is None else tuple(na), comment)
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that the user gave, by their names, as JSON can keep them."""
+        options = {
+            "--sep": self.sep,
+            "--decimal": self.decimal,
+            "--thousands": self.thousands,
+            "--encoding": self.encoding,
+            "--no-header": None if self.header else True,
+            "--na": None if self.na is None else sorted(set(self.na)),
+            "--comment": self.comment,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def _is_of_text(encoding: str) -> bool:

@@ -1,6 +1,8 @@
 """Which rows are held out."""
 
 import contextlib
+import re
+from pathlib import Path
 
 import numpy as np
 
@@ -40,13 +42,17 @@ def fraction_of(validation: str) -> float | None:
     Raises
     ------
     ValueError
-        If it is a number outside (0, 1).
+        If it is a number outside (0, 1), or looks like one, such as 20%, and no file is called that.
     """
     fraction = None
     with contextlib.suppress(ValueError):
         fraction = float(validation)
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"--validation must be a fraction in (0, 1) or a file, got {validation}")
+    if fraction is None and re.fullmatch(r"[\d.,/ ]*\d[.,/ ]*%?", validation) and not Path(validation).exists():
+        raise ValueError(
+            f"--validation must be a fraction in (0, 1) or a file, got {validation}; write a fraction as in 0.2"
+        )
     return fraction
 
 

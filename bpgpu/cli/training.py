@@ -100,6 +100,8 @@ def train(
     # A reader of the output that has gone costs nobody a model or picture that was asked for.
     say = Printer(stderr=as_json, patient=out is not None or plot is not None)
     held_out = tables.files_of(validation, "--validation") if fraction_of(validation) is None else []
+    if data == ["digits"] == [validation]:
+        raise ValueError("DATA and --validation must be different tables, got digits twice; use --validation 0.2")
     check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
     check_ending("--out", out, ".safetensors")
     if out is not None:
