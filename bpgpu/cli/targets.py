@@ -311,7 +311,7 @@ class Targets:
         ValueError
             If two columns would have the same name.
         """
-        columns: dict[str, Any] = {name: rows.table.frame[name].to_numpy()[rows.numbers] for name in ids}
+        columns: dict[str, Any] = {name: rows.table.frame[name].iloc[rows.numbers].array for name in ids}
         _refuse_twice("a column of the output", [*ids, *self.names])
         for target, part, _ in self.parts(outputs):
             columns[target.name] = target.decode(part)
