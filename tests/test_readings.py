@@ -42,6 +42,7 @@ def test_a_mark_that_is_not_between_groups_of_three_digits_makes_no_number(train
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert f"'{entry}' in line {2 + entries.index(entry)}" in err
         assert "'a'" in err
+        assert "use --thousands" not in err
     lines = ["b;a", *(f"{i};{entry}" for i in range(N))]
     code, _, err = train(lines, "--thousands", ".", "--decimal", ",")
     message = f"the target 'a' holds numbers except for {N} of its entries, the first '{entry}' in line 2"
@@ -66,6 +67,12 @@ def test_marks_between_thousands(tmp_path, thousands, decimal, entry, value):
     np.testing.assert_array_equal(table.frame["a"], [value, 17, np.nan])
     np.testing.assert_array_equal(read_table(str(path), reading, lambda _: {"a"}).numbers("a"), [value, 17, np.nan])
     assert table.frame["b"].dtype.kind == "i"
+
+
+def test_truth_with_holes_is_no_number_where_a_mark_is_named(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\nTrue;1\n;2\nFalse;3\n")
+    table = read_table(str(tmp_path / "t.csv"), Reading(thousands="'"))
+    assert table.frame["a"].dtype == "boolean"
 
 
 @pytest.mark.parametrize("mark", "\u00a0\u202f")
@@ -128,7 +135,7 @@ def test_decimals_of_parquet_keep_their_digits(run, tmp_path):
     ids = [Decimal(10**37 + i) for i in range(N)]
     labels = [Decimal(10**20 + i % 2) for i in range(N)]
     rows = pd.DataFrame({"id": ids, "x": [Decimal(i * i) / 4 for i in range(N)], "y": labels})
-    rows.to_parquet(tmp_path / "t.parquet")
+    rows.set_index(pd.Index([f"row {i}" for i in range(N)])).to_parquet(tmp_path / "t.parquet")
     rows.to_csv(tmp_path / "t.csv", index=False)
     found = []
     for name in ("t.parquet", "t.csv"):
@@ -140,6 +147,13 @@ def test_decimals_of_parquet_keep_their_digits(run, tmp_path):
         found.append((tmp_path / "p.csv").read_text())
     assert found[0] == found[1]
     assert str(10**37 + 1) in found[0]
+
+
+@pytest.mark.parametrize(("step", "distinct", "task"), [(1, 2, "classification"), (10**20, N, "regression")])
+def test_whole_numbers_beyond_every_type_are_classes_if_they_are_few(train, step, distinct, task):
+    assert train(["x,y", *(f"{i * i},{10**20 + step * (i % distinct)}" for i in range(N))])[::2] == (0, "")
+    about = bpgpu.MLP.load("m.safetensors").metadata
+    assert (about["task"], len(about["classes"])) == (task, 2 if distinct == 2 else 0)
 
 
 # Entries and lines

@@ -68,10 +68,10 @@ def remedy(entry: str) -> str:
     entry = entry.strip()
     if entry.startswith("#"):
         return "if it is a comment, use --comment '#'"
-    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", entry):
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", entry):
         return "use --thousands ',' (or --decimal ',' if the comma is a decimal one)"
     entry = re.sub(f"[{BLANKS}]", " ", entry)
-    if re.fullmatch(r"[+-]?\d{1,3}([. ']\d{3})+(,\d*)?", entry):
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}([. ']\d{3})+(,\d*)?", entry):
         mark = next(mark for mark in ". '" if mark in entry)
         return f"use --thousands {mark!r}" + (" --decimal ','" if "," in entry or mark == "." else "")
     if re.fullmatch(r"[+-]?\d*,\d*", entry) and len(entry) > 1:

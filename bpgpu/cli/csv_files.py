@@ -161,7 +161,7 @@ class CsvFile:
             raise self._too_long(int(found[2]), int(found[3])) from None
         self._compare(frame, [name for name in reading.ids if name in text and name in frame])
         for name in self.names if reading.thousands is not None else ():
-            if name not in text and frame[name].dtype.kind not in "buif":
+            if name not in text and all(isinstance(entry, str) for entry in frame[name].dropna()):
                 found = numbers(frame[name], self.decimal, reading.thousands)
                 if found.notna().equals(frame[name].notna()):
                     frame[name] = found

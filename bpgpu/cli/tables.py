@@ -121,16 +121,16 @@ class Table:
             return text.map(BOOLEANS).astype("boolean")  # which may be missing
         return numbers(text, self.decimal, self.thousands)
 
-    def settled(self, name: str) -> "pd.Series[Any]":
+    def settled(self, name: str, exact: bool = False) -> "pd.Series[Any]":
         """Return a column that was read as text as numbers, if all are; 01001 is no number, but a code.
 
-        And so is a whole number that float64 would round.
+        With `exact` a whole number that float64 would round is a code too.
         """
         column = self.frame[name]
         if column.dtype.kind in "buifmMc" or isinstance(column.dtype, pd.CategoricalDtype):
             return column
         found, known = self.numbers(name), column.notna()
-        code = r"[+-]?(0\d+|\d{16,})" if found.dtype.kind == "f" else r"[+-]?0\d+"
+        code = r"[+-]?(0\d+|\d{16,})" if exact and found.dtype.kind == "f" else r"[+-]?0\d+"
         text = column[known].astype(str)
         return column if found[known].isna().any() or text.str.fullmatch(code).any() else found
 
@@ -268,7 +268,9 @@ def _read_parquet(path: Path, text: Callable[[list[str]], set[str]]) -> Table:
     equal = sorted({name for name in content.column_names if content.column_names.count(name) > 1})
     if equal:
         raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them")
-    as_text, whole = text(content.column_names), {}
+    about = content.schema.pandas_metadata or {}
+    index = [name for name in about.get("index_columns", []) if isinstance(name, str) and name in content.column_names]
+    as_text, whole = text([name for name in content.column_names if name not in index]), {}
     for i, column in enumerate(content.schema):
         if pa.types.is_decimal(column.type):
             kind = pa.string() if column.name in as_text else pa.float64()
@@ -276,8 +278,6 @@ def _read_parquet(path: Path, text: Callable[[list[str]], set[str]]) -> Table:
         elif pa.types.is_integer(column.type) and content.column(i).null_count:  # float64 would round them
             mapped = pd.api.types.pandas_dtype(str(column.type).replace("uint", "UInt").replace("int", "Int"))
             whole[column.name] = content.column(i).to_pandas(types_mapper=lambda _, mapped=mapped: mapped)
-    about = content.schema.pandas_metadata or {}
-    index = [name for name in about.get("index_columns", []) if isinstance(name, str) and name in content.column_names]
     # Without a copy of what needs none: numbers stay where Arrow put them, and the rest is freed as it goes.
     frame = content.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
     for name, entries in whole.items():

@@ -139,7 +139,8 @@ def _of_text(table: Table, name: str, task: str) -> "pd.Series[Any]":
     labels, numbers = texts(table.frame[name]), table.numbers(name)
     odd = numbers.isna()
     if not odd.any():
-        return numbers if task == "regression" else table.settled(name)
+        exact = task == "classification" or numbers.nunique() <= MAX_INTEGER_CLASSES
+        return numbers if task == "regression" else table.settled(name, exact)
     if task == "classification":
         return labels
     written, signs = odd & written_numbers(labels), odd & ~labels.str.contains(r"\w", regex=True)
