@@ -20,14 +20,15 @@ def read_arrays(path: Path) -> tuple[pd.DataFrame, list[str], list[str], str]:
     loaded = np.load(path, allow_pickle=False)  # which of the two it is, its content says
     target, notes, hint = [], [], ""
     if isinstance(loaded, np.ndarray):
-        frame = matrix(loaded, "it")
+        _refuse_shape(loaded, "it")
+        frame = matrix(loaded)
     else:
         with loaded:
             arrays = "it holds " + (_shapes(loaded) or "no arrays")
             if "X" not in loaded:
                 raise ValueError(f"a .npz needs an array X of rows, and y of targets; {arrays}; rename them")
             X = _plain(loaded, "X")
-            frame = matrix(X, "X")
+            frame = matrix(X)
             if "y" in loaded:
                 y = _plain(loaded, "y")
                 if y.ndim == 0 or len(y) != len(frame):
@@ -79,19 +80,18 @@ def _native(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def matrix(array: Array, said: str, names: list[str] | None = None) -> pd.DataFrame:
-    """Return a table on the memory of a matrix; `said` is what messages call it."""
+def matrix(array: Array, names: list[str] | None = None) -> pd.DataFrame:
+    """Return a table on the memory of a matrix; what belongs to one row, such as an image, becomes one row."""
     if array.ndim == 0:
         raise ValueError("expected an array of one row a sample, got a single number")
     if array.dtype.names is not None:
         return pd.DataFrame({str(name): _native(array[name]) for name in array.dtype.names})
-    _refuse_shape(array, said)
     rows = _native(array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0))
     return pd.DataFrame(rows, columns=names or [f"x{i}" for i in range(rows.shape[1])], copy=False)
 
 
 def _refuse_shape(array: Array, said: str) -> None:
-    """Raise if an array has more than rows and columns; what its order means once it is flat, nobody said."""
+    """Raise if an array has more than rows and columns: which of its entries are targets, nobody can know."""
     if array.ndim > 2:
         raise ValueError(
             f"{said} must have one or two dimensions, got the shape {array.shape}; "

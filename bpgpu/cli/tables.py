@@ -169,7 +169,7 @@ def read_table(
     sources = [sources] if isinstance(sources, str) else sources
     if sources == ["digits"]:
         X, y = load_digits()
-        frame = matrix(X, "X", [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
+        frame = matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
         frame["digit"] = y
         return Table(frame, "digits", ["digit"])
     chosen: list[set[str]] = []
