@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bpgpu.cli.numerals import BLANKS
 from bpgpu.cli.reading import quoted
 from bpgpu.cli.tables import Table
 
@@ -49,7 +50,12 @@ def texts(column: "pd.Series[Any]") -> "pd.Series[Any]":
 def written_numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Say which entries of a text column are numbers to a reader, such as 1,234 or $5 or 12 %."""
     sign = "[$€£¥]"
-    return texts(column).str.strip().str.fullmatch(rf"[+-]?{sign}? ?[+-]?[\d.,' ]*\d[\d.,' ]* ?(%|{sign})?").eq(True)
+    return (
+        texts(column)
+        .str.strip()
+        .str.fullmatch(rf"[+-]?{sign}? ?[+-]?[\d.,'{BLANKS}]*\d[\d.,'{BLANKS}]* ?(%|{sign})?")
+        .eq(True)
+    )
 
 
 def many(distinct: int, rows: int) -> bool:
@@ -62,9 +68,10 @@ def remedy(entry: str) -> str:
     entry = entry.strip()
     if entry.startswith("#"):
         return "if it is a comment, use --comment '#'"
-    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", entry):
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", entry):
         return "use --thousands ',' (or --decimal ',' if the comma is a decimal one)"
-    if re.fullmatch(r"[+-]?\d{1,3}([. ']\d{3})+(,\d*)?", entry):
+    entry = re.sub(f"[{BLANKS}]", " ", entry)
+    if re.fullmatch(r"[+-]?[1-9]\d{0,2}([. ']\d{3})+(,\d*)?", entry):
         mark = next(mark for mark in ". '" if mark in entry)
         return f"use --thousands {mark!r}" + (" --decimal ','" if "," in entry or mark == "." else "")
     if re.fullmatch(r"[+-]?\d*,\d*", entry) and len(entry) > 1:
@@ -271,7 +278,7 @@ def _refuse_text(table: Table, names: list[str], told: bool = True) -> None:
     column = table.frame[name]
     if kind(column) == "text":
         entries = texts(column)
-        wrong = column.notna() & (pd.to_numeric(entries, errors="coerce").isna())
+        wrong = column.notna() & table.numbers(name).isna()
         if wrong.any() and 2 * (wrong & ~written_numbers(column)).sum() < column.notna().sum():
             help_ = remedy(str(entries[wrong].iloc[0]))
             raise ValueError(
@@ -293,10 +300,7 @@ def _refuse_text(table: Table, names: list[str], told: bool = True) -> None:
 def _refuse_guess(table: Table, name: str) -> None:
     """Raise if a column of text is more likely something else than categories."""
     column = table.frame[name]
-    if (
-        2 * (written_numbers(column) | pd.to_numeric(texts(column), errors="coerce").notna()).sum()
-        > column.notna().sum()
-    ):
+    if 2 * (written_numbers(column) | table.numbers(name).notna()).sum() > column.notna().sum():
         _refuse_text(table, [name])
     distinct = int(column.nunique())
     if many(distinct, len(column)):

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import pandas as pd
 
+from bpgpu.cli.numerals import DECIMAL_COMMA, has_decimal_commas, is_number, numbers, thousands_points
 from bpgpu.cli.reading import SPACE, Reading, quoted
 
 ENDINGS = (".csv", ".tsv", ".tab")
@@ -24,7 +26,6 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")  # what may follow
 HEAD = 1 << 18  # bytes that are looked at before the file is read, or more where the first lines are longer
 SEPARATORS = (",", ";", "\t", "|")
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 EXCEL = re.compile(r'"?sep=([^\r\n])"?(\r\n|\r|\n)')  # the line that Excel reads the separator from
 csv.field_size_limit(2**31 - 1)  # or an entry of more than 128 KiB is an error
 UNCLOSED = re.compile(r"EOF inside string starting at row (\d+)")
@@ -99,7 +100,7 @@ class CsvFile:
         if marked and reading.header:
             notes.append(f"the names {quoted(rows[0])}")
         decimal = reading.decimal or "."
-        if reading.decimal is None and reading.thousands is None and sep != "," and _has_decimal_commas(rows[1:]):
+        if reading.decimal is None and reading.thousands is None and sep != "," and has_decimal_commas(rows[1:]):
             decimal = ","
             notes.append("--decimal ','")
         names = rows[0]
@@ -111,6 +112,12 @@ class CsvFile:
         longer = {(len(row) - len(names), row[-1]) for row in rows[1:]}
         if longer == {(1, "")}:  # every line ends in a separator
             names = [*names, f"Unnamed: {len(names)}"]
+        points = thousands_points(rows[1:] if reading.header else rows) if sep == ";" and decimal == "." else None
+        if points is not None and reading.decimal is None and reading.thousands is None:
+            raise ValueError(
+                f"the points in its column {names[points[0]]!r}, the first in {points[1]!r}, look like marks between "
+                "thousands; give --thousands . --decimal , or, if they are decimal points, --decimal ."
+            )
         return cls(path, sep, decimal, encoding, reading.header, names, notes, 1 if excel else 0, reading.comment)
 
     def read(self, reading: Reading, text: set[str]) -> pd.DataFrame:
@@ -119,7 +126,7 @@ class CsvFile:
         Raises
         ------
         ValueError
-            If a line is longer than the header, or the first line is data, or names where data are expected.
+            If a line is longer or shorter than the header, or the first line is data, or names where data are expected.
         """
         missing: dict[str, Any] = (
             {} if reading.na is None else {"keep_default_na": False, "na_values": ["", *reading.na]}
@@ -133,7 +140,6 @@ class CsvFile:
                     file,
                     sep=self.sep,
                     decimal=self.decimal,
-                    thousands=reading.thousands,
                     encoding=self.encoding,
                     header=0 if self.header else None,
                     names=self.names,
@@ -154,6 +160,12 @@ class CsvFile:
                 raise ValueError(str(error).removeprefix("Error tokenizing data. C error: ")) from error
             raise self._too_long(int(found[2]), int(found[3])) from None
         self._refuse_second_header(frame)
+        self._compare(frame, [name for name in reading.ids if name in text and name in frame])
+        for name in self.names if reading.thousands is not None else ():
+            if name not in text and all(isinstance(entry, str) for entry in frame[name].dropna()):
+                found = numbers(frame[name], self.decimal, reading.thousands)
+                if found.notna().equals(frame[name].notna()):
+                    frame[name] = found
         if self.header and _looks_like_data(self.names, frame):
             raise ValueError(
                 f"its first line looks like data, not like names: {quoted(self.names)}; use --no-header if it is, "
@@ -182,16 +194,47 @@ class CsvFile:
                 "by one"
             )
 
+    def _compare(self, frame: pd.DataFrame, ids: list[str]) -> None:
+        """Raise if a line is too short, which pandas fills; put back ids such as NA, which are missing to pandas."""
+        named = [name for name in self.names if not name.startswith("Unnamed: ")] or self.names
+        width = self.names.index(named[-1]) + 1
+        ids = [name for name in ids if frame[name].isna().any()]
+        if not ids and frame[named[-1]].notna().all():
+            return
+        kept = {name: frame[name].astype(object).to_numpy(copy=True) for name in ids}
+        for row, (line, entries) in enumerate(self._lines()):
+            if len(entries) < width:
+                raise self._other_width(
+                    line, len(entries), "write the separators of its empty entries too, or delete the line"
+                )
+            for name in ids:
+                entry = entries[self.names.index(name)]
+                kept[name][row] = entry or None
+        for name in ids:
+            frame[name] = kept[name]
+
+    def swallowed(self, frame: pd.DataFrame) -> list[str]:
+        """Return a note if an entry holds whole lines, as it does if a quotation mark is not meant as one."""
+        others = len(self.names) - 1
+        for name in self.names if others and self.sep != SPACE else ():
+            if frame[name].dtype.kind in "buif":
+                continue
+            for row in np.flatnonzero(frame[name].astype(str).str.contains("[\r\n]", regex=True)):
+                if any(part.count(self.sep) == others for part in frame[name].iloc[row].splitlines()[1:]):
+                    return [
+                        f"an entry of {name!r} in the row that begins in {self.locate(int(row), 0, '')[0]} holds whole "
+                        "lines; if its quotation mark is none, write it twice and the entry in quotation marks"
+                    ]
+        return []
+
     def _looks_like_names(self, frame: pd.DataFrame, thousands: str | None) -> bool:
         """Whether the first line is no data: not one number, above a column of numbers at least."""
         first = frame.iloc[0].dropna()
-        if not all(isinstance(entry, str) and not _is_number(entry) for entry in first):
+        if not all(isinstance(entry, str) and not is_number(entry) for entry in first):
             return False
         for name in first.index:
-            entries = frame[name].iloc[1:].dropna().astype(str)
-            entries = entries if thousands is None else entries.str.replace(thousands, "", regex=False)
-            numbers = pd.to_numeric(entries.str.replace(self.decimal, ".", regex=False), errors="coerce")
-            if len(numbers) and numbers.notna().all():
+            found = numbers(frame[name].iloc[1:].dropna().astype(str), self.decimal, thousands)
+            if len(found) and found.notna().all():
                 return True
         return False
 
@@ -219,12 +262,14 @@ class CsvFile:
                 skip = False
 
     def _too_long(self, line: int, fields: int) -> ValueError:
-        width = "the header" if self.header else "the first line"
         title = ", and delete the first line if it is a title" if len(self.names) == 1 else ""
-        return ValueError(
-            f"line {line} has {fields} entries, but {width} has {len(self.names)}; put an entry that holds "
-            f"{_said(self.sep)}, such as a number with a decimal comma, in quotation marks, or use another --sep{title}"
-        )
+        fix = f"put an entry that holds {_said(self.sep)}, such as a number with a decimal comma, in quotation marks, "
+        return self._other_width(line, fields, f"{fix}or use another --sep{title}")
+
+    def _other_width(self, line: int, fields: int, fix: str) -> ValueError:
+        width = "the header" if self.header else "the first line"
+        entries = "1 entry" if fields == 1 else f"{fields} entries"
+        return ValueError(f"line {line} has {entries}, but {width} has {len(self.names)}; {fix}")
 
 
 def _said(sep: str) -> str:
@@ -352,37 +397,16 @@ def _refuse_other_marks(text: str, whole: bool, usual: str, rows: list[list[str]
         )
 
 
-def _has_decimal_commas(rows: list[list[str]]) -> bool:
-    """Whether a column holds 0,5 and the like, so that a comma cannot stand between thousands; and none 0.5."""
-    found = False
-    for column in zip(*(row for row in rows if len(row) == len(rows[0])), strict=True):
-        entries = [entry.strip() for entry in column if entry.strip()]
-        if any(re.fullmatch(r"[+-]?\d+\.\d+", entry) for entry in entries):
-            return False
-        commas = [entry for entry in entries if DECIMAL_COMMA.fullmatch(entry)]
-        if len(commas) + sum(entry.lstrip("+-").isdigit() for entry in entries) == len(entries):
-            found |= any(len(entry.split(",")[1]) != 3 or entry.lstrip("+-").startswith("0") for entry in commas)
-    return found
-
-
 def _refuse_equal(names: list[str]) -> None:
     equal = [name for name, count in Counter(names).items() if count > 1]
     if equal:
         raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them, or use --no-header")
 
 
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _looks_like_data(names: list[str], frame: pd.DataFrame) -> bool:
     """Whether the first line is certainly no line of names: numbers above numbers, and text that is data below."""
-    numbers = [float(name) for name in names if _is_number(name)]
-    text = [name for name in names if not _is_number(name) and not name.startswith("Unnamed: ")]
+    numbers = [float(name) for name in names if is_number(name)]
+    text = [name for name in names if not is_number(name) and not name.startswith("Unnamed: ")]
     if any(pd.to_numeric(frame[name], errors="coerce").notna().all() for name in text):
         return False
     if not text:  # 0, 1, 2 ... are the names that pandas gives, and years may be names too

@@ -1,7 +1,7 @@
 """From tables to what a network is trained on and predicts: columns chosen, checked and split."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ def prepare(
         If a file cannot be read, or an option does not suit it.
     """
     fraction = fraction_of(validation)
+    reading = replace(reading, ids=tuple(columns.ids or ()))
     table = read_table(data, reading, columns.as_text)
     if reading.na is not None:  # who says what means missing is not surprised by it
         table.require("--target", columns.target or [])
@@ -241,6 +242,8 @@ class Saved:
             )
         if held_out:
             _refuse_other_options(self.reading, reading.given())
+        only = {*self.ids, *ids} - {*self.inputs.columns, *self.goal.names}
+        reading = replace(reading, ids=tuple(only))
         table = read_table(data, reading, as_text(self.goal, self.inputs, [*self.ids, *ids]))
         table.require("--id", ids)
         ids = [*(name for name in self.ids if name in table.frame and name not in ids), *ids]

@@ -50,6 +50,8 @@ class Reading:
         Whether the first line names the columns.
     na : tuple of str or None
         What means missing, besides empty entries; None for pandas' own list.
+    ids : tuple of str
+        Columns that are copied as they stand, where NA is an entry like any other.
     """
 
     sep: str | None = None
@@ -59,6 +61,7 @@ class Reading:
     header: bool = True
     na: tuple[str, ...] | None = None
     comment: str | None = None
+    ids: tuple[str, ...] = ()
 
     @classmethod
     def checked(

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from bpgpu import checks
+from bpgpu.cli.arrays import matrix, read_arrays
 from bpgpu.cli.csv_files import COMPRESSED, ENDINGS, CsvFile
+from bpgpu.cli.numerals import numbers
 from bpgpu.cli.reading import Reading, quoted
 from bpgpu.data import load_digits
 from bpgpu.errors import unknown_name
@@ -117,21 +119,20 @@ class Table:
         text = self.frame[name].astype(object)
         if text.dropna().isin(list(BOOLEANS)).all():
             return text.map(BOOLEANS).astype("boolean")  # which may be missing
-        plain = text.map(lambda entry: entry.strip() if isinstance(entry, str) else entry)
-        if self.thousands is not None:
-            plain = plain.map(lambda entry: entry.replace(self.thousands, "") if isinstance(entry, str) else entry)
-        if self.decimal != ".":
-            plain = plain.map(lambda entry: entry.replace(self.decimal, ".") if isinstance(entry, str) else entry)
-        return pd.to_numeric(plain, errors="coerce")
+        return numbers(text, self.decimal, self.thousands)
 
-    def settled(self, name: str) -> "pd.Series[Any]":
-        """Return a column that was read as text as numbers, if all are; 01001 is no number, but a code."""
+    def settled(self, name: str, exact: bool = False) -> "pd.Series[Any]":
+        """Return a column that was read as text as numbers, if all are; 01001 is no number, but a code.
+
+        With `exact` a whole number that float64 would round is a code too.
+        """
         column = self.frame[name]
         if column.dtype.kind in "buifmMc" or isinstance(column.dtype, pd.CategoricalDtype):
             return column
-        numbers, known = self.numbers(name), column.notna()
+        found, known = self.numbers(name), column.notna()
+        code = r"[+-]?(0\d+|\d{16,})" if exact and found.dtype.kind == "f" else r"[+-]?0\d+"
         text = column[known].astype(str)
-        return column if numbers[known].isna().any() or text.str.fullmatch(r"[+-]?0\d+").any() else numbers
+        return column if found[known].isna().any() or text.str.fullmatch(code).any() else found
 
     def digest(self) -> str:
         """Return a hash of the files' content."""
@@ -168,7 +169,7 @@ def read_table(
     sources = [sources] if isinstance(sources, str) else sources
     if sources == ["digits"]:
         X, y = load_digits()
-        frame = _matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
+        frame = matrix(X, [f"pixel_{i // 8}_{i % 8}" for i in range(64)])
         frame["digit"] = y
         return Table(frame, "digits", ["digit"])
     chosen: list[set[str]] = []
@@ -243,9 +244,10 @@ def _read(path: Path, reading: Reading, text: Callable[[list[str]], set[str]]) -
         case [".csv" | ".tsv" | ".tab"]:
             return _read_csv(path, reading, text)
         case [".parquet"]:
-            return _read_parquet(path)
+            return _read_parquet(path, text)
         case [".npy" | ".npz"]:
-            return _read_arrays(path)
+            frame, target, notes, hint = read_arrays(path)
+            return Table(frame, str(path), target, {}, notes, parts=[(len(frame), path, None)], hint=hint)
     raise ValueError(KINDS)
 
 
@@ -253,11 +255,12 @@ def _read_csv(path: Path, reading: Reading, text: Callable[[list[str]], set[str]
     file = CsvFile.look_at(path, reading)
     frame = file.read(reading, text(file.names))
     notes = [f"{path} is read with {' '.join(file.notes)}"] if file.notes else []
+    notes += [f"{path}: {note}" for note in file.swallowed(frame)]
     parts: list[Any] = [(len(frame), path, file)]
     return Table(frame, str(path), [], {}, notes, file.decimal, reading.thousands, parts)
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, text: Callable[[list[str]], set[str]]) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -265,87 +268,22 @@ def _read_parquet(path: Path) -> Table:
     equal = sorted({name for name in content.column_names if content.column_names.count(name) > 1})
     if equal:
         raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them")
-    for i, column in enumerate(content.schema):
-        if pa.types.is_decimal(column.type):
-            content = content.set_column(i, column.name, content.column(i).cast(pa.float64()))
     about = content.schema.pandas_metadata or {}
     index = [name for name in about.get("index_columns", []) if isinstance(name, str) and name in content.column_names]
+    as_text, whole = text([name for name in content.column_names if name not in index]), {}
+    for i, column in enumerate(content.schema):
+        if pa.types.is_decimal(column.type):
+            kind = pa.string() if column.name in as_text else pa.float64()
+            content = content.set_column(i, column.name, content.column(i).cast(kind))
+        elif pa.types.is_integer(column.type) and content.column(i).null_count:  # float64 would round them
+            mapped = pd.api.types.pandas_dtype(str(column.type).replace("uint", "UInt").replace("int", "Int"))
+            whole[column.name] = content.column(i).to_pandas(types_mapper=lambda _, mapped=mapped: mapped)
     # Without a copy of what needs none: numbers stay where Arrow put them, and the rest is freed as it goes.
     frame = content.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
+    for name, entries in whole.items():
+        frame[name] = entries
     aside = dict.fromkeys(index, "is an index that pandas wrote")
     return Table(frame, str(path), aside=aside, parts=[(len(frame), path, None)])
-
-
-def _read_arrays(path: Path) -> Table:
-    loaded = np.load(path, allow_pickle=False)  # which of the two it is, its content says
-    target, notes, hint = [], [], ""
-    if isinstance(loaded, np.ndarray):
-        frame = _matrix(loaded)
-    else:
-        with loaded:
-            arrays = "it holds " + (_shapes(loaded) or "no arrays")
-            if "X" not in loaded:
-                raise ValueError(f"a .npz needs an array X of rows, and y of targets; {arrays}; rename them")
-            X = _plain(loaded, "X")
-            frame = _matrix(X)
-            if "y" in loaded:
-                y = _plain(loaded, "y")
-                if y.ndim == 0 or len(y) != len(frame):
-                    raise ValueError(f"X and y must have as many rows as each other; {arrays}")
-                y = y.reshape(len(y), -1)
-                if (
-                    y.shape[1] > 1
-                    and y.dtype.kind in "buif"
-                    and np.isin(y, (0, 1)).all()
-                    and (y.sum(axis=1) == 1).all()
-                ):
-                    notes = [f"{path}: y has one 1 in each row, so it is read as the classes 0 to {y.shape[1] - 1}"]
-                    y = y.argmax(axis=1)[:, None]
-                target = ["y"] if y.shape[1] == 1 else [f"y{i}" for i in range(y.shape[1])]
-                for name, column in zip(target, _native(y).T, strict=True):
-                    frame[name] = column
-            else:
-                hint = f"; {arrays}: add y, the targets, or name a column of X with --target"
-    return Table(frame, str(path), target, {}, notes, parts=[(len(frame), path, None)], hint=hint)
-
-
-def _plain(archive: Any, name: str) -> np.ndarray[Any, Any]:
-    """Return an array of an archive; one of Python objects cannot be read without running what the file says."""
-    try:
-        array: np.ndarray[Any, Any] = archive[name]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        kind = "float" if name == "X" else "str"
-        raise ValueError(f"its array {name} holds Python objects; save it as {name}.astype({kind})") from None
-    return array
-
-
-def _shapes(archive: Any) -> str:
-    """Return the arrays of an archive, by their headers alone."""
-    found = []
-    for name in archive.files:
-        with archive.zip.open(f"{name}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = header(file)
-            found.append(f"{name} {shape} {dtype}")
-    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-
-
-def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return an array in this machine's byte order, the same one if it is."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _matrix(matrix: np.ndarray[Any, Any], names: list[str] | None = None) -> pd.DataFrame:
-    """Return a table on the memory of a matrix."""
-    if matrix.ndim == 0:
-        raise ValueError("expected an array of one row a sample, got a single number")
-    if matrix.dtype.names is not None:
-        return pd.DataFrame({str(name): _native(matrix[name]) for name in matrix.dtype.names})
-    rows = _native(matrix.reshape(len(matrix), -1) if matrix.size else matrix.reshape(len(matrix), 0))
-    return pd.DataFrame(rows, columns=names or [f"x{i}" for i in range(rows.shape[1])], copy=False)
 
 
 def _mixed(tables: list[Table]) -> set[str]:

@@ -139,7 +139,8 @@ def _of_text(table: Table, name: str, task: str) -> "pd.Series[Any]":
     labels, numbers = texts(table.frame[name]), table.numbers(name)
     odd = numbers.isna()
     if not odd.any():
-        return numbers if task == "regression" else table.settled(name)
+        exact = task == "classification" or numbers.nunique() <= MAX_INTEGER_CLASSES
+        return numbers if task == "regression" else table.settled(name, exact)
     if task == "classification":
         return labels
     written, signs = odd & written_numbers(labels), odd & ~labels.str.contains(r"\w", regex=True)
@@ -311,7 +312,7 @@ class Targets:
         ValueError
             If two columns would have the same name.
         """
-        columns: dict[str, Any] = {name: rows.table.frame[name].to_numpy()[rows.numbers] for name in ids}
+        columns: dict[str, Any] = {name: rows.table.frame[name].iloc[rows.numbers].array for name in ids}
         _refuse_twice("a column of the output", [*ids, *self.names])
         for target, part, _ in self.parts(outputs):
             columns[target.name] = target.decode(part)
