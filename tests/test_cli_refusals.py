@@ -236,3 +236,12 @@ def test_files_joined_with_their_headers_are_told(run, tmp_path, mark, index):
     text = rows.to_csv(index=index)
     (tmp_path / "t.csv").write_text(mark + text + mark + text, encoding="utf-8")
     refused(run("train", "t.csv", "--encode", "auto", "--epochs", 1), "t.csv", "line 7 ", "header")
+
+
+def test_a_column_is_copied_once_however_often_it_is_named(run, table):
+    options = ["--id", "a", "--id", "a", "--epochs", 1, "--hidden", "", "--backend", "numpy", "--out", "n.safetensors"]
+    assert run("train", "t.csv", *options)[0] == 0
+    for more in ([], ["--id", "a"], ["--id", "b", "--id", "b"]):
+        code, out, err = run("predict", "n.safetensors", "t.csv", "--backend", "numpy", *more)
+        assert code == 0, err
+        assert sorted(out.splitlines()[0].split(",")) == sorted({"row", "y", "a", *more[1::2]})

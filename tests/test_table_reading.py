@@ -582,6 +582,7 @@ def test_ids_are_no_inputs_and_are_copied_as_they_stand(run, write):
         {"fill": {"a": float("nan")}},
         {"fill": {"a": True}},
         {"ids": "id"},
+        {"reading": ["--na"]},
     ],
 )
 def test_a_model_that_says_nonsense_of_its_table_is_refused(run, write, change):

@@ -83,7 +83,7 @@ def prepare(
         table.require("--target", columns.target or [])
         table.leave_out_missing(columns.target or default_targets(table))
     goal = Targets.find(table, columns.target or [], task)
-    ids, drop, encode = columns.ids or [], columns.drop or [], columns.encode or []
+    ids, drop, encode = list(dict.fromkeys(columns.ids or [])), columns.drop or [], columns.encode or []
     roles = {"--drop": drop, "--id": ids, "--encode": [name for name in encode if name != AUTO]}
     for option, names in roles.items():
         table.require(option, names)
@@ -246,7 +246,7 @@ class Saved:
         reading = replace(reading, ids=tuple(only))
         table = read_table(data, reading, as_text(self.goal, self.inputs, [*self.ids, *ids]))
         table.require("--id", ids)
-        ids = [*(name for name in self.ids if name in table.frame and name not in ids), *ids]
+        ids = [*(name for name in self.ids if name in table.frame and name not in ids), *dict.fromkeys(ids)]
         if held_out and reading.na is not None:
             table.leave_out_missing([name for name in self.goal.names if name in table.frame])
         numbers = np.arange(len(table))
