@@ -508,6 +508,16 @@ def test_targets_of_a_regression_are_taken_and_refused_as_by_scikit_learn(solver
             make(library, "number", solver=solver).fit(X, y + 0j)
 
 
+def test_held_out_samples_need_a_weight():
+    """scikit-learn says so too, when it computes the score."""
+    weight = np.zeros(len(X))
+    weight[[2, 9]] = 1
+    for library in LIBRARIES:
+        with pytest.raises((ValueError, ZeroDivisionError)) as error:
+            make(library, "binary", early_stopping=True, solver="sgd").fit(X, Y["binary"], weight)
+    assert re.match("^sample_weight must not be 0 for all the samples", str(error.value)), error.value
+
+
 def test_partial_fit_refuses_a_batch_size_that_became_no_integer():
     """scikit-learn checks no parameter again in `partial_fit`, and fails when it slices."""
     for library in LIBRARIES:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import numpy as np
 import pandas as pd
 
 from bpgpu.cli.numerals import DECIMAL_COMMA, has_decimal_commas, is_number, numbers, thousands_points
@@ -212,20 +211,6 @@ class CsvFile:
                 kept[name][row] = entry or None
         for name in ids:
             frame[name] = kept[name]
-
-    def swallowed(self, frame: pd.DataFrame) -> list[str]:
-        """Return a note if an entry holds whole lines, as it does if a quotation mark is not meant as one."""
-        others = len(self.names) - 1
-        for name in self.names if others and self.sep != SPACE else ():
-            if frame[name].dtype.kind in "buif":
-                continue
-            for row in np.flatnonzero(frame[name].astype(str).str.contains("[\r\n]", regex=True)):
-                if any(part.count(self.sep) == others for part in frame[name].iloc[row].splitlines()[1:]):
-                    return [
-                        f"an entry of {name!r} in the row that begins in {self.locate(int(row), 0, '')[0]} holds whole "
-                        "lines; if its quotation mark is none, write it twice and the entry in quotation marks"
-                    ]
-        return []
 
     def _looks_like_names(self, frame: pd.DataFrame, thousands: str | None) -> bool:
         """Whether the first line is no data: not one number, above a column of numbers at least."""

@@ -15,7 +15,7 @@ from bpgpu import checks
 from bpgpu.cli.arrays import matrix, read_arrays
 from bpgpu.cli.csv_files import COMPRESSED, ENDINGS, CsvFile
 from bpgpu.cli.numerals import numbers
-from bpgpu.cli.reading import Reading, quoted
+from bpgpu.cli.reading import SPACE, Reading, quoted
 from bpgpu.data import load_digits
 from bpgpu.errors import unknown_name
 
@@ -255,9 +255,25 @@ def _read_csv(path: Path, reading: Reading, text: Callable[[list[str]], set[str]
     file = CsvFile.look_at(path, reading)
     frame = file.read(reading, text(file.names))
     notes = [f"{path} is read with {' '.join(file.notes)}"] if file.notes else []
-    notes += [f"{path}: {note}" for note in file.swallowed(frame)]
+    notes += _swallowed_lines(file, frame)
     parts: list[Any] = [(len(frame), path, file)]
     return Table(frame, str(path), [], {}, notes, file.decimal, reading.thousands, parts)
+
+
+def _swallowed_lines(file: CsvFile, frame: pd.DataFrame) -> list[str]:
+    """Return a note if an entry holds whole lines, as it does if a quotation mark is not meant as one."""
+    others = len(file.names) - 1
+    for name in file.names if others and file.sep != SPACE else ():
+        if frame[name].dtype.kind in "buif":
+            continue
+        for row in np.flatnonzero(frame[name].astype(str).str.contains("[\r\n]", regex=True)):
+            if any(part.count(file.sep) == others for part in frame[name].iloc[row].splitlines()[1:]):
+                where, _ = file.locate(int(row), 0, "")
+                return [
+                    f"{file.path}: an entry of {name!r} in the row that begins in {where} holds whole lines; if its "
+                    "quotation mark is none, write it twice and the entry in quotation marks"
+                ]
+    return []
 
 
 def _read_parquet(path: Path, text: Callable[[list[str]], set[str]]) -> Table:

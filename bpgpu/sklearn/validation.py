@@ -51,6 +51,10 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
+        if weight_val is not None and not weight_val.any():
+            raise ValueError(
+                "sample_weight must not be 0 for all the samples that are held out; raise validation_fraction"
+            )
         return (X, y, weight), (X_val, y_val, weight_val)
 
     def _bpgpu_checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
