@@ -77,6 +77,16 @@ class Training:
         """Epochs finished in this fit, whatever a callback does to the history."""
         return self._finished
 
+    def _epoch_ends(self, loss: float, learning_rate: float, seconds: float, validation_loss: float | None) -> None:
+        """Count an epoch that is in the weights, and enter it in the history."""
+        self.net.epoch += 1
+        self._finished += 1
+        self.history.loss.append(loss)
+        self.history.learning_rate.append(learning_rate)
+        self.history.seconds.append(seconds)
+        if validation_loss is not None:
+            self.history.validation_loss.append(validation_loss)
+
     def stop(self, reason: str) -> None:
         """End training after this epoch; the reason goes into the history."""
         self.history.stop_reason = str(reason or "stopped by a callback")
@@ -146,7 +156,7 @@ def _train_epoch(
     training: Training, plan: Plan, data: Data, validation: tuple[Data, Plan] | None, shuffle: bool
 ) -> None:
     """Train one epoch and enter it in the history."""
-    net, history = training.net, training.history
+    net = training.net
     checks.integer("epoch", net.epoch, 0, checks.MAX_COUNT - 1)  # a callback may have set it
     n, steps = len(data), -(-len(data) // plan.batch_size)
     if training.learning_rate is None:
@@ -169,12 +179,6 @@ def _train_epoch(
             finite = math.isfinite(validation_loss)
     finally:  # the epoch is in the weights, also if its validation is interrupted
         if finite:
-            net.epoch += 1
-            training._finished += 1
-            history.loss.append(loss)
-            history.learning_rate.append(learning_rates[0])
-            history.seconds.append(seconds)
-            if validation is not None:
-                history.validation_loss.append(validation_loss)
+            training._epoch_ends(loss, learning_rates[0], seconds, None if validation is None else validation_loss)
     if not finite:
         raise NonFiniteError(net.epoch + 1, steps, len(net.architecture.activations), "validation cost")

@@ -74,12 +74,8 @@ class Listeners:
         estimator = self.estimator
         if self.bpgpus:
             training, history = self.training, self.training.history
-            history.loss.append(float(loss))
-            history.seconds.append(time.perf_counter() - self.since)
-            history.learning_rate.append(training.learning_rate or estimator._optimizer.learning_rate)
-            if validation_loss is not None:
-                history.validation_loss.append(validation_loss)
-            training.net.epoch += 1
+            rate = training.learning_rate or estimator._optimizer.learning_rate
+            training._epoch_ends(float(loss), rate, time.perf_counter() - self.since, validation_loss)
             for callback in self.bpgpus:
                 callback.on_epoch_end(training)
             self.stopped = self.stopped or history.stop_reason
