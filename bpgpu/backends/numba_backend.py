@@ -325,7 +325,7 @@ def compiled_epoch(dtype: np.dtype[Any]) -> Callable[..., None]:
     sources = kernel_sources(dtype)
     if not cache.are_kept(sources):
         if cache.folder():
-            _log.warning("compiling CPU kernels for %s, once: about 20 s", dtype.name)
+            _log.warning("compiling CPU kernels for %s, once: about 40 s", dtype.name)
         else:
             _log.warning(
                 "compiling CPU kernels for %s: about 15 s; no cache folder can be used (see bpgpu warmup)", dtype.name
