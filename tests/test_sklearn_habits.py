@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import pickle
 import re
 import warnings
@@ -96,6 +97,25 @@ def test_attributes_have_the_types_that_scikit_learn_gives_them(options, how):
                     if options["solver"] == "lbfgs":  # how often it came by is not a type
                         one.pop("n_iter_")
                 assert got == expected, (target, dtype, weight is None or weight.dtype)
+
+
+@pytest.mark.parametrize("how", ["warm", "partial_fit"])
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+def test_losses_have_scikit_learns_type_where_training_goes_on_in_another_dtype(solver, how):
+    """The parameters stay in the dtype of the first X, the outputs are in the wider of both."""
+    if (solver, how) == ("lbfgs", "partial_fit"):
+        pytest.skip("scikit-learn has none")
+    for dtypes in itertools.product((np.float32, np.float64), repeat=3):
+        first, second, y = dtypes
+        found = []
+        for library in LIBRARIES:
+            model = make(library, "number", solver=solver, warm_start=how == "warm")
+            train = model.partial_fit if how == "partial_fit" else model.fit
+            train(X.astype(first), Y["number"].astype(y))
+            train(X.astype(second), Y["number"].astype(y))
+            curve = getattr(model, "loss_curve_", None)  # L-BFGS has none
+            found.append((described(model.loss_), described(curve), model.coefs_[0].dtype))
+        assert found[0] == found[1], dtypes
 
 
 def test_the_optimizer_has_the_types_of_scikit_learns():

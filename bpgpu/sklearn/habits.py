@@ -74,15 +74,15 @@ def _is_ours(estimator: Any) -> bool:
     return type(estimator).__module__.startswith("bpgpu.")
 
 
-def loss_type(estimator: Any, y: Any, weight: Any, dtype: np.dtype[Any], batch_size: Any = 1) -> Any:
-    """Return the type that scikit-learn's losses have, np.float32 or np.float64."""
+def loss_type(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any], batch_size: Any = 1) -> Any:
+    """Return the type that scikit-learn's losses have with parameters of `dtype`, np.float32 or np.float64."""
     name = "binary_log_loss" if estimator.out_activation_ == "logistic" else estimator.loss
     if not isinstance(name, str) or name not in LOSS_FUNCTIONS:
         return np.float64
     kinds: Any = (
         y.dtype,
         None if weight is None else weight.dtype,
-        dtype,
+        np.result_type(X.dtype, dtype),
         0.5 * estimator.alpha * dtype.type(1),
         type(batch_size),
     )
@@ -90,9 +90,9 @@ def loss_type(estimator: Any, y: Any, weight: Any, dtype: np.dtype[Any], batch_s
 
 
 @functools.lru_cache(typed=True)
-def _loss_type(name: str, several: bool, y: Any, weight: Any, dtype: Any, penalty: Any, rows: Any) -> Any:
+def _loss_type(name: str, several: bool, y: Any, weight: Any, output: Any, penalty: Any, rows: Any) -> Any:
     """Try it: the promotions of its formula are not for us to repeat."""
     targets, ones = np.ones((1, 1 + several), y), None if weight is None else np.ones(1, weight)
-    value = LOSS_FUNCTIONS[name](targets, np.full(targets.shape, 0.5, dtype), ones)
+    value = LOSS_FUNCTIONS[name](targets, np.full(targets.shape, 0.5, output), ones)
     value += penalty / (1 if ones is None else ones.sum())
     return type(value * rows(1))

@@ -74,7 +74,7 @@ class BackendSteps:
         self.learning_rate: float | None = None
         dtype = estimator.coefs_[0].dtype
         data, rule = networks.data(estimator, X, y, weight, dtype), networks.rule(self.optimizer)
-        self.loss_type = loss_type(estimator, y, weight, dtype, batch_size)
+        self.loss_type = loss_type(estimator, X, y, weight, dtype, batch_size)
         net = networks.architecture(estimator, dtype)
         self.plan = Plan(net, int(batch_size), backend, rule, nonzeros=data.nonzeros).allocate()
         self.steps_of_an_epoch = -(-len(data) // self.plan.batch_size)
@@ -227,7 +227,7 @@ class Objective:
 
     def _prepare(self, dtype: np.dtype[Any]) -> None:
         data = networks.data(self.estimator, self.X, self.y, self.weight, dtype)
-        self.loss_type = loss_type(self.estimator, self.y, self.weight, dtype)
+        self.loss_type = loss_type(self.estimator, self.X, self.y, self.weight, dtype)
         net = networks.architecture(self.estimator, dtype)
         self.plan = Plan(net, len(data), self.backend, nonzeros=data.nonzeros).allocate()
         self.data = self.backend.place(data, self.plan)
