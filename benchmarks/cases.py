@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.epoch import Epoch, Update
 from benchmarks.steps import Forward, HiddenDelta, OutputDelta, WeightGradient
-from bpgpu.optimizers import SGD, Adam
+from bpgpu.model.optimizers import SGD, Adam
 
 GPU = ("cupy", "numba-cuda")
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -8,8 +8,9 @@ import bpgpu
 from benchmarks import gpu_step
 from benchmarks.steps import ROWS, Array, Prepared, Shapes, Step, assert_close
 from bpgpu.backends.base import Backend
-from bpgpu.optimizers import SGD, Adam, Optimizer
-from bpgpu.plan import Data, Plan
+from bpgpu.backends.data import Data
+from bpgpu.backends.plan import Plan
+from bpgpu.model.optimizers import SGD, Adam, Optimizer
 
 CLASSES = 10
 SAMPLES = 2048  # of an epoch, or two batches where that is more

@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu_step, numba_static
-from bpgpu import optimizers
-from bpgpu.activations import ACTIVATIONS, SOFTMAX
-from bpgpu.costs import COSTS, output_formulas
-from bpgpu.kernels import cuda_kernels
-from bpgpu.writing import atomic_file
+from bpgpu.files.writing import atomic_file
+from bpgpu.kernels.cuda import source as cuda_kernels
+from bpgpu.model import optimizers
+from bpgpu.model.activations import ACTIVATIONS, SOFTMAX
+from bpgpu.model.costs import COSTS, output_formulas
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ALL_FORMULAS_ON = ("sm_75", "sm_120")

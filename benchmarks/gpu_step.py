@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from bpgpu.backends.cuda_launch import blocks
-from bpgpu.backends.cuda_steps import TILE, row_chunks
+from bpgpu.backends.cuda.launch import blocks
+from bpgpu.backends.cuda.steps import TILE, row_chunks
 
 TILE_DEPTH = 16  # of the fused GEMM
 INDEX = 4  # bytes of a label and of an entry of the permutation

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 
 import bpgpu
 from benchmarks.cases import GPU, Case
-from bpgpu.optimizers import SGD
+from bpgpu.model.optimizers import SGD
 
 SECONDS = 0.15  # of timed calls for a case, but 3 calls at least and 50 at most
 CALLS = (3, 50)

@@ -16,8 +16,8 @@ from unittest import mock
 
 import numpy as np
 
-from bpgpu.activations import ACTIVATIONS, SOFTMAX
-from bpgpu.costs import COSTS, output_formulas
+from bpgpu.model.activations import ACTIVATIONS, SOFTMAX
+from bpgpu.model.costs import COSTS, output_formulas
 
 FILE = "numba_cuda"  # in a row, where the CUDA C++ kernels have the file they are in
 # A float64 instruction of PTX, which unlike SASS also has those that the assembler gets rid of.
@@ -54,7 +54,7 @@ def compiler() -> str:
 
 def jobs(architectures: tuple[str, ...], ends: tuple[str, ...], longest: tuple[str, str]) -> list[Job]:
     """Return all compilations, as the module's docstring chooses them."""
-    from bpgpu.kernels import numba_cuda
+    from bpgpu.kernels.numba_cuda import kernels as numba_cuda
 
     sigma, cost = ACTIVATIONS[longest[0]], COSTS[longest[1]]
     pairs = [(sigma, cost), *((sigma, other) for other in COSTS.values())]
@@ -87,7 +87,7 @@ def compile_job(job: Job, kernels: Any = None) -> list[dict[str, Any]]:
     ----------
     job : Job
     kernels : module
-        In place of `bpgpu.kernels.numba_cuda`.
+        In place of `bpgpu.kernels.numba_cuda.kernels`.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def compile_job(job: Job, kernels: Any = None) -> list[dict[str, Any]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _compile(job, kernels or importlib.import_module("bpgpu.kernels.numba_cuda"))
+            return _compile(job, kernels or importlib.import_module("bpgpu.kernels.numba_cuda.kernels"))
     except Exception as error:
         what = f"{job.kernel} ({job.formulas or 'no formulas'}, {job.dtype})"
         raise RuntimeError(f"{what} does not compile: {type(error).__name__}: {error}") from error

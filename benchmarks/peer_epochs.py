@@ -123,8 +123,8 @@ def compiled_products(products: list[tuple[Array, Array, Array]], times: int) ->
     """Return a function that computes C = A B of each entry so many times, by the products of bpgpu's engine."""
     from numba import njit
 
-    from bpgpu.backends.cpu_blas import blas
-    from bpgpu.kernels.numba_cpu_step import gemm
+    from bpgpu.backends.cpu.blas import blas
+    from bpgpu.kernels.cpu.step import gemm
 
     def matrix(x: Array) -> tuple[int, int, int]:  # transposed or not, address, numbers in a row
         transposed = not x.flags.c_contiguous

@@ -31,7 +31,7 @@ from benchmarks.peer_problem import NETWORKS, RATES, Problem
 from benchmarks.report import table
 from bpgpu import get_backend
 from bpgpu.cli.files import check_files, same_file
-from bpgpu.writing import atomic_file
+from bpgpu.files.writing import atomic_file
 
 ROOT = Path(__file__).parent.parent
 TITLES = {

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cases import GPU, STEPS, group_name
 from bpgpu.cli.files import check_files
-from bpgpu.writing import atomic_file
+from bpgpu.files.writing import atomic_file
 
 KEY = ["step", "transfers", "dtype", "width", "batch"]
 FIGURES = ["flops_per_second", "bytes_per_second", "share_of_attainable", "attainable_flops_per_second"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.activations import get_activation
 from bpgpu.backends.base import Backend
-from bpgpu.costs import CROSS_ENTROPY
+from bpgpu.model.activations import get_activation
+from bpgpu.model.costs import CROSS_ENTROPY
 
 ROWS = 32  # of a result that are checked
 RELU, SOFTMAX = get_activation("relu"), get_activation("softmax")

@@ -12,7 +12,8 @@ from benchmarks.epoch import train
 from benchmarks.measure import calls, libraries
 from benchmarks.peer_epochs import Bpgpu, reference
 from benchmarks.peer_problem import NETWORKS, RATES, Problem
-from bpgpu.plan import Data, Plan
+from bpgpu.backends.data import Data
+from bpgpu.backends.plan import Plan
 
 
 @pytest.fixture(scope="module", params=list(product(NETWORKS, RATES)), ids="-".join)

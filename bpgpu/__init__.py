@@ -4,11 +4,9 @@ Importing it touches NumPy only; a backend's libraries load when the backend is 
 """
 
 from bpgpu._version import __version__
-from bpgpu.activations import Activation
 from bpgpu.backends import BackendInfo, backends, get_backend  # from here on bpgpu.backends is the function
 from bpgpu.backends.base import Backend
-from bpgpu.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateSchedule, ProgressBar
-from bpgpu.costs import Cost
+from bpgpu.backends.plan import Plan
 from bpgpu.errors import (
     BackendUnavailableError,
     FormulaError,
@@ -16,12 +14,14 @@ from bpgpu.errors import (
     ModelFileError,
     NonFiniteError,
 )
-from bpgpu.gradcheck import GradientReport, check_gradients
 from bpgpu.logs import configure as _configure_log
+from bpgpu.model.activations import Activation
+from bpgpu.model.costs import Cost
+from bpgpu.model.optimizers import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Optimizer, RMSprop, StepDecay
 from bpgpu.network import MLP
-from bpgpu.optimizers import SGD, Adam, AdamW, CosineDecay, ExponentialDecay, Optimizer, RMSprop, StepDecay
-from bpgpu.plan import Plan
-from bpgpu.training import History
+from bpgpu.proof.gradcheck import GradientReport, check_gradients
+from bpgpu.training.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateSchedule, ProgressBar
+from bpgpu.training.history import History
 
 __all__ = [
     "MLP",

@@ -8,9 +8,9 @@ import numpy as np
 
 from bpgpu.backends.memory import Array, Memory
 from bpgpu.checks import Matrix, finite, numeric
-from bpgpu.costs import Cost
 from bpgpu.errors import shown
 from bpgpu.interop import is_sparse, on_gpu
+from bpgpu.model.costs import Cost
 from bpgpu.sparse import compressed_rows
 
 

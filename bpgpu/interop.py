@@ -46,7 +46,7 @@ def same_kind(result: Any, like: Any) -> Any:
     if isinstance(like, type(result)) or not (hasattr(like, "__dlpack__") or on_gpu(like)):
         return result
     if hasattr(like, "copy_to_host"):  # Numba's
-        return importlib.import_module("bpgpu.kernels._numba_cuda_shim").cuda.as_cuda_array(result)
+        return importlib.import_module("bpgpu.kernels.numba_cuda.library").cuda.as_cuda_array(result)
     if hasattr(like, "__array_namespace__"):
         library = like.__array_namespace__()
     else:

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 import numpy as np
 
 from bpgpu import checks, inputs
-from bpgpu.activations import Activation
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
-from bpgpu.costs import Cost, leaves_domain
-from bpgpu.initialisers import given_weights, initial_weights
-from bpgpu.optimizers import Optimizer
-from bpgpu.plan import Architecture, Data, Plan
+from bpgpu.backends.data import Data
+from bpgpu.backends.plan import Plan
+from bpgpu.model.activations import Activation
+from bpgpu.model.architecture import Architecture
+from bpgpu.model.costs import Cost, leaves_domain
+from bpgpu.model.initialisers import given_weights, initial_weights
+from bpgpu.model.optimizers import Optimizer
 
 if TYPE_CHECKING:
-    from bpgpu.callbacks import Callback
-    from bpgpu.training import History
+    from bpgpu.training.callbacks import Callback
+    from bpgpu.training.history import History
 
 Array = Any
 P = ParamSpec("P")
@@ -323,7 +325,7 @@ class MLP:
         NonFiniteError
             If a cost or gradient is not finite; the weights are those of the last finite epoch.
         """
-        from bpgpu.training import fit
+        from bpgpu.training.loop import fit
 
         data = self._data(X, y, sample_weight)
         validation = None
@@ -358,7 +360,7 @@ class MLP:
         OSError
             If the file cannot be written; an older file of that name is then untouched.
         """
-        from bpgpu.saving import save
+        from bpgpu.files.saving import save
 
         save(self, path)
 
@@ -378,7 +380,7 @@ class MLP:
         OSError
             If it cannot be read.
         """
-        from bpgpu.saving import load
+        from bpgpu.files.saving import load
 
         net: Self = load(cls, path, backend)
         return net
@@ -443,7 +445,7 @@ class MLP:
         OSError
             If the file cannot be written; an older one is then untouched.
         """
-        from bpgpu.onnx_export import export
+        from bpgpu.files.onnx_export import export
 
         export(self, path, input_name=input_name, output_name=output_name, dtype=dtype, X=X)
 

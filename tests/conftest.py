@@ -38,7 +38,7 @@ def no_backend_made(monkeypatch):
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}threads")
 def threads(request, monkeypatch):
     """Let the compiled CPU engine train on this many threads, whatever the size and the processors."""
-    from bpgpu.backends import numba_backend
+    from bpgpu.backends.cpu import engine as numba_backend
 
     monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: min(request.param, plan.batch_size))
     return request.param

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bpgpu import accuracy
-from bpgpu.accuracy_cases import Bench
 from bpgpu.backends.base import Backend
+from bpgpu.proof import accuracy
+from bpgpu.proof.accuracy_cases import Bench
 from tests.simgpu import device
 
 REQUIRED = frozenset(filter(None, os.environ.get("BPGPU_REQUIRE_BACKENDS", "").split(",")))

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from bpgpu import accuracy, backends, cli
-from bpgpu.accuracy_cases import CASES, DTYPES, PROMISED, Bench, Measurement
+from bpgpu import backends, cli
 from bpgpu.backends.numpy_backend import NumpyBackend
+from bpgpu.proof import accuracy
+from bpgpu.proof.accuracy_cases import CASES, DTYPES, PROMISED, Bench, Measurement
 from tests import parity, write_accuracy
 
 # The steps of the contract, the result that is spoiled in each, and the operations that must notice.

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.activations import ACTIVATIONS, get_activation
 from bpgpu.backends.base import Backend
-from bpgpu.costs import get_cost
+from bpgpu.backends.data import Dropout
 from bpgpu.kernels import philox
-from bpgpu.plan import Dropout
+from bpgpu.model.activations import ACTIVATIONS, get_activation
+from bpgpu.model.costs import get_cost
 
 # As an attribute of bpgpu, `backends` is the function that lists them.
 choice = importlib.import_module("bpgpu.backends")

@@ -692,7 +692,7 @@ def test_a_layer_larger_than_blas_counts(size, place):
 
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the machine does not say how much memory it has")
 def test_a_network_larger_than_the_machine(monkeypatch):
-    from bpgpu import initialisers
+    from bpgpu.model import initialisers
 
     monkeypatch.setattr(initialisers.np.random, "default_rng", lambda seed: pytest.fail("it began to draw weights"))
     with pytest.raises(MemoryError, match=r"1,000,000,00\d,000,000,000 initial parameters of sizes would take 7,450"):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import bpgpu
 from benchmarks import conftest, epoch, measure, report, test_steps
 from benchmarks.cases import GPU, STEPS, Case, group_name
-from bpgpu.backends.cupy_backend import CupyBackend
+from bpgpu.backends.cuda.cupy_backend import CupyBackend
 from bpgpu.backends.numpy_backend import NumpyBackend
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device

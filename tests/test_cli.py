@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 import bpgpu
-from bpgpu import __main__, gradcheck
+from bpgpu import __main__
 from bpgpu.cli import machine, output, plots, preparing, scaling
 from bpgpu.data import load_digits
+from bpgpu.proof import gradcheck
 
 FIELDS = ["backend", "device", "dtype", "parameters", "epochs", "stop_reason", "train_loss", "validation_loss"]
 FIELDS += ["metric", "test_metric", "metrics", "baseline", "confusion_matrix", "seconds", "samples_per_second", "model"]

@@ -11,11 +11,12 @@ import pytest
 from scipy import sparse
 
 import bpgpu
-from bpgpu.activations import get_activation
 from bpgpu.backends.addresses import Addresses
 from bpgpu.backends.base import Backend
-from bpgpu.costs import get_cost
-from bpgpu.plan import Data, Dropout, Plan
+from bpgpu.backends.data import Data, Dropout
+from bpgpu.backends.plan import Plan
+from bpgpu.model.activations import get_activation
+from bpgpu.model.costs import get_cost
 from tests.simgpu import device
 
 B, M, N, K = 8, 4, 3, 2  # rows, and neurons of three layers
@@ -33,8 +34,8 @@ def backend(request, monkeypatch) -> Backend:
     module = {"cupy": "cupy", "numba-cuda": "numba_device"}[name]
     importlib.import_module(f"tests.simgpu.{module}").install(monkeypatch)
     if name == "cupy":
-        return importlib.import_module("bpgpu.backends.cupy_backend").CupyBackend(gemm=gemm)
-    return importlib.import_module("bpgpu.backends.numba_cuda_backend").NumbaCudaBackend()
+        return importlib.import_module("bpgpu.backends.cuda.cupy_backend").CupyBackend(gemm=gemm)
+    return importlib.import_module("bpgpu.backends.cuda.numba_backend").NumbaCudaBackend()
 
 
 def full(*shape):
@@ -457,7 +458,7 @@ def test_every_address_is_taken_in_one_place():
     assert found == {
         "backends/addresses.py": {"ctypes", "ptr"},
         # Not an address for a kernel: a view of an array that has only DLPack, which Numba then checks.
-        "backends/numba_cuda_backend.py": {"ptr", "__cuda_array_interface__"},
+        "backends/cuda/numba_backend.py": {"ptr", "__cuda_array_interface__"},
     }
 
 

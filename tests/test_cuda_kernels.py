@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
-from bpgpu.costs import COSTS as COST_TABLE
-from bpgpu.kernels import cuda_kernels, philox
-from bpgpu.plan import Data, Dropout
+from bpgpu.backends.data import Data, Dropout
+from bpgpu.kernels import philox
+from bpgpu.kernels.cuda import source as cuda_kernels
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formulas
+from bpgpu.model.costs import COSTS as COST_TABLE
 from tests.simgpu import device
 
 pytestmark = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
@@ -174,7 +175,7 @@ def variants(shapes=SHAPES):
 
 
 def test_every_file_has_its_formulas_and_every_kernel_its_abi():
-    folder = cuda_kernels.resources.files("bpgpu.kernels").joinpath("cuda")
+    folder = cuda_kernels.resources.files("bpgpu.kernels.cuda")
     files = {entry.name for entry in folder.iterdir() if entry.name.endswith(".cu")}
     assert files == set(cuda_kernels.FORMULAS) == {file for file, _ in cuda_kernels.ABI.values()}
 

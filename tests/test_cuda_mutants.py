@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS, output_formulas
-from bpgpu.kernels import cuda_kernels
+from bpgpu.kernels.cuda import source as cuda_kernels
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS, output_formulas
 from tests import test_cuda_kernels as checks
 from tests.simgpu import device
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bpgpu.backends import cuda_probe
+from bpgpu.backends.cuda import probe as cuda_probe
 from bpgpu.errors import BackendUnavailableError
 
 CUDA13, CUDA12 = 'pip install "bpgpu[cuda13]"', 'pip install "bpgpu[cuda12]"'
@@ -215,7 +215,7 @@ def run(source, **environment):
 
 
 def test_import_of_the_probe_imports_no_cupy():
-    assert run("import sys, bpgpu.backends.cuda_probe; print('cupy' in sys.modules)") == "False"
+    assert run("import sys, bpgpu.backends.cuda.probe; print('cupy' in sys.modules)") == "False"
 
 
 # The real CuPy

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import gradcheck
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS
 from bpgpu.data import load_digits
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
+from bpgpu.proof import gradcheck
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
@@ -27,7 +27,7 @@ def gpu(monkeypatch):
 @pytest.fixture
 def backend(gpu):
     """Return a function that makes a CuPy backend on it."""
-    from bpgpu.backends.cupy_backend import CupyBackend
+    from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     return CupyBackend
 
@@ -254,7 +254,7 @@ def test_a_plan_too_large_for_the_device_names_both_figures_and_a_batch_that_fit
 
 
 def test_the_first_use_says_that_no_hardware_has_run_this(backend, caplog):
-    from bpgpu.backends import cuda_backend
+    from bpgpu.backends.cuda import backend as cuda_backend
 
     cuda_backend._say_once_that_no_hardware_has_run_this.cache_clear()
     with caplog.at_level("WARNING", logger="bpgpu"):

@@ -33,7 +33,7 @@ def gpu(monkeypatch):
 @pytest.fixture
 def backend(gpu):
     """Return a function that makes a CuPy backend on it."""
-    from bpgpu.backends.cupy_backend import CupyBackend
+    from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     return CupyBackend
 

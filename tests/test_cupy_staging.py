@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.backends import cuda_memory
+from bpgpu.backends.cuda import staging as cuda_memory
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
@@ -22,7 +22,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def backend(gpu):
-    from bpgpu.backends.cupy_backend import CupyBackend
+    from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     return CupyBackend
 
@@ -202,13 +202,13 @@ def test_too_little_memory_even_for_batches_names_the_figures(gpu, backend):
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}], ids=["", "clip"])
 def test_nbytes_is_what_training_allocates(gpu, backend, options, staged):
     """Of the plan, the data or two batches of them, the schedule and the order; but for tables of a few bytes."""
-    from bpgpu.backends import cuda_epoch
+    from bpgpu.backends.cuda import epoch as cuda_epoch
 
     net = network(backend(), connectivity=[np.ones((WIDE, 7)), None])
     X, y = data()
     rule = bpgpu.Adam(0.01, **options)
     plan = bpgpu.Plan(net.architecture, BATCH, net.backend, rule, net.masks)
-    held = bpgpu.plan.Data(X.astype(np.float32), y.astype(np.int32))
+    held = bpgpu.backends.plan.Data(X.astype(np.float32), y.astype(np.int32))
     expected = plan.nbytes + cuda_epoch.epoch_nbytes(plan, SAMPLES)
     expected += cuda_epoch.staging_nbytes(plan, held) if staged else held.nbytes
     before = gpu.counters.bytes_allocated

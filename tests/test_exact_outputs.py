@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS
-from bpgpu.plan import Plan
+from bpgpu.backends.plan import Plan
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
 from tests import parity
 
 mpmath.mp.dps = 150

@@ -13,8 +13,9 @@ import pytest
 
 import bpgpu
 from bpgpu import forks
-from bpgpu.backends import numba_backend, sums
-from bpgpu.backends.blas_threads import BlasThreads, blas_threads
+from bpgpu.backends import sums
+from bpgpu.backends.cpu import engine as numba_backend
+from bpgpu.backends.cpu.blas_threads import BlasThreads, blas_threads
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="processes are not forked here")
 SECONDS = 60  # after which a child hangs

@@ -13,9 +13,9 @@ import pytest
 from scipy import special
 
 import bpgpu
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS, output_formulas
 from bpgpu.kernels import formulas
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS, output_formulas
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 Z = np.array([-1e4, -200.0, -88.8, -20.0, -3.3, -1.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 3.3, 20.0, 88.8, 200.0, 1e4])

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import accuracy, gradcheck
-from bpgpu.accuracy_cases import DTYPES, RULES, Bench
-from bpgpu.backends import cuda_launch, cuda_probe
-from bpgpu.backends.cuda_steps import STEP
-from bpgpu.kernels import cuda_kernels
-from bpgpu.plan import Dropout, Plan
+from bpgpu.backends.cuda import launch as cuda_launch
+from bpgpu.backends.cuda import probe as cuda_probe
+from bpgpu.backends.cuda.steps import STEP
+from bpgpu.backends.data import Dropout
+from bpgpu.backends.plan import Plan
+from bpgpu.kernels.cuda import source as cuda_kernels
+from bpgpu.proof import accuracy, gradcheck
+from bpgpu.proof.accuracy_cases import DTYPES, RULES, Bench
 from tests import test_cupy_staging as staging
 from tests.test_cupy_backend import GEMMS, TOLERANCE, assert_same, data, pair, parameters
 
@@ -34,7 +36,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=f"needs 
 @pytest.fixture
 def backend():
     """Return a function that makes a CuPy backend."""
-    from bpgpu.backends.cupy_backend import CupyBackend
+    from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     return CupyBackend
 

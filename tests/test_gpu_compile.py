@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from benchmarks import numba_static
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.backends import cuda_launch
-from bpgpu.costs import COSTS
-from bpgpu.kernels import cuda_kernels
+from bpgpu.backends.cuda import launch as cuda_launch
+from bpgpu.kernels.cuda import source as cuda_kernels
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
 from tests.simgpu import numba_runner
 
 ROOT = Path(__file__).parents[1]
@@ -148,12 +148,12 @@ def test_every_numba_cuda_kernel_is_compiled(rows):
 
 def test_float64_in_a_numba_cuda_kernel_is_seen(tools):
     """A literal that is not T(...), which Numba makes a float64; the simulator can not see it."""
-    text = numba_runner.source("numba_cuda_update")
+    text = numba_runner.source("update")
     assert text.count("step = -eta * g\n") == 1
-    changed = {"numba_cuda_update": text.replace("step = -eta * g\n", "step = -1.0 * eta * g\n")}
+    changed = {"update": text.replace("step = -eta * g\n", "step = -1.0 * eta * g\n")}
     job = numba_static.Job("momentum", "", {}, "float32", ("sm_75",))
     for sources, seen in (({}, False), (changed, True)):
-        shim = importlib.import_module("bpgpu.kernels._numba_cuda_shim")
+        shim = importlib.import_module("bpgpu.kernels.numba_cuda.library")
         (row,) = numba_static.compile_job(job, numba_runner.load(sources, shim=shim))
         assert bool(row["float64"]) == seen
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import accuracy
-from bpgpu.accuracy_cases import DTYPES, Bench
+from bpgpu.proof import accuracy
+from bpgpu.proof.accuracy_cases import DTYPES, Bench
 from tests.test_cupy_backend import assert_same, data, pair, parameters
 
 pytestmark = pytest.mark.gpu
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture
 def backend():
     """Return the backend."""
-    from bpgpu.backends.numba_cuda_backend import NumbaCudaBackend
+    from bpgpu.backends.cuda.numba_backend import NumbaCudaBackend
 
     try:
         return NumbaCudaBackend()

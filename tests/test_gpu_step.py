@@ -7,7 +7,7 @@ import pytest
 
 import bpgpu
 from benchmarks import gpu_step
-from bpgpu.backends.rules import rule_kernel
+from bpgpu.backends.rule_kernels import rule_kernel
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
@@ -19,7 +19,7 @@ RULES = [bpgpu.SGD(0.1), bpgpu.Adam(0.01)]
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 3, 2), (9, 8, 7, 2)], ids=str)
 @pytest.mark.parametrize("output", ["softmax_cross_entropy", "output_delta"])
 def test_a_step_launches_what_is_counted(monkeypatch, gemm, sizes, output):
-    from bpgpu.backends.cupy_backend import CupyBackend
+    from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     log = simulated.install(monkeypatch).counters.log
     softmax = output == "softmax_cross_entropy"

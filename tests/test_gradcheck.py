@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import gradcheck
-from bpgpu.activations import ACTIVATIONS, IDENTITY
 from bpgpu.backends.base import Backend
 from bpgpu.backends.numpy_backend import NumpyBackend
-from bpgpu.costs import COSTS
+from bpgpu.model.activations import ACTIVATIONS, IDENTITY
+from bpgpu.model.costs import COSTS
+from bpgpu.proof import gradcheck
 
 STEPS = {"forward", "dropout", "output_delta", "hidden_delta", "weight_gradient", "batch_forward", "batch_gradients"}
 

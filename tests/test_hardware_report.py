@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from bpgpu import accuracy, accuracy_cases, hardware_parts, hardware_peers, hardware_report
-from bpgpu.accuracy_cases import DTYPES
+from bpgpu.proof import accuracy, accuracy_cases, hardware_parts, hardware_peers, hardware_report
+from bpgpu.proof.accuracy_cases import DTYPES
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device, numba_device
 

@@ -21,7 +21,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def backend(gpu):
-    from bpgpu.backends.cupy_backend import CupyBackend
+    from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     return CupyBackend
 

@@ -345,7 +345,7 @@ def workspace(net: bpgpu.MLP, X: np.ndarray, y: np.ndarray) -> dict[str, list[np
     """z and delta of layers 1 ... L and a of layers 0 ... L, as the backend computes them."""
     plan = bpgpu.Plan(net.architecture, len(X), net.backend).allocate()
     batch = plan.batch(len(X))
-    net.backend.load_batch(batch, bpgpu.plan.Data(X, y), slice(None))
+    net.backend.load_batch(batch, bpgpu.backends.plan.Data(X, y), slice(None))
     net.backend.batch_gradients(plan, batch, net.parameters, epoch=0, step=0)
     z = [np.empty_like(a) for a in batch.a[1:]]  # a plan keeps only the z it needs
     for l, (W, b) in enumerate(zip(net.weights, net.biases, strict=True)):

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.backends import cpu_blas, cpu_threads, numba_backend
-from bpgpu.costs import COSTS
-from bpgpu.kernels import numba_cpu_threads as kernels
-from bpgpu.plan import Plan
+from bpgpu.backends.cpu import blas as cpu_blas
+from bpgpu.backends.cpu import engine as numba_backend
+from bpgpu.backends.cpu import threads as cpu_threads
+from bpgpu.backends.plan import Plan
+from bpgpu.kernels.cpu import phases as kernels
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
 
 RULES = [
     bpgpu.SGD(0.1),
@@ -334,7 +336,7 @@ def run_epoch(monkeypatch):
     X, y = data()
     net, _ = pair()
     plan = Plan(net.architecture, 25, net.backend, bpgpu.SGD(0.1)).allocate()
-    samples = bpgpu.plan.Data(X.astype(np.float32), y.astype(np.int32))
+    samples = bpgpu.backends.plan.Data(X.astype(np.float32), y.astype(np.int32))
     arguments = {"parameters": net.parameters, "learning_rates": [0.1, 0.1], "epoch": 0}
     return lambda: net.backend.run_epoch(plan, samples, None, **arguments), net.parameters, plan
 

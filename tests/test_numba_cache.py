@@ -16,8 +16,8 @@ from numba.core import config
 from numba.misc import appdirs
 
 from bpgpu import cli
-from bpgpu.backends import numba_backend
-from bpgpu.kernels import numba_cpu_cache as cache
+from bpgpu.backends.cpu import engine as numba_backend
+from bpgpu.kernels.cpu import cache
 
 ROOT = Path(__file__).parents[1]
 DTYPE = np.dtype(np.float32)
@@ -28,16 +28,15 @@ import os
 import numpy as np
 import bpgpu
 from numba.core.event import install_recorder
-from bpgpu.backends import numba_backend
-from bpgpu.kernels import numba_cpu_cache as cache
-from bpgpu.kernels import numba_cpu_formulas
+from bpgpu.backends.cpu import engine
+from bpgpu.kernels.cpu import cache, formulas
 if "ONLY_WHAT_IS_USED" in os.environ:
-    numba_cpu_formulas.table = lambda dtype: []
+    formulas.table = lambda dtype: []
 X = np.random.default_rng(0).standard_normal((40, 5))
 with install_recorder("numba:compile") as recorder:
     net = bpgpu.MLP((5, 4, 3), "tanh", "squared_error", backend="numba", l2=40.0)
     loss = net.fit(X, X[:, :3], optimizer=bpgpu.SGD(1e-30), epochs=1, batch_size=40).loss[0]
-epoch = numba_backend.compiled_epoch(np.dtype(np.float32))
+epoch = engine.compiled_epoch(np.dtype(np.float32))
 print(loss, net.loss(X, X[:, :3]), len(epoch.stats.cache_hits), len(recorder.buffer), cache.folder(), sep="\\n")
 """
 
@@ -48,9 +47,8 @@ def installed(tmp_path):
     numba_backend.compiled_epoch(DTYPE)
     package = tmp_path / "site" / "bpgpu"
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "bpgpu", package, ignore=ignore)
-    shutil.copytree(ROOT / "kernels", package / "kernels", ignore=ignore)
-    fill(package / "kernels" / "__pycache__")
+    shutil.copytree(ROOT / "bpgpu", package, ignore=ignore)  # kernels too, through their link
+    fill(package / "kernels" / "cpu" / "__pycache__")
     return package
 
 
@@ -82,8 +80,8 @@ def test_a_changed_helper_is_what_runs(installed):
     trained, expected, hits, compiled, folder = before
     assert float(trained) == pytest.approx(float(expected), rel=1e-5)
     assert (hits, compiled, said) == ("1", "0", "")
-    assert folder == str(installed / "kernels" / "__pycache__" / "bpgpu")
-    helper = installed / "kernels" / "numba_cpu_softmax.py"
+    assert folder == str(installed / "kernels" / "cpu" / "__pycache__" / "bpgpu")
+    helper = installed / "kernels" / "cpu" / "softmax.py"
     text = helper.read_text(encoding="utf-8")
     changed = text.replace("        s += x[j] * y[j]\n", "        s += x[j] * y[j] * x.dtype.type(2)\n")  # the penalty
     assert changed != text
@@ -349,10 +347,10 @@ def test_a_folder_open_to_a_group_is_used_if_the_group_is_the_users_alone(
 def test_the_next_folder_is_taken(monkeypatch, tmp_path):
     """Where that beside the package is open to others."""
     monkeypatch.setattr(config, "CACHE_DIR", "")
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "kernels" / "numba_cpu_cache.py"))
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cpu" / "cache.py"))
     monkeypatch.setattr(appdirs, "user_cache_dir", lambda *_: str(tmp_path / "user"))
     find = cache.folder.__wrapped__
-    beside = tmp_path / "kernels" / "__pycache__" / "bpgpu"
+    beside = tmp_path / "cpu" / "__pycache__" / "bpgpu"
     assert find() == beside
     beside.chmod(0o777)
     assert find() == tmp_path / "user" / "bpgpu"

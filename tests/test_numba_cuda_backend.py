@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.backends import cuda_epoch, cuda_memory
+from bpgpu.backends.cuda import epoch as cuda_epoch
+from bpgpu.backends.cuda import staging as cuda_memory
 from bpgpu.data import load_digits
 from tests.simgpu import numba_device
 from tests.simgpu.state import counters, settings
@@ -18,7 +19,7 @@ from tests.test_cupy_backend import TOLERANCE, assert_same, data, pair, paramete
 def backend(monkeypatch):
     """A backend on the simulated GPU."""
     numba_device.install(monkeypatch)
-    from bpgpu.backends.numba_cuda_backend import NumbaCudaBackend
+    from bpgpu.backends.cuda.numba_backend import NumbaCudaBackend
 
     return NumbaCudaBackend()
 
@@ -174,7 +175,7 @@ def wide(backend, *, staged):
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((120, 60)).astype(np.float32), rng.integers(0, 3, 120).astype(np.int32)
     net = bpgpu.MLP([60, 2, 3], ["tanh", "softmax"], "cross_entropy", backend=backend)
-    rule, held = bpgpu.SGD(0.1), bpgpu.plan.Data(X, y)
+    rule, held = bpgpu.SGD(0.1), bpgpu.backends.plan.Data(X, y)
     plan = bpgpu.Plan(net.architecture, 20, backend, rule)
     needed = plan.nbytes + cuda_epoch.epoch_nbytes(plan, len(X))
     room = needed + cuda_epoch.staging_nbytes(plan, held)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import CROSS_ENTROPY
-from bpgpu.kernels import cuda_kernels
-from bpgpu.plan import Dropout
+from bpgpu.backends.data import Dropout
+from bpgpu.kernels.cuda import source as cuda_kernels
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import CROSS_ENTROPY
 from tests import test_cuda_kernels as checks
 from tests.simgpu import gemm_cases, numba_runner
 

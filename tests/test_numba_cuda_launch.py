@@ -11,11 +11,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.backends.cuda_launch import Launcher as CudaLauncher
-from bpgpu.backends.cuda_steps import Steps, at_step, control_words
-from bpgpu.backends.numba_cuda_launch import Launcher
-from bpgpu.plan import Dropout
+from bpgpu.backends.cuda.launch import Launcher as CudaLauncher
+from bpgpu.backends.cuda.numba_launch import Launcher
+from bpgpu.backends.cuda.steps import Steps, at_step, control_words
+from bpgpu.backends.data import Dropout
+from bpgpu.model.activations import ACTIVATIONS
 from tests.simgpu import numba_device
 from tests.simgpu.state import counters, settings
 
@@ -148,12 +148,12 @@ def test_the_shim_takes_numba_cuda_or_its_successor(installed, wanted, monkeypat
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name in installed else None)
-    text = resources.files("bpgpu.kernels").joinpath("_numba_cuda_shim.py").read_text(encoding="utf-8")
+    text = resources.files("bpgpu.kernels.numba_cuda").joinpath("library.py").read_text(encoding="utf-8")
     namespace = {}
     exec(text, namespace)
     assert namespace["cuda"] is modules[wanted]
 
 
 def test_bpgpu_imports_no_numba_cuda():
-    check = "import sys, bpgpu, bpgpu.backends.numba_cuda_launch; assert not {'numba.cuda', 'numba'} & set(sys.modules)"
+    check = "import sys, bpgpu, bpgpu.backends.cuda.numba_launch; assert not {'numba.cuda', 'numba'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS, CROSS_ENTROPY
 from bpgpu.kernels.formulas import ACTIVATIONS as FORMULAS
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS, CROSS_ENTROPY
 from tests import test_cuda_kernels as checks
 from tests.simgpu import gemm_cases, numba_runner, numba_sim
 
@@ -74,58 +74,58 @@ class Mutant(NamedTuple):
     threads: int = 64
 
 
-PARTS, GEMM, OUTPUT, ROWS, UPDATE = (f"numba_cuda_{name}" for name in ("parts", "gemm", "output", "rows", "update"))
+DEVICE, GEMM, OUTPUT, ROWS, UPDATE = "device", "gemm", "output", "rows", "update"
 DECAY = "        if W.size > 0 and decay != T(0):\n            v += decay * W[row, column]\n"
 MASK = "        if mask.size > 0:\n            v *= mask[row, column]\n"
 MUTANTS = [
     # Reductions, dropout, the latch
     Mutant(
         "barrier dropped behind the first write",
-        PARTS,
+        DEVICE,
         "        shared[thread] = x\n        cuda.syncthreads()\n",
         "        shared[thread] = x\n",
         total,
     ),
     Mutant(
         "barrier dropped in the loop",
-        PARTS,
+        DEVICE,
         "            cuda.syncthreads()\n            step //= 2",
         "            step //= 2",
         total,
     ),
     Mutant(
         "barrier dropped before the next reduction",
-        PARTS,
+        DEVICE,
         "        cuda.syncthreads()  # the next reduction may overwrite it\n",
         "",
         cross_entropy,
     ),
     Mutant(
         "barrier for some",
-        PARTS,
+        DEVICE,
         "            cuda.syncthreads()\n            step //= 2",
         "                cuda.syncthreads()\n            step //= 2",
         total,
     ),
-    Mutant("off by one in the reduction", PARTS, "while step > 0", "while step > 1", total),
-    Mutant("half of the lanes", PARTS, "step = width // 2", "step = width // 4", output),
-    Mutant("<= in the reduction", PARTS, "if lane < step", "if lane <= step", total),
-    Mutant("result of another row", PARTS, "shared[thread - lane]", "shared[0]", output),
-    Mutant("wrong Philox counter", PARTS, "philox(i >> 2,", "philox(i,", dropout),
-    Mutant("step and epoch swapped", PARTS, "layer, step, epoch = dropout", "layer, epoch, step = dropout", dropout),
-    Mutant("nine rounds", PARTS, "range(10)", "range(9)", dropout),
-    Mutant("kept the other way", PARTS, ">= threshold else", "< threshold else", dropout),
-    Mutant("not scaled", PARTS, "return x * keep if", "return x if", hidden_softmax),
+    Mutant("off by one in the reduction", DEVICE, "while step > 0", "while step > 1", total),
+    Mutant("half of the lanes", DEVICE, "step = width // 2", "step = width // 4", output),
+    Mutant("<= in the reduction", DEVICE, "if lane < step", "if lane <= step", total),
+    Mutant("result of another row", DEVICE, "shared[thread - lane]", "shared[0]", output),
+    Mutant("wrong Philox counter", DEVICE, "philox(i >> 2,", "philox(i,", dropout),
+    Mutant("step and epoch swapped", DEVICE, "layer, step, epoch = dropout", "layer, epoch, step = dropout", dropout),
+    Mutant("nine rounds", DEVICE, "range(10)", "range(9)", dropout),
+    Mutant("kept the other way", DEVICE, ">= threshold else", "< threshold else", dropout),
+    Mutant("not scaled", DEVICE, "return x * keep if", "return x if", hidden_softmax),
     Mutant(
         "latch overwritten",
-        PARTS,
+        DEVICE,
         "cuda.atomic.max(ctl, LATCH, 1)",
         "ctl[LATCH] = 1",
         call("test_output_sets_the_latch", 13, np.nan),
     ),
     Mutant(
         "NaN lost",
-        PARTS,
+        DEVICE,
         "x >= y or not is_finite(x)",
         "x >= y",
         call("test_norm_of_zeros_and_of_what_is_not_finite", F32),

@@ -7,11 +7,11 @@ import pytest
 
 import bpgpu
 
-SHIM = "bpgpu.kernels._numba_cuda_shim"
+SHIM = "bpgpu.kernels.numba_cuda.library"
 
 
 def reason():
-    from bpgpu.backends.numba_cuda_backend import NumbaCudaBackend
+    from bpgpu.backends.cuda.numba_backend import NumbaCudaBackend
 
     with pytest.raises(bpgpu.BackendUnavailableError) as caught:
         NumbaCudaBackend()
@@ -26,7 +26,7 @@ def driver(monkeypatch):
         def fail():
             raise ImportError(text)
 
-        for name, module in ((SHIM, ModuleType(SHIM)), ("bpgpu.kernels.numba_cuda", ModuleType("numba_cuda"))):
+        for name, module in ((SHIM, ModuleType(SHIM)), ("bpgpu.kernels.numba_cuda.kernels", ModuleType("numba_cuda"))):
             module.cuda = SimpleNamespace(current_context=fail)
             monkeypatch.setitem(sys.modules, name, module)
 
@@ -48,7 +48,7 @@ def test_no_device(driver):
 
 def test_numba_without_cuda(monkeypatch):
     monkeypatch.setitem(sys.modules, SHIM, None)
-    monkeypatch.delitem(sys.modules, "bpgpu.kernels.numba_cuda", raising=False)
+    monkeypatch.delitem(sys.modules, "bpgpu.kernels.numba_cuda.kernels", raising=False)
     assert "Numba's CUDA cannot be imported" in reason()
     assert 'pip install "bpgpu[cuda13]"' in reason()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.backends.numba_cuda_launch import Launcher
-from bpgpu.costs import COSTS
+from bpgpu.backends.cuda.numba_launch import Launcher
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
 from tests.simgpu import numba_device
 
 ROOT = Path(__file__).parents[1]

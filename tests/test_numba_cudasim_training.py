@@ -31,7 +31,7 @@ def curves(backend):
 
 SCRIPT = """
 import json, sys, types
-from bpgpu.kernels import _numba_cuda_shim as shim
+from bpgpu.kernels.numba_cuda import library as shim
 from tests.simgpu import numba_runner
 cuda = shim.cuda
 assert "simulator" in cuda.jit.__module__
@@ -42,7 +42,7 @@ context = type(cuda.current_context())
 context.get_memory_info = lambda self: memory
 context.deallocations = types.SimpleNamespace(clear=lambda: None)
 # It has a thread of the system for every thread of a block.
-sys.modules["bpgpu.kernels.numba_cuda"] = numba_runner.load(threads=64, shim=shim)
+sys.modules["bpgpu.kernels.numba_cuda.kernels"] = numba_runner.load(threads=64, shim=shim)
 from tests import test_numba_cudasim_training as t
 print(json.dumps(t.curves("numba-cuda")))
 """

@@ -6,8 +6,8 @@ import numba
 import numpy as np
 import pytest
 
-from bpgpu.kernels import numba_cpu_formulas as compiled
-from bpgpu.kernels import numba_cpu_math
+from bpgpu.kernels.cpu import formulas as compiled
+from bpgpu.kernels.cpu import math as numba_cpu_math
 from bpgpu.kernels.formulas import ACTIVATIONS, COSTS, PAIRS
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, 1e4, -1e4, 88.7, 88.8, -103.0, -104.5, 709.7, 709.8, -745.0, -746.5]

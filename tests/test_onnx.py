@@ -12,10 +12,11 @@ from safetensors import safe_open
 from scipy import special
 
 import bpgpu
-from bpgpu import cli, onnx_export, onnx_graph
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS
+from bpgpu import cli
+from bpgpu.files import onnx_export, onnx_graph
 from bpgpu.kernels import formulas
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
@@ -266,7 +267,7 @@ def test_a_wrong_operator_is_found(make_net, path, monkeypatch):
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named_with_its_command(make_net, path, monkeypatch, package):
-    monkeypatch.delitem(sys.modules, "bpgpu.onnx_graph")
+    monkeypatch.delitem(sys.modules, "bpgpu.files.onnx_graph")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=f'pip install "bpgpu\\[onnx\\]" .*{package}'):
         make_net().to_onnx(path)

@@ -353,7 +353,7 @@ def test_a_norm_that_the_dtype_does_not_hold_clips_on_every_backend(clip_norm, d
 def test_a_number_that_the_dtype_does_not_hold_is_refused(rule, options, message, backend):
     def plan(dtype):
         net = bpgpu.MLP([4, 2], "softmax", "cross_entropy", backend=backend, dtype=dtype, **options)
-        return bpgpu.plan.Plan(net.architecture, 8, net.backend, rule)
+        return bpgpu.backends.plan.Plan(net.architecture, 8, net.backend, rule)
 
     plan("float64")
     with pytest.raises(ValueError, match=message):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bpgpu.accuracy_cases import CASES, DTYPES, PROMISED, RULES
-from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import REGISTRY
-from bpgpu.costs import COSTS
-from bpgpu.optimizers import OPTIMIZERS
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
+from bpgpu.model.optimizers import OPTIMIZERS
+from bpgpu.proof.accuracy_cases import CASES, DTYPES, PROMISED, RULES
 from tests import parity
 from tests.simgpu import device
 

@@ -8,7 +8,7 @@ import pytest
 
 import bpgpu
 from bpgpu.backends.numpy_backend import NumpyBackend
-from bpgpu.plan import Plan
+from bpgpu.backends.plan import Plan
 
 
 class Counting(NumpyBackend):

@@ -404,8 +404,8 @@ def test_memory_is_finite_and_given_back(device):
 
 
 def test_installed(device, monkeypatch):
-    from bpgpu.kernels import numba_cuda
-    from bpgpu.kernels._numba_cuda_shim import cuda as found
+    from bpgpu.kernels.numba_cuda import kernels as numba_cuda
+    from bpgpu.kernels.numba_cuda.library import cuda as found
 
     assert found is device
     kernel = numba_cuda.kernel("advance", np.dtype(F32), {})

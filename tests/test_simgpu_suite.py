@@ -16,6 +16,6 @@ globals().update({n: test for n, test in vars(test_gpu).items() if n.startswith(
 def backend(monkeypatch):
     """Return a function that makes a CuPy backend on the simulated GPU."""
     simulated.install(monkeypatch)
-    from bpgpu.backends.cupy_backend import CupyBackend
+    from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     return CupyBackend

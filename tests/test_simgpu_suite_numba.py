@@ -14,6 +14,6 @@ globals().update({n: test for n, test in vars(test_gpu_numba).items() if n.start
 def backend(monkeypatch):
     """Return the backend on the simulated GPU."""
     numba_device.install(monkeypatch)
-    from bpgpu.backends.numba_cuda_backend import NumbaCudaBackend
+    from bpgpu.backends.cuda.numba_backend import NumbaCudaBackend
 
     return NumbaCudaBackend()

@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 
 import bpgpu
 from bpgpu import sklearn as ours
-from bpgpu.backends import cpu_threads
-from bpgpu.backends.blas_threads import blas_threads
+from bpgpu.backends.cpu import threads as cpu_threads
+from bpgpu.backends.cpu.blas_threads import blas_threads
 from bpgpu.sklearn.steps import BackendSteps
 from tests.test_sklearn_parity import BACKENDS, SOLVERS, assert_equal, estimator, fit, problem
 
@@ -123,7 +123,7 @@ def test_a_fitted_model_is_plain_numpy():
     content = pickle.dumps(mine)
     assert len(content) < len(pickle.dumps(theirs)) + 2000
     assert b"bpgpu.backends" not in content
-    assert b"bpgpu.plan" not in content
+    assert b"bpgpu.backends.plan" not in content
     file = io.BytesIO()
     joblib.dump(mine, file)
     file.seek(0)

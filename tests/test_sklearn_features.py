@@ -449,7 +449,7 @@ def test_progress(monkeypatch):
     X, y, _ = problem("regression")
     epochs = []
     monkeypatch.setattr(
-        "bpgpu.callbacks.ProgressBar.on_epoch_end", lambda self, training: epochs.append(training.epoch)
+        "bpgpu.training.callbacks.ProgressBar.on_epoch_end", lambda self, training: epochs.append(training.epoch)
     )
     fit(ours, "regression", X, y, progress=True, max_iter=3)
     assert epochs == [1, 2, 3]

@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning, InconsistentVersionWarning  #
 from sklearn.utils.class_weight import compute_sample_weight  # noqa: E402
 
 from bpgpu import sklearn as ours  # noqa: E402
-from bpgpu.callbacks import Callback  # noqa: E402
+from bpgpu.training.callbacks import Callback  # noqa: E402
 
 LIBRARIES = (plain, ours)
 rng = np.random.default_rng(0)

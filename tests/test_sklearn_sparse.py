@@ -10,7 +10,7 @@ from sklearn import neural_network
 from sklearn.exceptions import ConvergenceWarning
 
 from bpgpu import sklearn as ours
-from bpgpu.backends.numba_backend import NumbaBackend
+from bpgpu.backends.cpu.engine import NumbaBackend
 from bpgpu.backends.numpy_backend import NumpyBackend
 from tests.simgpu import device
 from tests.test_sklearn_parity import BACKENDS, SOLVERS, TASKS, TOLERANCE, assert_equal, estimator, fit, problem
@@ -117,7 +117,7 @@ def test_on_a_gpu_batches_are_made_dense_but_not_all_at_once(monkeypatch):
     monkeypatch.undo()  # the batches are made dense
     with pytest.MonkeyPatch.context() as patch:
         simulated.install(patch)
-        from bpgpu.backends.cupy_backend import CupyBackend
+        from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
         X, y, _ = sparse_problem("classes")
         X = sparse.csr_array(X)

@@ -7,8 +7,10 @@ import pytest
 from scipy import sparse
 
 import bpgpu
-from bpgpu.backends import cpu_blas, numba_backend
-from bpgpu.plan import Data, Plan
+from bpgpu.backends.cpu import blas as cpu_blas
+from bpgpu.backends.cpu import engine as numba_backend
+from bpgpu.backends.data import Data
+from bpgpu.backends.plan import Plan
 from bpgpu.sparse import compressed_rows, is_checked
 from tests.simgpu import device
 from tests.test_numba_backend import DTYPES, RULES, assert_same
@@ -471,9 +473,9 @@ def test_a_gpu_gets_dense_batches(name, monkeypatch):
 
     importlib.import_module(f"tests.simgpu.{name}").install(monkeypatch)
     if name == "cupy":
-        from bpgpu.backends.cupy_backend import CupyBackend as OnGpu
+        from bpgpu.backends.cuda.cupy_backend import CupyBackend as OnGpu
     else:
-        from bpgpu.backends.numba_cuda_backend import NumbaCudaBackend as OnGpu
+        from bpgpu.backends.cuda.numba_backend import NumbaCudaBackend as OnGpu
     X, y = text()
     largest = []
     whole = sparse.csr_array.toarray

@@ -8,9 +8,10 @@ from scipy import sparse
 
 import bpgpu
 from bpgpu.backends import sums
-from bpgpu.kernels import numba_cpu_sums, numba_cpu_update
-from bpgpu.kernels import numba_cpu_tables as k
-from bpgpu.plan import Plan
+from bpgpu.backends.plan import Plan
+from bpgpu.kernels.cpu import columns as k
+from bpgpu.kernels.cpu import sums as numba_cpu_sums
+from bpgpu.kernels.cpu import update as numba_cpu_update
 
 BACKENDS = ["numpy", "numba"]
 EPS = float(np.finfo(np.float32).eps)
@@ -94,7 +95,7 @@ def test_state_of_a_rule_without_memory_is_what_the_gradient_says(name):
         np.testing.assert_allclose(found, wanted, rtol=8 * EPS, atol=1e-9)
 
 
-# Sums. That of gradients over rows is in the parity matrix, `bpgpu/accuracy_sums.py`.
+# Sums. That of gradients over rows is in the parity matrix, `bpgpu/proof/accuracy_sums.py`.
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 1025, 4097])

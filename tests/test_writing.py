@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import bpgpu
-from bpgpu.writing import atomic_file
+from bpgpu.files.writing import atomic_file
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX only")
 
@@ -324,7 +324,7 @@ def test_many_writers_of_one_file(target):
 @posix
 def test_a_temporary_file_that_is_taken_for_stale_before_it_is_locked(target, monkeypatch):
     """Another process may see it in between: then another is made."""
-    from bpgpu import writing
+    from bpgpu.files import writing
 
     lock, taken = writing._lock, []
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bpgpu import accuracy
-from bpgpu.accuracy_cases import CASES, DTYPES, NETWORKS, RULES, SHAPES
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
+from bpgpu.proof import accuracy
+from bpgpu.proof.accuracy_cases import CASES, DTYPES, NETWORKS, RULES, SHAPES
 from tests import parity
 
 PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
@@ -115,8 +115,8 @@ def page(errors: accuracy.Errors, where: str) -> str:
         f"costs as an output layer, {len(RULES)} update rules, {len(SHAPES)} shapes, ragged, of one row and of none, "
         f"of contiguous, transposed and strided arrays, long sums of one-sided data, and training of {len(NETWORKS)} "
         "networks. A slow simulation "
-        "gets each case on two of the shapes, by turns. The cases are listed once, in `bpgpu/accuracy_cases.py`, and "
-        "`tests/test_parity.py` holds every backend to the promise on every change."
+        "gets each case on two of the shapes, by turns. The cases are listed once, in `bpgpu/proof/accuracy_cases.py`, "
+        "and `tests/test_parity.py` holds every backend to the promise on every change."
     )
     tables = "\n\n".join(accuracy.table(errors, dtype) for dtype in DTYPES)
     return TEXT.format(where=where, tables=tables, coverage=textwrap.fill(coverage, 120))

@@ -17,9 +17,9 @@ from bpgpu.errors import BackendUnavailableError, unknown_name
 
 # name: (module, class, command that installs what it needs), fastest first: "auto" takes the first that runs.
 REGISTRY = {
-    "cupy": ("bpgpu.backends.cupy_backend", "CupyBackend", 'pip install "bpgpu[cuda13]"'),
-    "numba-cuda": ("bpgpu.backends.numba_cuda_backend", "NumbaCudaBackend", 'pip install "bpgpu[cuda13]"'),
-    "numba": ("bpgpu.backends.numba_backend", "NumbaBackend", "pip install numba"),
+    "cupy": ("bpgpu.backends.cuda.cupy_backend", "CupyBackend", 'pip install "bpgpu[cuda13]"'),
+    "numba-cuda": ("bpgpu.backends.cuda.numba_backend", "NumbaCudaBackend", 'pip install "bpgpu[cuda13]"'),
+    "numba": ("bpgpu.backends.cpu.engine", "NumbaBackend", "pip install numba"),
     "numpy": ("bpgpu.backends.numpy_backend", "NumpyBackend", "pip install numpy"),
 }
 

@@ -12,38 +12,53 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.activations import IDENTITY, Activation
 from bpgpu.backends import contract, sums
-from bpgpu.backends.faults import first_fault, first_layer
-from bpgpu.backends.memory import Array, Memory
+from bpgpu.backends.data import Batch, Data, Dropout
+from bpgpu.backends.memory import Array
+from bpgpu.backends.non_finite import first_fault, first_layer
+from bpgpu.backends.plan import Plan, Room
 from bpgpu.backends.softmax import any_cost, binary_cross_entropy, cross_entropy, softmax
-from bpgpu.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
 from bpgpu.errors import NonFiniteError
 from bpgpu.interop import is_sparse
 from bpgpu.kernels import formulas, philox
-from bpgpu.optimizers import Optimizer
-from bpgpu.plan import Batch, Data, Dropout, Plan
+from bpgpu.model.activations import IDENTITY, Activation
+from bpgpu.model.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
+from bpgpu.model.optimizers import Optimizer
 from bpgpu.sparse import frozen, is_checked
 
 
-class Backend(Memory):
+class Backend(Room):
     """Backpropagation on one device.
 
     Attributes
     ----------
-    device : str
-        What it runs on, for people.
-    takes_sparse : bool
-        Whether the first layer takes CSR arrays of SciPy as they are. Otherwise each batch of them is made dense.
-    name, xp
-        As of `Memory`.
+    name, xp, device, takes_sparse
+        As of `Room` and its `Memory`.
     """
-
-    device: str
-    takes_sparse: bool = True
 
     def __repr__(self) -> str:
         return f"<bpgpu backend {self.name} on {self.device}>"
+
+    # Data
+
+    def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
+        """Allocate on the device what else the epochs of a plan with these placed data need."""
+
+    def place(self, data: Data, plan: Plan) -> Data:
+        """Return the data where batches are best taken from: on the device, if they fit beside what a plan needs.
+
+        Parameters
+        ----------
+        data : Data
+            In NumPy arrays or, X and y, in the backend's own.
+        plan : Plan
+
+        Raises
+        ------
+        MemoryError
+            If there is not even room for the batches under way.
+        """
+        return data
 
     # Forward
 

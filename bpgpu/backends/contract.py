@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from bpgpu import checks
-from bpgpu.activations import Activation
-from bpgpu.costs import Cost
+from bpgpu.backends.data import Batch, Data
+from bpgpu.backends.plan import Plan
 from bpgpu.frozen import freeze, is_frozen
 from bpgpu.interop import is_sparse, on_host
-from bpgpu.optimizers import Optimizer
-from bpgpu.plan import Batch, Data, Plan
+from bpgpu.model.activations import Activation
+from bpgpu.model.costs import Cost
+from bpgpu.model.optimizers import Optimizer
 from bpgpu.sparse import check, compressed_rows, is_checked
 
 Array = Any

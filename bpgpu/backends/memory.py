@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from bpgpu.interop import is_sparse, on_gpu, same_kind
-from bpgpu.plan import Data, Plan
 
 Array = Any  # the backend's own array type
 
@@ -51,29 +50,6 @@ class Memory:
     def free_memory(self) -> int | None:
         """Return the bytes that may still be allocated, or None if the backend sets no limit of its own."""
         return None
-
-    def workspace_nbytes(self, plan: Plan) -> int:
-        """Return the bytes that training allocates on the device besides what the plan itself owns and the data."""
-        return 0
-
-    def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
-        """Allocate on the device what else the epochs of a plan with these placed data need."""
-
-    def place(self, data: Data, plan: Plan) -> Data:
-        """Return the data where batches are best taken from: on the device, if they fit beside what a plan needs.
-
-        Parameters
-        ----------
-        data : Data
-            In NumPy arrays or, X and y, in the backend's own.
-        plan : Plan
-
-        Raises
-        ------
-        MemoryError
-            If there is not even room for the batches under way.
-        """
-        return data
 
     def adopt(self, name: str, value: Any) -> Any:
         """Return an array that lies in the device's memory as the backend's own, without a copy; others as they are.

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from bpgpu.backends.base import Backend
-from bpgpu.backends.blas_threads import blas_threads
+from bpgpu.backends.cpu.blas_threads import blas_threads
+from bpgpu.backends.data import Data
 from bpgpu.backends.memory import Array
-from bpgpu.plan import Data, Plan
+from bpgpu.backends.plan import Plan
 
 # Products of fewer multiply-adds than this lose more to waking BLAS's threads than they gain by them, and very much
 # more where other work shares the processors.

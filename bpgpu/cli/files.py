@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from bpgpu import checks
-from bpgpu.writing import real_target
+from bpgpu.files.writing import real_target
 
 # What the end of a name says of a file, to bpgpu or to others.
 TABLES = (".csv", ".tsv", ".tab", ".parquet", ".npy", ".npz", ".xlsx", ".json")

@@ -14,12 +14,12 @@ from rich.text import Text
 
 import bpgpu
 from bpgpu import checks
-from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
 from bpgpu.cli.files import check_files
 from bpgpu.cli.output import BackendOption, JsonOption, Printer, progress, to_json
-from bpgpu.costs import COSTS
-from bpgpu.gradcheck import CASES, check_table
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
+from bpgpu.proof.gradcheck import CASES, check_table
 
 
 def info(as_json: JsonOption = False) -> None:
@@ -49,8 +49,8 @@ def info(as_json: JsonOption = False) -> None:
 
 def warmup() -> None:
     """Compile the CPU kernels of float32 and float64 ahead of their first use; every later process finds them."""
-    from bpgpu.backends.numba_backend import kernel_sources
-    from bpgpu.kernels import numba_cpu_cache as cache
+    from bpgpu.backends.cpu.engine import kernel_sources
+    from bpgpu.kernels.cpu import cache
 
     place = cache.folder()
     if place is None:
@@ -74,7 +74,7 @@ def hardware_report(
     quick: Annotated[bool, typer.Option("--quick", help="A few small cases; the timings say nothing.")] = False,
 ) -> int:
     """Check and time the GPU of this machine, in two files to attach to an issue; exit code 1 if a part failed."""
-    from bpgpu import hardware_report as report
+    from bpgpu.proof import hardware_report as report
 
     bpgpu.get_backend("cupy")  # without a GPU there is nothing to report but this error
     checks.file_name("--folder", folder).mkdir(parents=True, exist_ok=True)
@@ -128,8 +128,8 @@ def accuracy(
 
     The unit is docs/accuracy.md's: 1 is one rounding of the largest result.
     """
-    from bpgpu import accuracy as measuring
-    from bpgpu.accuracy_cases import DTYPES
+    from bpgpu.proof import accuracy as measuring
+    from bpgpu.proof.accuracy_cases import DTYPES
 
     say = Printer(stderr=as_json)
     errors = measuring.measure_all(backend, say)

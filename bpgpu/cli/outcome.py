@@ -11,7 +11,7 @@ from bpgpu.cli.files import free_name
 from bpgpu.cli.metrics import Measured
 from bpgpu.cli.output import to_json
 from bpgpu.cli.plots import draw_losses
-from bpgpu.writing import atomic_file
+from bpgpu.files.writing import atomic_file
 
 
 class KeepHistory(bpgpu.Callback):

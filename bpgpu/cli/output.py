@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bpgpu.cli.csv_files import COMPRESSED
-from bpgpu.writing import atomic_file
+from bpgpu.files.writing import atomic_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -82,7 +82,7 @@ def export(
 
     Its input is X, its output "output"; with a classifier of 'bpgpu train', "label" and "probabilities".
     """
-    from bpgpu import onnx_export
+    from bpgpu.files import onnx_export
 
     check_files({"MODEL": [model]}, {"OUT": out})
     check_ending("OUT", out, ".onnx")

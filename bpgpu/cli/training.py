@@ -8,7 +8,6 @@ import typer
 
 import bpgpu
 from bpgpu import checks
-from bpgpu.activations import ACTIVATIONS
 from bpgpu.backends import why_auto
 from bpgpu.cli import reading, tables
 from bpgpu.cli.columns import Rows
@@ -21,7 +20,8 @@ from bpgpu.cli.preparing import Columns, predicted, prepare
 from bpgpu.cli.scaling import Standardisation, in_float64
 from bpgpu.cli.splitting import fraction_of
 from bpgpu.errors import lookup, unknown_name
-from bpgpu.optimizers import OPTIMIZERS
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.optimizers import OPTIMIZERS
 
 # (hidden layers, dropout) where the options are not given.
 DEFAULT_NETWORK = ("128,64", 0.0)

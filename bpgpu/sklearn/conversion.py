@@ -11,10 +11,10 @@ from sklearn import neural_network
 from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 
-from bpgpu import onnx_export
-from bpgpu.activations import Activation, get_activation
 from bpgpu.backends.base import Backend
-from bpgpu.costs import BINARY_CROSS_ENTROPY, Cost
+from bpgpu.files import onnx_export
+from bpgpu.model.activations import Activation, get_activation
+from bpgpu.model.costs import BINARY_CROSS_ENTROPY, Cost
 from bpgpu.network import MLP
 from bpgpu.sklearn import networks, parameters
 

@@ -8,17 +8,17 @@ from sklearn import neural_network
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from bpgpu.activations import ACTIVATIONS, Activation
 from bpgpu.backends import REGISTRY
 from bpgpu.backends.base import Backend
-from bpgpu.callbacks import Callback
-from bpgpu.costs import Cost
 from bpgpu.kernels.formulas import ACTIVATION_ALIASES
-from bpgpu.optimizers import OPTIMIZERS, Optimizer
+from bpgpu.model.activations import ACTIVATIONS, Activation
+from bpgpu.model.costs import Cost
+from bpgpu.model.optimizers import OPTIMIZERS, Optimizer
 from bpgpu.sklearn import parameters
 from bpgpu.sklearn.conversion import ConversionMixin
 from bpgpu.sklearn.fitting import BackendMixin
 from bpgpu.sklearn.networks import LOSSES
+from bpgpu.training.callbacks import Callback
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "activation": [StrOptions({*ACTIVATIONS, *ACTIVATION_ALIASES}), Activation, list, tuple],

@@ -15,13 +15,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from bpgpu.activations import get_activation
 from bpgpu.backends import get_backend, why_auto
 from bpgpu.backends.base import Backend
-from bpgpu.backends.blas_threads import blas_threads
-from bpgpu.backends.cpu_threads import at_most
+from bpgpu.backends.cpu.blas_threads import blas_threads
+from bpgpu.backends.cpu.threads import at_most
+from bpgpu.backends.plan import Plan
 from bpgpu.errors import NonFiniteError, shown
-from bpgpu.plan import Plan
+from bpgpu.model.activations import get_activation
 from bpgpu.sklearn import checks, networks, overrides, weights
 from bpgpu.sklearn.habits import StateMixin, warn
 from bpgpu.sklearn.listeners import CallbackSupportMixin, Listeners

@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 from bpgpu.backends import get_backend
-from bpgpu.callbacks import Callback, ProgressBar, checked
+from bpgpu.model.architecture import Architecture
 from bpgpu.network import MLP
-from bpgpu.plan import Architecture
 from bpgpu.sklearn import networks, parameters
 from bpgpu.sklearn.steps import BackendSteps, ReferenceSteps, flatten
-from bpgpu.training import History, Training
+from bpgpu.training.callbacks import Callback, ProgressBar, checked
+from bpgpu.training.history import History, Training
 
 __all__ = ["CallbackSupportMixin", "Listeners"]
 

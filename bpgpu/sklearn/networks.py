@@ -9,12 +9,13 @@ from scipy.sparse import issparse
 from sklearn.neural_network import _multilayer_perceptron as perceptron
 from sklearn.neural_network._stochastic_optimizers import BaseOptimizer
 
-from bpgpu.activations import IDENTITY, SOFTMAX, Activation, get_activation, layer_activations, unchecked
 from bpgpu.backends import get_backend
-from bpgpu.costs import COSTS, CROSS_ENTROPY, Cost
+from bpgpu.backends.data import Data
 from bpgpu.kernels import formulas
-from bpgpu.optimizers import SGD, Adam, Optimizer, get_optimizer
-from bpgpu.plan import Architecture, Data
+from bpgpu.model.activations import IDENTITY, SOFTMAX, Activation, get_activation, layer_activations, unchecked
+from bpgpu.model.architecture import Architecture
+from bpgpu.model.costs import COSTS, CROSS_ENTROPY, Cost
+from bpgpu.model.optimizers import SGD, Adam, Optimizer, get_optimizer
 from bpgpu.sklearn import parameters
 from bpgpu.sparse import compressed_rows
 

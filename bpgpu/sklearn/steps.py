@@ -8,8 +8,9 @@ import numpy as np
 from sklearn.neural_network import _multilayer_perceptron as perceptron
 
 from bpgpu.backends.base import Backend
+from bpgpu.backends.plan import Plan
 from bpgpu.errors import NonFiniteError
-from bpgpu.plan import Architecture, Plan
+from bpgpu.model.architecture import Architecture
 from bpgpu.sklearn import networks
 from bpgpu.sklearn.habits import loss_type
 

@@ -1,6 +1,6 @@
 // One step of an optimizer over the flat buffers, and the sums that go with it.
 //
-// sgd, momentum, nesterov, rmsprop, adam, adamw: the rules of bpgpu/optimizers.py
+// sgd, momentum, nesterov, rmsprop, adam, adamw: the rules of bpgpu/model/optimizers.py
 // Computes  g = (gradient + decay p of weights) mask, times clip[0] if it is not null; then the rule, with eta, c1 and
 //           c2 from the schedule's row of step ctl[1].
 // Reads     p, g, the rule's state m, v (null where it has none), mask (n_weights; may be null), clip (may be null),

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.kernels import cuda_kernels, formulas, philox
+from bpgpu.kernels import formulas, philox
+from bpgpu.kernels.cuda import source as cuda_kernels
 from tests.simgpu import device
 
 _DROPOUT = ("threshold", "keep", "key0", "key1", "layer", "ctl")

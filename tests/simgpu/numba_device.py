@@ -1,6 +1,6 @@
 """The part of `numba.cuda` that a backend needs, on the host: device arrays that count what they cost, streams.
 
-    numba_device.install(monkeypatch)       # now `bpgpu.kernels.numba_cuda` and its `cuda` are simulated
+    numba_device.install(monkeypatch)       # now `bpgpu.kernels.numba_cuda.kernels` and its `cuda` are simulated
     cuda = numba_device.cuda                # device_array, to_device, stream, ... and what kernels use (numba_sim)
 
 Stricter than Numba: no array becomes a NumPy array or comes from one but by `to_device`, `copy_to_device` and
@@ -468,12 +468,11 @@ def install(monkeypatch: Any, threads: int = 64) -> Any:
     """
     reset()
     forget_backends(monkeypatch)  # none of this device may outlive the test
-    importlib.import_module("bpgpu.kernels")
+    package = importlib.import_module("bpgpu.kernels.numba_cuda")
     shim = SimpleNamespace(cuda=cuda, math=numba_sim.math)
     kernels = numba_runner.load(threads=threads)
     monkeypatch.setattr(numba_sim.cuda, "submit", _submit)
-    package = sys.modules["bpgpu.kernels"]
-    for name, module in (("_numba_cuda_shim", shim), ("numba_cuda", kernels)):
-        monkeypatch.setitem(sys.modules, f"bpgpu.kernels.{name}", module)
+    for name, module in (("library", shim), ("kernels", kernels)):
+        monkeypatch.setitem(sys.modules, f"bpgpu.kernels.numba_cuda.{name}", module)
         monkeypatch.setattr(package, name, module, raising=False)
     return kernels

@@ -13,23 +13,24 @@ import numpy as np
 from tests.simgpu import numba_sim
 
 MODULES = (
-    "numba_cuda_parts",
-    "numba_cuda_gemm",
-    "numba_cuda_output",
-    "numba_cuda_rows",
-    "numba_cuda_update",
-    "numba_cuda",
+    "device",
+    "gemm",
+    "output",
+    "rows",
+    "update",
+    "kernels",
 )
-SHIM = "bpgpu.kernels._numba_cuda_shim"
+PACKAGE = "bpgpu.kernels.numba_cuda"
+SHIM = f"{PACKAGE}.library"
 
 
 def source(module: str) -> str:
     """Return the text of one of `MODULES`."""
-    return resources.files("bpgpu.kernels").joinpath(f"{module}.py").read_text(encoding="utf-8")
+    return resources.files(PACKAGE).joinpath(f"{module}.py").read_text(encoding="utf-8")
 
 
 def load(changed: Mapping[str, str] | None = None, threads: int = 256, shim: Any = None) -> Any:
-    """Return `bpgpu.kernels.numba_cuda` as it is on the simulator, or with another `cuda` and `math`.
+    """Return `bpgpu.kernels.numba_cuda.kernels` as it is on the simulator, or with another `cuda` and `math`.
 
     Parameters
     ----------
@@ -40,12 +41,12 @@ def load(changed: Mapping[str, str] | None = None, threads: int = 256, shim: Any
     shim : module
         With `cuda` and `math`.
     """
-    importlib.import_module("bpgpu.kernels")
+    importlib.import_module(PACKAGE)
     texts = {name: source(name) for name in MODULES} | dict(changed or {})
-    parts = texts["numba_cuda_parts"]
+    parts = texts["device"]
     assert parts.count("\nTHREADS = 256 ") == 1
-    texts["numba_cuda_parts"] = parts.replace("\nTHREADS = 256 ", f"\nTHREADS = {threads} ")
-    made = {name: types.ModuleType(f"bpgpu.kernels.{name}") for name in MODULES}
+    texts["device"] = parts.replace("\nTHREADS = 256 ", f"\nTHREADS = {threads} ")
+    made = {name: types.ModuleType(f"{PACKAGE}.{name}") for name in MODULES}
     found: dict[str, Any] = {SHIM: shim or SimpleNamespace(cuda=numba_sim.cuda, math=numba_sim.math)}
     found |= {module.__name__: module for module in made.values()}
     before = {name: sys.modules.get(name) for name in found}
@@ -58,7 +59,7 @@ def load(changed: Mapping[str, str] | None = None, threads: int = 256, shim: Any
             del sys.modules[name]
             if module is not None:
                 sys.modules[name] = module
-    return made["numba_cuda"]
+    return made["kernels"]
 
 
 class Module:

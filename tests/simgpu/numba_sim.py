@@ -2,7 +2,7 @@
 
     from tests.simgpu import numba_runner, numba_sim
 
-    kernels = numba_runner.load()               # bpgpu.kernels.numba_cuda, on the simulator in place of numba.cuda
+    kernels = numba_runner.load()  # bpgpu.kernels.numba_cuda.kernels, on the simulator in place of numba.cuda
     kernel = kernels.kernel("total", np.dtype("float32"), {})
     numba_sim.launch(kernel, 1, 256, (cost, np.int64(cost.size), ...), order="reverse")
 

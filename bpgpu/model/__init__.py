@@ -1,0 +1,1 @@
+"""What a network is, without arrays: its architecture, formulas, optimizers and initial weights."""

@@ -1,0 +1,115 @@
+"""Which errors the backends of this machine make, and whether they keep what is promised of them.
+
+`bpgpu.proof.accuracy_cases` says what is measured, in which unit, and what is promised.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from bpgpu.backends import backends, get_backend
+from bpgpu.backends.base import Backend
+from bpgpu.proof.accuracy_cases import CASES, DTYPES, PROMISED, Bench, Case, Measurement
+
+# The ways of a backend that has more than one: the options of each, by the name that it has in tables.
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "cupy": {"cupy, cuBLAS": {"gemm": "cublas"}, "cupy, fused": {"gemm": "fused"}}
+}
+
+Worst = dict[str, Measurement]  # by operation
+Errors = dict[str, dict[str, Worst]]  # by way, then by dtype
+
+
+def ways(name: str) -> dict[str, dict[str, Any]]:
+    """Return the ways of a backend, with their options."""
+    return WAYS.get(name, {name: {}})
+
+
+def make(name: str) -> dict[str, Backend]:
+    """Return the backends that are the ways of one, or of all that run here for "all".
+
+    Raises
+    ------
+    BackendUnavailableError
+        If a named one cannot run here.
+    """
+    if name == "all":
+        found: dict[str, Backend] = {}
+        for info in reversed(backends()):
+            found |= make(info.name) if info.available else {}
+        return found
+    chosen = get_backend(name)
+    return {way: type(chosen)(**options) for way, options in ways(chosen.name).items()}
+
+
+def worst(measurements: Iterable[Measurement]) -> Worst:
+    """Return the largest error of each operation, in the order of `PROMISED`."""
+    found: Worst = {}
+    for each in measurements:
+        if each.operation not in found or each.error > found[each.operation].error:
+            found[each.operation] = each
+    return {operation: found[operation] for operation in PROMISED if operation in found}
+
+
+def measure(bench: Bench, cases: Iterable[Case] = CASES) -> Worst:
+    """Return the largest error of each operation over the cases."""
+    return worst(measurement for case in cases for measurement in bench.measure(case))
+
+
+def measure_all(name: str, say: Callable[[str], Any]) -> Errors:
+    """Measure a backend, or "all" that run here, in both dtypes; say which is under way."""
+    errors: Errors = {}
+    for way, backend in make(name).items():
+        for dtype in DTYPES:
+            say(f"{way}, {dtype} ...")
+            errors.setdefault(way, {})[dtype] = measure(Bench(backend, dtype), CASES)
+    return errors
+
+
+def broken_promises(errors: Errors) -> list[str]:
+    """Return a line for each error larger than promised."""
+    return [
+        f"{way}, {dtype}: {each.operation}, {each.case}: {each.error:.3g}, promised {PROMISED[each.operation]}"
+        for way, of_way in errors.items()
+        for dtype, found in of_way.items()
+        for each in found.values()
+        if not each.ok
+    ]
+
+
+def table(errors: Errors, dtype: str) -> str:
+    """Return the largest errors in a dtype as a table in Markdown, rounded up, beside what is promised."""
+    eps = np.finfo(dtype).eps
+    rows = [[dtype, "promised", "that is", *errors], ["---"] * (3 + len(errors))]
+    for operation, promised in PROMISED.items():
+        cells = [str(promised), f"{promised * eps:.1e}" if promised else "no bit differs"]
+        rows.append([operation, *cells, *(figure(found[dtype][operation].error) for found in errors.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def figure(error: float) -> str:
+    """Return an error with one decimal, rounded up."""
+    return f"{math.ceil(round(10 * error, 6)) / 10:.1f}" if math.isfinite(error) else "not finite"
+
+
+def plain(errors: Errors) -> dict[str, Any]:
+    """Return the errors as JSON can hold them: one that is not finite is null."""
+    return {
+        way: {
+            dtype: {
+                operation: {
+                    "error": each.error if math.isfinite(each.error) else None,
+                    "promised": PROMISED[operation],
+                    "case": each.case,
+                    "ok": each.ok,
+                }
+                for operation, each in found.items()
+            }
+            for dtype, found in of_way.items()
+        }
+        for way, of_way in errors.items()
+    }

@@ -1,0 +1,1 @@
+"""The compiled epoch of the CPU, in Numba."""
