@@ -1,12 +1,12 @@
 """The network: its parameters, forward pass, cost and gradients. It knows no device."""
 
+import copy
 import dataclasses
 import functools
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -19,11 +19,6 @@ from bpgpu.model.activations import Activation
 from bpgpu.model.architecture import Architecture
 from bpgpu.model.costs import Cost, leaves_domain
 from bpgpu.model.initialisers import given_weights, initial_weights
-from bpgpu.model.optimizers import Optimizer
-
-if TYPE_CHECKING:
-    from bpgpu.training.callbacks import Callback
-    from bpgpu.training.history import History
 
 Array = Any
 P = ParamSpec("P")
@@ -31,72 +26,20 @@ R = TypeVar("R")
 CHUNK = 4096  # rows that `predict` and `loss` take at a time, which bounds their memory
 
 
-def _ordered(method: Callable[P, R]) -> Callable[P, R]:
-    """Let a method of `MLP` come after what the caller has given to the device, and before what comes next."""
+def ordered(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method of `Network` come after what the caller has given to the device, and before what comes next."""
 
     @functools.wraps(method)
     def in_order(*args: P.args, **kwargs: P.kwargs) -> R:
-        net: MLP = args[0]  # type: ignore[assignment]
+        net: Network = args[0]  # type: ignore[assignment]
         with net.backend.ordered():
             return method(*args, **kwargs)
 
     return in_order
 
 
-class MLP:
-    """A dense neural network: ``z_l = a_{l-1} W_l + b_l``, ``a_l = sigma_l(z_l)``, rows are samples.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        n_0 ... n_L: neurons of each layer, input first.
-    activations : str, Activation, or sequence of them
-        sigma_1 ... sigma_L; a single one is used for all layers. Names: identity (linear), sigmoid (logistic), tanh,
-        relu, leaky_relu, elu, softplus, gelu, silu (swish), softmax.
-    cost : str or Cost
-        half_squared_error, squared_error, mean_squared_error, binary_cross_entropy, cross_entropy.
-    bias : bool
-        Whether the layers have biases.
-    l2 : float
-        lambda of the penalty ``(lambda / 2m) sum W^2`` over all weights, m being the samples of the batch.
-    dropout : float
-        Probability in [0, 1) that training drops an activation of a hidden layer; those kept are scaled by
-        ``1 / (1 - dropout)``.
-    connectivity : list of (array of 0 and 1, shape (n_{l-1}, n_l), or None), optional
-        Where a mask is 0 there is no connection: the weight is 0 and stays 0.
-    dtype : {"float32", "float64"}
-    seed : int or None
-        Of the initial weights, the shuffling and the dropout, in [0, 2**64); None draws one, kept in
-        ``architecture.seed``.
-    backend : str or Backend
-        See `bpgpu.get_backend`.
-    init : str or list
-        Initial weights: "glorot", "he", "lecun" (each also with _uniform or _normal), "zeros"; "auto" for He's with
-        relu and its relatives and Glorot's elsewhere; or given, as one pair (W, b) a layer (W alone without biases).
-        Initial biases are 0 unless given.
-
-    Attributes
-    ----------
-    architecture : Architecture
-    backend : Backend
-    parameters : array, shape (n_parameters,)
-        All weights, then all biases, in one buffer.
-    epoch : int
-        Epochs trained so far.
-    metadata : dict
-        Anything JSON can hold; kept in the saved file.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an argument is not as described.
-    BackendUnavailableError
-        If the named backend cannot run here.
-
-    Examples
-    --------
-    >>> net = bpgpu.MLP([784, 512, 10], activations=["relu", "softmax"], cost="cross_entropy")
-    """
+class Network:
+    """A dense neural network, without training and files: what `bpgpu.MLP`, which documents it, is built on."""
 
     def __init__(
         self,
@@ -147,12 +90,43 @@ class MLP:
         self.epoch = 0
         self.metadata: dict[str, Any] = {}
 
+    @classmethod
+    def of(cls, architecture: Architecture, backend: Backend, parameters: Array, epoch: int = 0) -> Self:
+        """Return a network without masks that has these very parameters, which the constructor would copy."""
+        net = object.__new__(cls)
+        net.architecture, net.backend, net.parameters, net.epoch = architecture, backend, parameters, epoch
+        net.masks, net.metadata = [None] * len(architecture.activations), {}
+        return net
+
+    def on(self, backend: Backend | None = None, *, dtype: Any = None, parameters: Array | None = None) -> Self:
+        """Return the same network on another backend, in another dtype, or with other parameters.
+
+        Parameters
+        ----------
+        backend : Backend, optional
+        dtype : numpy.dtype, optional
+        parameters : array, shape (n_parameters,), optional
+            Of the backend and the dtype.
+        """
+        other = copy.copy(self)
+        other.backend = backend = self.backend if backend is None else backend
+        dtype = self.architecture.dtype if dtype is None else np.dtype(dtype)
+        other.architecture = dataclasses.replace(self.architecture, dtype=dtype)
+
+        def moved(array: Array) -> Array:
+            return backend.asarray(self.backend.to_numpy(array), dtype)
+
+        if backend is not self.backend or dtype != self.architecture.dtype:
+            other.masks = [None if mask is None else moved(mask) for mask in self.architecture.check_masks(self.masks)]
+        other.parameters = moved(self.parameters) if parameters is None else parameters
+        return other
+
     def __repr__(self) -> str:
         net = self.architecture
         names = [activation.name for activation in net.activations]
         return (
-            f"MLP({list(net.sizes)}, activations={names}, cost={net.cost.name!r}, dtype={net.dtype.name!r}, "
-            f"backend={self.backend.name!r}, parameters={net.n_parameters})"
+            f"{type(self).__name__}({list(net.sizes)}, activations={names}, cost={net.cost.name!r}, "
+            f"dtype={net.dtype.name!r}, backend={self.backend.name!r}, parameters={net.n_parameters})"
         )
 
     @property
@@ -165,7 +139,7 @@ class MLP:
         """b_1 ... b_L, each of shape (n_l,), as views; None for each layer of a network without biases."""
         return self.architecture.views(self.parameters)[1]
 
-    @_ordered
+    @ordered
     def forward(self, X: Array) -> list[Array]:
         """Return the activations of every layer, without dropout.
 
@@ -184,9 +158,9 @@ class MLP:
         ValueError, TypeError
             If X is not a finite matrix with n_0 columns and at least one row.
         """
-        return [self.backend.hand_back(a, X) for a in self._forward(self._input(X))]
+        return [self.backend.hand_back(a, X) for a in self._forward(self.checked_samples(X))]
 
-    @_ordered
+    @ordered
     def predict(self, X: Array) -> Array:
         """Return the output of the network, without dropout.
 
@@ -203,13 +177,13 @@ class MLP:
         ValueError, TypeError
             If X is not a finite matrix with n_0 columns and at least one row.
         """
-        checked = self._input(X)
+        checked = self.checked_samples(X)
         out = self.backend.empty((checked.shape[0], self.architecture.sizes[-1]), self.architecture.dtype)
         for rows in _chunks(checked.shape[0]):
             self.backend.assign(out[rows], self._forward(checked[rows])[-1])
         return self.backend.hand_back(out, X)
 
-    @_ordered
+    @ordered
     def loss(self, X: Array, y: Array, sample_weight: Array | None = None, *, penalty: bool = True) -> float:
         """Return C: the weighted mean of the samples' costs plus the penalty, without dropout.
 
@@ -236,10 +210,10 @@ class MLP:
             If an array is not as described or not finite.
         """
         penalty = checks.flag("penalty", penalty)
-        data = self._data(X, y, sample_weight)
-        return self._loss(data, self._inference(data), penalty=penalty)
+        data = self.checked_data(X, y, sample_weight)
+        return self.mean_cost(data, self.inference_plan(data), penalty=penalty)
 
-    @_ordered
+    @ordered
     def backprop(
         self, X: Array, y: Array, sample_weight: Array | None = None, *, step: int = 0
     ) -> tuple[float, list[tuple[Array, Array | None]]]:
@@ -265,230 +239,13 @@ class MLP:
         """
         step = checks.integer("step", step, 0, checks.MAX_COUNT)
         epoch = checks.integer("epoch", self.epoch, 0, checks.MAX_COUNT)
-        data = self._data(X, y, sample_weight)
+        data = self.checked_data(X, y, sample_weight)
         plan = Plan(self.architecture, len(data), self.backend, masks=self.masks, nonzeros=data.nonzeros).allocate()
         batch = plan.batch(len(data))
         self.backend.load_batch(batch, self.backend.place(data, plan), slice(None))
         with np.errstate(all="ignore"):  # what is not finite shows in the result
             C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=epoch, step=step)
         return C, list(zip(plan.dW, plan.db, strict=True))
-
-    @_ordered
-    def fit(
-        self,
-        X: Array,
-        y: Array,
-        *,
-        optimizer: str | Optimizer = "adam",
-        epochs: int = 10,
-        batch_size: int = 128,
-        validation_data: tuple[Any, ...] | None = None,
-        sample_weight: Array | None = None,
-        shuffle: bool = True,
-        callbacks: "Sequence[Callback]" = (),
-        progress: bool = False,
-    ) -> "History":
-        """Train the network.
-
-        Ctrl-C ends training and keeps the weights of the last finished step; the history says so.
-
-        Parameters
-        ----------
-        X : array, shape (n, n_0), or sparse of SciPy
-        y : array, shape (n, n_L), or (n,)
-            As in `loss`.
-        optimizer : str or Optimizer
-            "sgd", "rmsprop", "adam", "adamw", or an object with its numbers, such as ``bpgpu.Adam(1e-3)``. Its state
-            starts anew in every call.
-        epochs : int
-            At least 1.
-        batch_size : int
-            At least 1; more than n means n.
-        validation_data : tuple (X, y) or (X, y, sample_weight), optional
-            Its loss, without the penalty, is computed after each epoch.
-        sample_weight : array, shape (n,), optional
-        shuffle : bool
-            Whether each epoch takes the samples in a new order, from ``numpy.random.default_rng([seed, 1, epoch])``.
-        callbacks : sequence of Callback
-        progress : bool
-            Show a progress bar (needs the package rich).
-
-        Returns
-        -------
-        History
-
-        Raises
-        ------
-        ValueError, TypeError
-            If an argument is not as described; the network is unchanged. If a schedule gives a wrong learning rate, or
-            raises, in a later epoch: the network is as the last finished epoch left it.
-        NonFiniteError
-            If a cost or gradient is not finite; the weights are those of the last finite epoch.
-        """
-        from bpgpu.training.loop import fit
-
-        data = self._data(X, y, sample_weight)
-        validation = None
-        if validation_data is not None:
-            if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
-                raise ValueError(
-                    f"validation_data must be (X, y) or (X, y, sample_weight), got {type(validation_data).__name__}"
-                )
-            validation = self._data(*validation_data, prefix="validation ")
-        return fit(
-            self,
-            data,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            validation=validation,
-            shuffle=shuffle,
-            callbacks=callbacks,
-            progress=progress,
-        )
-
-    @_ordered
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the network to a safetensors file, whole or not at all.
-
-        Parameters
-        ----------
-        path : path-like
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written; an older file of that name is then untouched.
-        """
-        from bpgpu.files.saving import save
-
-        save(self, path)
-
-    @classmethod
-    def load(cls, path: str | PathLike[str], *, backend: str | Backend = "auto") -> Self:
-        """Read a network that `save` wrote. Nothing in the file is executed.
-
-        Parameters
-        ----------
-        path : path-like
-        backend : str or Backend
-
-        Raises
-        ------
-        ModelFileError
-            If the file is damaged or something else.
-        OSError
-            If it cannot be read.
-        """
-        from bpgpu.files.saving import load
-
-        net: Self = load(cls, path, backend)
-        return net
-
-    @classmethod
-    def from_sklearn(cls, estimator: Any, *, backend: str | Backend = "auto") -> Self:
-        """Build the network of a fitted scikit-learn estimator, or of one of `bpgpu.sklearn`.
-
-        Its cost and penalty have the gradients that the estimator descends along. What `predict` gives is what the
-        estimator computes from: probabilities (of the second class, if there are two) or numbers. The labels are in
-        ``metadata["classes"]``, and the command line can predict with the network when it is saved.
-
-        Parameters
-        ----------
-        estimator : sklearn.neural_network.MLPClassifier or MLPRegressor
-        backend : str or Backend
-
-        Raises
-        ------
-        TypeError
-            If it is something else.
-        sklearn.exceptions.NotFittedError
-            If it is not fitted.
-        """
-        from bpgpu.sklearn.conversion import network
-
-        net: Self = network(cls, estimator, backend)
-        return net
-
-    def to_onnx(
-        self,
-        path: str | PathLike[str],
-        *,
-        input_name: str = "X",
-        output_name: str = "output",
-        dtype: Any = None,
-        X: Array | None = None,
-    ) -> None:
-        """Write the network to an ONNX file, which other programs can predict with.
-
-        It takes any number of rows. What `save` keeps besides the weights is in the file's
-        metadata, as JSON under the key ``bpgpu``. Before the file is written, onnxruntime must give the same numbers
-        with it as `predict`, up to rounding. Needs the packages onnx and onnxruntime.
-
-        Parameters
-        ----------
-        path : path-like
-        input_name, output_name : str
-        dtype : {"float32", "float64"}, optional
-            Of the file's numbers; the network's own if not given.
-        X : array, shape (n, n_0), optional
-            Rows to check the file with; random ones, of sizes around 0.01 to 100, if not given.
-
-        Raises
-        ------
-        ImportError
-            If a package is missing.
-        ValueError, TypeError
-            If an argument is not as described, or the parameters take more than the 2 GiB of such a file.
-        RuntimeError
-            If onnxruntime gives other numbers; no file is written, and an older one is untouched.
-        OSError
-            If the file cannot be written; an older one is then untouched.
-        """
-        from bpgpu.files.onnx_export import export
-
-        export(self, path, input_name=input_name, output_name=output_name, dtype=dtype, X=X)
-
-    @classmethod
-    def from_theta(
-        cls,
-        thetas: Sequence[Array],
-        *,
-        activations: str | Activation | Sequence[str | Activation] = "sigmoid",
-        cost: str | Cost = "binary_cross_entropy",
-        **options: Any,
-    ) -> Self:
-        """Build a network from matrices whose column 0 is the bias: ``Theta_l = [b_l | W_l^T]`` (note 001).
-
-        Parameters
-        ----------
-        thetas : sequence of array, shape (n_l, n_{l-1} + 1)
-        activations, cost, **options
-            As in `MLP`; the defaults are the note's.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If a matrix does not take the outputs of the one before, or is not a finite matrix.
-        """
-        if not options.get("bias", True):
-            raise ValueError("bias must be True: column 0 of each Theta is the bias")
-        arrays = inputs.thetas(thetas)
-        sizes = [arrays[0].shape[1] - 1, *(theta.shape[0] for theta in arrays)]
-        init = [(theta[:, 1:].T, theta[:, 0]) for theta in arrays]
-        return cls(sizes, activations, cost, init=init, **options)
-
-    @_ordered
-    def to_theta(self) -> list[np.ndarray[Any, Any]]:
-        """Return ``Theta_l = [b_l | W_l^T]`` for every layer, as new NumPy arrays of shape (n_l, n_{l-1} + 1).
-
-        The bias column of a network without biases is 0.
-        """
-        thetas = []
-        for W, b in zip(self.weights, self.biases, strict=True):
-            column = np.zeros(W.shape[1], self.architecture.dtype) if b is None else self.backend.to_numpy(b)
-            thetas.append(np.column_stack([column, self.backend.to_numpy(W).T]))
-        return thetas
 
     def _forward(self, X: Array) -> list[Array]:
         a = [self.backend.asarray(X, self.architecture.dtype)]
@@ -499,13 +256,13 @@ class MLP:
             a.append(out)
         return a
 
-    def _inference(self, data: Data) -> Plan:
+    def inference_plan(self, data: Data) -> Plan:
         """Return a plan for forward passes over the data."""
         inference = dataclasses.replace(self.architecture, dropout=0.0)
         plan = Plan(inference, min(len(data), CHUNK), self.backend, nonzeros=data.nonzeros)
         return plan.within_memory().allocate()
 
-    def _loss(self, data: Data, plan: Plan, *, penalty: bool) -> float:
+    def mean_cost(self, data: Data, plan: Plan, *, penalty: bool) -> float:
         total_cost = total_weight = 0.0
         for rows in _chunks(len(data), plan.batch_size):
             batch = plan.batch(rows.stop - rows.start)
@@ -518,16 +275,16 @@ class MLP:
         decay = net.l2 / len(data) if penalty else 0.0
         return total_cost / total_weight + self.backend.penalty(self.parameters[: net.n_weights], decay)
 
-    def _input(self, X: Array, name: str = "X") -> Array:
+    def checked_samples(self, X: Array, name: str = "X") -> Array:
         """Check input, where it is, and the parameters that it meets, which a user may have replaced."""
         net = self.architecture
         net.check_parameters(self.parameters)
         return inputs.samples(name, self.backend.adopt(name, X), net.sizes[0], net.dtype, self.backend)
 
-    def _data(self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = "") -> Data:
+    def checked_data(self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = "") -> Data:
         """Check data, where they are."""
         net, backend = self.architecture, self.backend
-        X = self._input(X, f"{prefix}X")
+        X = self.checked_samples(X, f"{prefix}X")
         n = X.shape[0]
         y = backend.adopt(f"{prefix}y", y)
         y = inputs.targets(f"{prefix}y", y, n, net.sizes[-1], net.cost, net.dtype, backend)

@@ -11,7 +11,7 @@ import pytest
 
 from bpgpu.backends.base import Backend
 from bpgpu.proof import accuracy
-from bpgpu.proof.accuracy_cases import Bench
+from bpgpu.proof.bench import Bench
 from tests.simgpu import device
 
 REQUIRED = frozenset(filter(None, os.environ.get("BPGPU_REQUIRE_BACKENDS", "").split(",")))

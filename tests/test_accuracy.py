@@ -9,7 +9,8 @@ import pytest
 from bpgpu import backends, cli
 from bpgpu.backends.numpy_backend import NumpyBackend
 from bpgpu.proof import accuracy
-from bpgpu.proof.accuracy_cases import CASES, DTYPES, PROMISED, Bench, Measurement
+from bpgpu.proof.accuracy_cases import CASES, measure
+from bpgpu.proof.bench import DTYPES, PROMISED, Bench, Measurement
 from tests import parity, write_accuracy
 
 # The steps of the contract, the result that is spoiled in each, and the operations that must notice.
@@ -59,7 +60,7 @@ def test_an_error_in_any_step_is_noticed_in_every_case(step, result, operation, 
     backend = spoiled(step, result, spoil)
     for case in CASES:
         if case.operation == operation:
-            assert not all(each.ok for each in Bench(backend, dtype, 2**15, crossed=False).measure(case)), case
+            assert not all(each.ok for each in measure(Bench(backend, dtype, 2**15, crossed=False), case)), case
 
 
 @pytest.mark.parametrize(("step", "name"), [("forward", "a_prev"), ("hidden_delta", "delta"), ("output_delta", "z")])
@@ -76,7 +77,7 @@ def test_a_step_that_writes_to_an_input_is_noticed(step, name):
     setattr(Careless, step, careless)
     case = next(case for case in CASES if case.operation == step.split("_")[0])
     with pytest.raises(RuntimeError, match=f"{step} of the backend 'numpy' writes to its input {name}"):
-        Bench(Careless(), "float32").measure(case)
+        measure(Bench(Careless(), "float32"), case)
 
 
 @pytest.mark.parametrize("result", [np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.ones(3), np.ones((2, 1))])

@@ -14,7 +14,8 @@ from bpgpu.backends.data import Dropout
 from bpgpu.backends.plan import Plan
 from bpgpu.kernels.cuda import source as cuda_kernels
 from bpgpu.proof import accuracy, gradcheck
-from bpgpu.proof.accuracy_cases import DTYPES, RULES, Bench
+from bpgpu.proof.accuracy_cases import RULES
+from bpgpu.proof.bench import DTYPES, Bench
 from tests import test_cupy_staging as staging
 from tests.test_cupy_backend import GEMMS, TOLERANCE, assert_same, data, pair, parameters
 

@@ -7,7 +7,7 @@ import pytest
 
 import bpgpu
 from bpgpu.proof import accuracy
-from bpgpu.proof.accuracy_cases import DTYPES, Bench
+from bpgpu.proof.bench import DTYPES, Bench
 from tests.test_cupy_backend import assert_same, data, pair, parameters
 
 pytestmark = pytest.mark.gpu

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from bpgpu.proof import accuracy, accuracy_cases, hardware_parts, hardware_peers, hardware_report
-from bpgpu.proof.accuracy_cases import DTYPES
+from bpgpu.proof import accuracy, bench, hardware_parts, hardware_peers, hardware_report
+from bpgpu.proof.bench import DTYPES
 from tests.simgpu import cupy as simulated
 from tests.simgpu import device, numba_device
 
@@ -79,7 +79,7 @@ def test_a_part_that_fails_is_written_down_and_the_rest_runs(monkeypatch, tmp_pa
 
     simulated.install(monkeypatch)
     monkeypatch.setitem(hardware_report.PARTS, "gradients", broken)
-    monkeypatch.setitem(accuracy_cases.PROMISED, "training: loss", -1)
+    monkeypatch.setitem(bench.PROMISED, "training: loss", -1)
     report = hardware_report.run(tmp_path, lines.append, quick=True)
     found, text = written(tmp_path)
     assert found["failed"] == report["failed"] == ["gradients", "parity"]

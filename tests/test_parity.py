@@ -11,7 +11,8 @@ from bpgpu.backends import REGISTRY
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from bpgpu.model.optimizers import OPTIMIZERS
-from bpgpu.proof.accuracy_cases import CASES, DTYPES, PROMISED, RULES
+from bpgpu.proof.accuracy_cases import CASES, RULES, measure
+from bpgpu.proof.bench import DTYPES, PROMISED
 from tests import parity
 from tests.simgpu import device
 
@@ -30,7 +31,7 @@ def way(request):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_errors_are_as_small_as_promised(way, dtype, case):
     entry, backend = way
-    measurements = entry.bench(backend, dtype).measure(case)
+    measurements = measure(entry.bench(backend, dtype), case)
     assert measurements
     for each in measurements:
         assert each.ok, f"{each.operation}, {each.case}: {each.error:.3g}, promised {PROMISED[each.operation]}"

@@ -15,7 +15,8 @@ import numpy as np
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from bpgpu.proof import accuracy
-from bpgpu.proof.accuracy_cases import CASES, DTYPES, NETWORKS, RULES, SHAPES
+from bpgpu.proof.accuracy_cases import CASES, NETWORKS, RULES
+from bpgpu.proof.bench import DTYPES, SHAPES
 from tests import parity
 
 PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
@@ -99,10 +100,11 @@ or a part of it, from Python:
 
 ```python
 import bpgpu
-from bpgpu.accuracy_cases import Bench, Case
+from bpgpu.proof.accuracy_cases import Case, measure
+from bpgpu.proof.bench import Bench
 
 bench = Bench(bpgpu.get_backend("auto"), "float32")
-for each in bench.measure(Case("forward", ("tanh",))):
+for each in measure(bench, Case("forward", ("tanh",))):
     print(f"{{each.operation}}, {{each.case}}: {{each.error:.2f}}", "as promised" if each.ok else "BROKEN")
 ```
 """

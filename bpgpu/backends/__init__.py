@@ -8,8 +8,10 @@ import functools
 import importlib
 import importlib.util
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 from bpgpu import forks
 from bpgpu.backends.base import Backend
@@ -106,3 +108,13 @@ def _construct(name: str) -> Backend:
     except Exception as error:
         raise BackendUnavailableError(name, f"{type(error).__name__}: {error}; try: {fix}") from error
     return backend
+
+
+class _Package(ModuleType):
+    """The package, which is the function `backends` as well."""
+
+    def __call__(self) -> list[BackendInfo]:
+        return backends()
+
+
+sys.modules[__name__].__class__ = _Package

@@ -129,7 +129,7 @@ def accuracy(
     The unit is docs/accuracy.md's: 1 is one rounding of the largest result.
     """
     from bpgpu.proof import accuracy as measuring
-    from bpgpu.proof.accuracy_cases import DTYPES
+    from bpgpu.proof.bench import DTYPES
 
     say = Printer(stderr=as_json)
     errors = measuring.measure_all(backend, say)

@@ -12,7 +12,7 @@ from bpgpu.cli.splitting import fraction_of, split, strata
 from bpgpu.cli.tables import Table, read_table
 from bpgpu.cli.targets import Targets, default_targets
 from bpgpu.errors import shown
-from bpgpu.network import MLP
+from bpgpu.mlp import MLP
 
 TABLE_KEYS = {"columns", "target", "task", "classes"}  # what the model file of `train` says of its table at least
 HELD_OUT = {"rows", "fraction", "split_seed", "table"}  # what the model file says of a split

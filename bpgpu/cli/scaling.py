@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.network import MLP
+from bpgpu.mlp import MLP
 
 Matrix = np.ndarray[Any, Any]
 

@@ -1,6 +1,5 @@
 """Networks as ONNX files, each checked with onnxruntime against `predict` before it is kept."""
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from os import PathLike
@@ -13,10 +12,10 @@ from bpgpu.backends import get_backend
 from bpgpu.files import saving
 from bpgpu.files.writing import atomic_file
 from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.network import Network
 
 if TYPE_CHECKING:
     from bpgpu.files.onnx_graph import Graph, Value
-    from bpgpu.network import MLP
 
 Array = np.ndarray[Any, Any]
 ROWS = 64  # that a file is checked with
@@ -45,7 +44,7 @@ class Labels:
 
 
 def export(
-    net: "MLP",
+    net: Network,
     path: str | PathLike[str],
     *,
     input_name: str,
@@ -81,7 +80,7 @@ def export(
         If onnxruntime gives other numbers than `predict`; no file is written then.
     """
     number = net.architecture.dtype if dtype is None else checks.floating_dtype(dtype)
-    rows = (_random_rows(net) if X is None else net.backend.to_numpy(net._input(X))).astype(number)
+    rows = (_random_rows(net) if X is None else net.backend.to_numpy(net.checked_samples(X))).astype(number)
     net = _on_the_host(net)
     content = _content(_cast(net, number), input_name, output_name, labels)
     _check(content, net, rows, predict or net.predict, labels)
@@ -89,29 +88,24 @@ def export(
         file.write(content)
 
 
-def _on_the_host(net: "MLP") -> "MLP":
+def _on_the_host(net: Network) -> Network:
     """Return the network on the reference backend, whose products are never rounded to less than the dtype."""
-    host = copy.copy(net)
-    host.parameters, host.backend = net.backend.to_numpy(net.parameters), get_backend("numpy")
-    return host
+    return net.on(get_backend("numpy"))
 
 
-def _cast(net: "MLP", dtype: np.dtype[Any]) -> "MLP":
+def _cast(net: Network, dtype: np.dtype[Any]) -> Network:
     """Return the network with parameters of another dtype."""
-    cast = copy.copy(net)
-    cast.architecture = dataclasses.replace(net.architecture, dtype=dtype)
-    cast.parameters = net.parameters.astype(dtype)
-    return cast
+    return net.on(dtype=dtype)
 
 
-def _random_rows(net: "MLP") -> Array:
+def _random_rows(net: Network) -> Array:
     """Return small and large rows, so that activations are met where they bend and where they are flat."""
     rng = np.random.default_rng(0)
     rows: Array = rng.normal(size=(ROWS, net.architecture.sizes[0])) * 10 ** rng.uniform(-2, 2, size=(ROWS, 1))
     return rows.astype(net.architecture.dtype)
 
 
-def _content(net: "MLP", input_name: str, output_name: str, labels: Labels | None) -> bytes:
+def _content(net: Network, input_name: str, output_name: str, labels: Labels | None) -> bytes:
     """Return the content of the file."""
     try:
         from bpgpu.files.onnx_graph import Graph
@@ -159,7 +153,7 @@ def _as_tensor(values: list[Any]) -> Array:
 
 def _check(
     content: bytes,
-    net: "MLP",
+    net: Network,
     rows: Array,
     predict: Callable[[Array], Array],
     labels: Labels | None,
@@ -194,7 +188,7 @@ def _check(
         )
 
 
-def _rounding(net: "MLP", rows: Array, dtype: np.dtype[Any]) -> Array:
+def _rounding(net: Network, rows: Array, dtype: np.dtype[Any]) -> Array:
     """Return, for each row, how far rounding moves the outputs: as far as other last bits of all parameters do.
 
     The bits are those of `dtype`: of the network's or of the file's, whichever has fewer.
@@ -204,8 +198,8 @@ def _rounding(net: "MLP", rows: Array, dtype: np.dtype[Any]) -> Array:
     size = np.abs(a).max(axis=1, keepdims=True)
     farthest = np.zeros_like(size)
     for _ in range(4):  # one alone may by chance move a row nowhere
-        moved = copy.copy(net)
-        moved.parameters = (net.parameters * (1 + eps * rng.choice([-1, 1], len(net.parameters)))).astype(net_dtype)
+        last_bits = 1 + eps * rng.choice([-1, 1], len(net.parameters))
+        moved = net.on(parameters=(net.parameters * last_bits).astype(net_dtype))
         b = np.nan_to_num(_bounded(moved.predict(rows), dtype))
         farthest = np.maximum(farthest, np.abs(a - b).max(axis=1, keepdims=True))
     # onnxruntime's Sigmoid is right to the last bit of 1, not to its own.

@@ -7,7 +7,7 @@ has a connectivity mask.
 import json
 import math
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from bpgpu.files.writing import atomic_file
 from bpgpu.model.activations import ACTIVATIONS, Activation
 from bpgpu.model.architecture import Architecture
 from bpgpu.model.costs import COSTS, Cost
-
-if TYPE_CHECKING:
-    from bpgpu.network import MLP
+from bpgpu.network import Network
 
 FORMAT = 1
 KEY = "bpgpu"
@@ -45,7 +43,7 @@ MAX_DEPTH = 100  # of lists and dicts in metadata; JSON sets no limit, Python's 
 MAX_BITS = 2000  # of an integer in metadata; Python may read no more than 640 digits
 
 
-def save(net: "MLP", path: str | PathLike[str]) -> None:
+def save(net: Network, path: str | PathLike[str]) -> None:
     """Write `net` to `path`, whole or not at all; what `load` would refuse is refused here, before anything is written.
 
     The tensors are written one by one: safetensors' own writer makes a copy of all, and aborts where there is no room.
@@ -58,7 +56,7 @@ def save(net: "MLP", path: str | PathLike[str]) -> None:
             file.write(np.ascontiguousarray(to_numpy(array), dtype.newbyteorder("<")).data.cast("B"))
 
 
-def _tensors(net: "MLP") -> dict[str, Any]:
+def _tensors(net: Network) -> dict[str, Any]:
     """Return the tensors of a file by their names, where they lie."""
     groups = {"W": net.weights, "b": net.biases, "mask": net.masks or []}
     return {
@@ -83,7 +81,7 @@ def _header(description: str, shapes: dict[str, tuple[int, ...]], dtype: np.dtyp
     return len(text).to_bytes(8, "little") + text
 
 
-def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -> Any:
+def load(kind: type[Network], path: str | PathLike[str], backend: str | Backend) -> Any:
     """Read a network of class `kind` from `path`."""
     from safetensors import SafetensorError, safe_open
 
@@ -111,7 +109,7 @@ def load(kind: "type[MLP]", path: str | PathLike[str], backend: str | Backend) -
         raise ModelFileError(f"{path} does not describe a network: {type(error).__name__}: {error}") from error
 
 
-def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend: Backend) -> Any:
+def _build(kind: type[Network], description: Any, tensors: dict[str, Any], backend: Backend) -> Any:
     """Make the network that a file describes; any error means that it describes none."""
     _check(description)
     found = {array.dtype.name for array in tensors.values()}
@@ -139,7 +137,7 @@ def _build(kind: "type[MLP]", description: Any, tensors: dict[str, Any], backend
     return net
 
 
-def describe(net: "MLP") -> str:
+def describe(net: Network) -> str:
     """Return what a file says of the network besides its tensors, as JSON; refuse what `load` would refuse."""
     architecture = Architecture.checked(**{name: getattr(net.architecture, name) for name in ARCHITECTURE})
     _check_parameters(net, architecture)
@@ -200,7 +198,7 @@ def _check_json(name: str, value: Any, depth: int = 0) -> None:
         raise TypeError(f"{name} is not JSON serializable: it is of type {type(value).__name__}; turn it into {fix}")
 
 
-def _check_parameters(net: "MLP", architecture: Architecture) -> None:
+def _check_parameters(net: Network, architecture: Architecture) -> None:
     """Raise if the parameters and masks, which a user may set, are not those of a network of this architecture."""
     to_numpy = net.backend.to_numpy
     parameters = to_numpy(net.parameters)

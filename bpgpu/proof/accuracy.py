@@ -1,6 +1,6 @@
 """Which errors the backends of this machine make, and whether they keep what is promised of them.
 
-`bpgpu.proof.accuracy_cases` says what is measured, in which unit, and what is promised.
+`bpgpu.proof.bench` says in which unit and what is promised, `bpgpu.proof.accuracy_cases` what is measured.
 """
 
 import math
@@ -11,7 +11,9 @@ import numpy as np
 
 from bpgpu.backends import backends, get_backend
 from bpgpu.backends.base import Backend
-from bpgpu.proof.accuracy_cases import CASES, DTYPES, PROMISED, Bench, Case, Measurement
+from bpgpu.proof import accuracy_cases
+from bpgpu.proof.accuracy_cases import CASES, Case
+from bpgpu.proof.bench import DTYPES, PROMISED, Bench, Measurement
 
 # The ways of a backend that has more than one: the options of each, by the name that it has in tables.
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
@@ -55,7 +57,7 @@ def worst(measurements: Iterable[Measurement]) -> Worst:
 
 def measure(bench: Bench, cases: Iterable[Case] = CASES) -> Worst:
     """Return the largest error of each operation over the cases."""
-    return worst(measurement for case in cases for measurement in bench.measure(case))
+    return worst(measurement for case in cases for measurement in accuracy_cases.measure(bench, case))
 
 
 def measure_all(name: str, say: Callable[[str], Any]) -> Errors:

@@ -1,71 +1,24 @@
-"""How far the steps of a backend are from exact: the largest error of each, and what is promised of it.
+"""The cases of `bpgpu.proof.bench`: every step, the updates, and whole training."""
 
-Every step gets the same inputs twice: on the backend in float32 or float64, and in the reference in NumPy's longest
-floating point (64 bits of mantissa on x86, float64's own 53 on ARM Macs and with Microsoft's compiler). The error is
-
-    largest |result - truth| / (eps · growth(n) · scale)
-
-with the eps of the backend's dtype, n the length of the sums behind a result, and the scale of the results: of a sum
-the largest sum of the sizes of its terms, elsewhere the largest result. So 1 is one rounding of the largest result.
-"""
-
-import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bpgpu.backends.base import Backend
 from bpgpu.backends.data import Dropout
 from bpgpu.errors import NonFiniteError
 from bpgpu.kernels import formulas, philox
+from bpgpu.mlp import MLP
 from bpgpu.model.activations import ACTIVATIONS, Activation
 from bpgpu.model.costs import COSTS, Cost
 from bpgpu.model.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from bpgpu.proof.accuracy_sums import one_sided
+from bpgpu.proof.bench import EXTENDED, Bench, Host, Measurement, extended
 
-if TYPE_CHECKING:
-    from bpgpu.network import MLP
-
-Host = np.ndarray[Any, Any]
-DTYPES = ("float32", "float64")
-EXTENDED = np.dtype(np.longdouble)
-
-# The largest error promised of each operation, in the unit above. The functions of CUDA are documented to be off by up
-# to four roundings more than those of a CPU, so there is room for them. No bit of a dropout mask may differ.
-PROMISED = {
-    "forward": 8,
-    "output: a": 8,
-    "output: delta": 32,
-    "output: cost": 16,
-    "hidden delta": 8,
-    "weight gradient": 8,
-    "bias gradient": 8,
-    "update": 8,
-    "optimizer state": 8,
-    "dropout": 0,
-    "loss": 8,
-    "training: parameters": 128,
-    "training: loss": 16,
-}
-
-# Rows, inputs and outputs of a layer: single, ragged, empty, and more than one tile of a GPU's product.
-SHAPES = (
-    (5, 3, 4),
-    (1, 1, 1),
-    (1, 31, 33),
-    (33, 1, 31),
-    (31, 33, 1),
-    (0, 4, 3),
-    (65, 70, 3),
-    (3, 65, 66),
-    (130, 67, 129),
-    (65, 300, 70),
-)
 # An epsilon that counts: its place in the formula shows, and a step of training does not divide noise by noise.
 RULES: dict[str, Optimizer] = {
     "SGD": SGD(0.1),
@@ -85,30 +38,6 @@ NETWORKS: tuple[tuple[tuple[int, ...], tuple[str, ...], str, dict[str, Any], int
     ((31, 65, 1), ("silu", "identity"), "mean_squared_error", {"bias": False}, 70, 65),
     ((3, 1), ("softplus",), "half_squared_error", {}, 1, 1),
 )
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The largest error of one result.
-
-    Attributes
-    ----------
-    operation : str
-        A row of `PROMISED`.
-    case : str
-        Of what: activation, cost or rule, and shape.
-    error : float
-        In the unit of the module's text; of dropout, how many elements differ in any bit.
-    """
-
-    operation: str
-    case: str
-    error: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the promise is kept."""
-        return self.error <= PROMISED[self.operation]
 
 
 @dataclass(frozen=True)
@@ -132,102 +61,6 @@ CASES = (
     Case("dropout"),
     *(Case("training", (rule,)) for rule in RULES),
 )
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A backend in one dtype, and how much of it is measured.
-
-    Attributes
-    ----------
-    backend : Backend
-    dtype : {"float32", "float64"}
-    largest : int
-        Multiply-adds of a product at most; larger shapes are left out.
-    crossed : bool
-        Whether every case is measured on every shape; else each on the first and one more, by turns, and training
-        with each rule on one network.
-    """
-
-    backend: Backend
-    dtype: str
-    largest: int = 2**24
-    crossed: bool = True
-
-    def measure(self, case: Case) -> list[Measurement]:
-        """Return every error of a case."""
-        with np.errstate(all="ignore"):  # as training does
-            return list(_MEASURE[case.operation](self, *case.names))
-
-    def shapes(self, turn: int) -> Iterator[tuple[int, tuple[int, int, int]]]:
-        """Yield the shapes for the case of this turn, each with a number from which its data are made."""
-        fit = [(k, shape) for k, shape in enumerate(SHAPES) if math.prod(shape) <= self.largest]
-        yield from fit if self.crossed else [fit[0], fit[1 + turn % (len(fit) - 1)]]
-
-    def run(
-        self, step: str, inputs: Mapping[str, Host | None], outputs: Mapping[str, tuple[int, ...]], **options: Any
-    ) -> tuple[dict[str, Host], dict[str, Host]]:
-        """Run a step of the contract on the backend and in extended precision; return the outputs of both.
-
-        Raises
-        ------
-        RuntimeError
-            If the step writes to an input.
-        """
-        before = {name: None if x is None else x.copy() for name, x in inputs.items()}
-        both = []
-        for backend, dtype in ((self.backend, np.dtype(self.dtype)), (extended, EXTENDED)):
-            placed = {name: None if x is None else backend.asarray(x, dtype) for name, x in inputs.items()}
-            out = {name: backend.asarray(np.full(shape, np.nan), dtype) for name, shape in outputs.items()}
-            getattr(backend, step)(**placed, **options, **out)
-            for name, x in before.items():
-                if x is not None and not np.array_equal(backend.to_numpy(placed[name]), x):
-                    raise RuntimeError(f"{step} of the backend {backend.name!r} writes to its input {name}")
-            both.append({name: backend.to_numpy(x) for name, x in out.items()})
-        return both[0], both[1]
-
-    def compare(
-        self, operation: str, case: str, result: Any, truth: Any, *, scale: float | None = None, n: int = 1
-    ) -> Measurement:
-        """Return the error of a result; infinite if it is not finite, or of another shape."""
-        result, truth = np.asarray(result), np.asarray(truth)
-        if result.shape != truth.shape or not np.isfinite(result).all():
-            return Measurement(operation, case, math.inf)
-        largest = float(np.max(np.abs(truth), initial=0.0))
-        unit = float(np.finfo(self.dtype).eps) * growth(n) * (max(largest, scale or 0.0) or 1.0)
-        error = float(np.max(np.abs(result.astype(EXTENDED) - truth), initial=0.0)) / unit
-        return Measurement(operation, case, error)
-
-    def random(self, rng: np.random.Generator, k: int, *shape: int) -> Host:
-        """Return random numbers of the dtype, by turns contiguous, transposed, and with steps between them."""
-        if k % 3 == 0:
-            return rng.standard_normal(shape).astype(self.dtype)
-        if k % 3 == 1:
-            return rng.standard_normal(shape[::-1]).astype(self.dtype).T
-        wide = rng.standard_normal((*shape[:-1], 2 * shape[-1])).astype(self.dtype)
-        return wide[..., ::2]
-
-
-def growth(n: int) -> float:
-    """Return by how much the error of a sum of n terms may exceed that of a sum of 64 or less."""
-    return math.sqrt(max(1.0, n / 64))
-
-
-class _Extended(Backend):
-    """The reference in extended precision: of the truth."""
-
-    name, device, xp = "extended", "CPU", np
-
-    def _evaluate(self, formula: str, z: Any = None, a: Any = None, y: Any = None) -> Any:
-        if "erf" not in formula:
-            return super()._evaluate(formula, z=z, a=a, y=y)
-        # SciPy has erf and erfc in float64 at most: this truth is right to about one rounding of float64.
-        arguments = (None if x is None else x.astype(np.float64) for x in (z, a, y))
-        with np.errstate(all="ignore"):
-            return formulas.numpy_function(formula, np.dtype(np.float64))(*arguments)
-
-
-extended = _Extended()
 
 
 def _turn(name: str) -> int:
@@ -379,19 +212,13 @@ def _training(bench: Bench, name: str) -> Iterator[Measurement]:
         yield bench.compare("training: parameters", case, *changed, n=n)
 
 
-def _network(bench: Bench, *arguments: Any, **options: Any) -> "MLP":
-    from bpgpu.network import MLP
-
+def _network(bench: Bench, *arguments: Any, **options: Any) -> MLP:
     return MLP(*arguments, dtype=bench.dtype, seed=3, backend=bench.backend, **options)
 
 
-def _in_extended(net: "MLP") -> "MLP":
+def _in_extended(net: MLP) -> MLP:
     """Return the same network, with the same parameters, in extended precision."""
-    other = copy.copy(net)
-    other.backend, other.architecture = extended, dataclasses.replace(net.architecture, dtype=EXTENDED)
-    other.parameters = net.backend.to_numpy(net.parameters).astype(EXTENDED)
-    other.masks = [None if mask is None else net.backend.to_numpy(mask).astype(EXTENDED) for mask in net.masks]
-    return other
+    return net.on(extended, dtype=EXTENDED)
 
 
 def _largest(x: Host) -> float:
@@ -408,3 +235,9 @@ _MEASURE: dict[str, Callable[..., Iterator[Measurement]]] = {
     "dropout": _dropout,
     "training": _training,
 }
+
+
+def measure(bench: Bench, case: Case) -> list[Measurement]:
+    """Return every error of a case."""
+    with np.errstate(all="ignore"):  # as training does
+        return list(_MEASURE[case.operation](bench, *case.names))

@@ -4,7 +4,6 @@ Gradients and cost of one layer, with all rows in one batch, in the way in which
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +13,8 @@ from bpgpu.interop import is_sparse
 from bpgpu.model.activations import IDENTITY
 from bpgpu.model.architecture import Architecture
 from bpgpu.model.costs import COSTS
+from bpgpu.proof.bench import Bench, Host, Measurement
 
-if TYPE_CHECKING:
-    from bpgpu.proof.accuracy_cases import Bench, Measurement
-
-Host = np.ndarray[Any, Any]
 ROWS = (300, 1000, 10_000, 100_000, 1_000_000)
 INPUTS, OUTPUTS = 4, 3
 
@@ -29,7 +25,7 @@ def _values(kind: str, rng: np.random.Generator, shape: tuple[int, int]) -> Host
     return rng.random(shape) if kind == "uniform" else (rng.random(shape) < 0.3) * 1.0
 
 
-def one_sided(bench: "Bench", kind: str) -> Iterator["Measurement"]:
+def one_sided(bench: Bench, kind: str) -> Iterator[Measurement]:
     """Yield the errors of gradients and cost of data that are "constant", "uniform" or "0/1", by numbers of rows."""
     from scipy.sparse import csr_array
 

@@ -1,7 +1,5 @@
 """The gradient check: backpropagation against central differences of the cost."""
 
-import copy
-import dataclasses
 import itertools
 import math
 import warnings
@@ -18,11 +16,10 @@ from bpgpu.backends.plan import Plan
 from bpgpu.errors import GradientError
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
+from bpgpu.network import Network
 
 if TYPE_CHECKING:
     from bpgpu.backends.base import Backend
-    from bpgpu.network import MLP
-
 # Networks with more parameters are checked along random directions instead of parameter by parameter.
 EXHAUSTIVE = 2000
 DIRECTIONS = 4
@@ -58,7 +55,7 @@ class GradientReport:
 
 
 def check_gradients(
-    net: "MLP", X: Any, y: Any, sample_weight: Any = None, *, tolerance: float | None = None
+    net: Network, X: Any, y: Any, sample_weight: Any = None, *, tolerance: float | None = None
 ) -> GradientReport:
     """Compare the gradients of a network, as its backend computes them, with central differences of its cost.
 
@@ -92,7 +89,7 @@ def check_gradients(
     weights, biases = zip(*gradients, strict=True)
     to_numpy = net.backend.to_numpy
     analytic = np.concatenate([to_numpy(g).ravel() for g in [*weights, *biases] if g is not None]).astype(np.float64)
-    cost, parameters = _float64_cost(net, net._data(X, y, sample_weight))
+    cost, parameters = _float64_cost(net, net.checked_data(X, y, sample_weight))
     free = np.flatnonzero(_free_parameters(net))
     held = np.setdiff1d(np.arange(analytic.size), free)
     if np.any(analytic[held]):
@@ -158,8 +155,6 @@ def check_table(backend: "Backend", dtype: str) -> Iterator[tuple[Case, Gradient
 
 def check_case(case: Case, backend: "Backend", dtype: str) -> GradientReport:
     """Check one network of the table on seven random samples."""
-    from bpgpu.network import MLP
-
     sizes = [4, *[5] * (case.depth - 1), case.outputs]
     rng = np.random.default_rng([4, case.outputs, case.depth])
     X, sample_weight = rng.standard_normal((7, 4)), rng.uniform(0.5, 2.0, 7)
@@ -168,7 +163,7 @@ def check_case(case: Case, backend: "Backend", dtype: str) -> GradientReport:
     mask[1, 0] = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pairs that leave the domain of the cost are checked too
-        net = MLP(
+        net = Network(
             sizes,
             case.activation,
             case.cost,
@@ -184,14 +179,12 @@ def check_case(case: Case, backend: "Backend", dtype: str) -> GradientReport:
     return check_gradients(net, X, y, sample_weight)
 
 
-def _float64_cost(net: "MLP", data: Data) -> tuple[Callable[[np.ndarray[Any, Any]], float], np.ndarray[Any, Any]]:
+def _float64_cost(net: Network, data: Data) -> tuple[Callable[[np.ndarray[Any, Any]], float], np.ndarray[Any, Any]]:
     """Return C as a function of a flat float64 vector, and the network's parameters as such a vector."""
-    reference = copy.copy(net)
-    reference.backend = backend = get_backend("numpy")
-    reference.architecture = net_64 = dataclasses.replace(net.architecture, dtype=np.dtype(np.float64))
-    reference.parameters = net.backend.to_numpy(net.parameters).astype(np.float64)
+    reference = net.on(backend := get_backend("numpy"), dtype=np.float64)
+    net_64 = reference.architecture
     host = (None if array is None else net.backend.to_numpy(array) for array in (data.X, data.y, data.weight))
-    data = reference._data(*host)
+    data = reference.checked_data(*host)
     plan = Plan(net_64, len(data), backend, nonzeros=data.nonzeros).allocate()
     batch = plan.batch(len(data))
     backend.load_batch(batch, data, slice(None))
@@ -240,7 +233,7 @@ def _unit(size: int, index: int) -> np.ndarray[Any, Any]:
     return direction
 
 
-def _free_parameters(net: "MLP") -> np.ndarray[Any, Any]:
+def _free_parameters(net: Network) -> np.ndarray[Any, Any]:
     """Return 1 where a parameter is free and 0 where a mask holds it at 0."""
     free = np.ones(net.architecture.n_parameters)
     for W, mask in zip(net.architecture.views(free)[0], net.architecture.check_masks(net.masks), strict=True):
@@ -249,7 +242,7 @@ def _free_parameters(net: "MLP") -> np.ndarray[Any, Any]:
     return free
 
 
-def _name(net: "MLP", index: int) -> str:
+def _name(net: Network, index: int) -> str:
     """Return the layer, matrix and position of an entry of the flat buffer."""
     positions = np.arange(net.architecture.n_parameters)
     weights, biases = net.architecture.views(positions)

@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-import bpgpu
+from bpgpu._version import __version__
 from bpgpu.backends import backends, get_backend
 from bpgpu.backends.base import Backend
 from bpgpu.errors import BackendUnavailableError, GradientError
+from bpgpu.mlp import MLP
 from bpgpu.model.optimizers import SGD, Adam, Optimizer
-from bpgpu.network import MLP
 from bpgpu.proof import accuracy, gradcheck, hardware_peers
-from bpgpu.proof.accuracy_cases import CASES, DTYPES, PROMISED, RULES, Bench, Case
+from bpgpu.proof.accuracy_cases import CASES, RULES, Case
+from bpgpu.proof.bench import DTYPES, PROMISED, Bench
 from bpgpu.training.callbacks import Callback
 
 Row = dict[str, Any]
@@ -93,7 +94,7 @@ def facts(quick: bool) -> Iterator[Row]:
         "CUDA of the driver": lambda: _cuda_version(gpu().driverGetVersion()),
         "CUDA runtime": lambda: _cuda_version(gpu().runtimeGetVersion()),
         "CuPy": lambda: str(importlib.import_module("cupy").__version__),
-        "bpgpu": lambda: bpgpu.__version__,
+        "bpgpu": lambda: __version__,
         "NumPy": lambda: np.__version__,
         "Numba": lambda: version("numba"),
         "Python": platform.python_version,

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from sklearn import neural_network
 from sklearn.base import is_classifier
-from sklearn.utils.validation import check_is_fitted
 
-from bpgpu.backends.base import Backend
 from bpgpu.files import onnx_export
+from bpgpu.mlp import MLP
 from bpgpu.model.activations import Activation, get_activation
-from bpgpu.model.costs import BINARY_CROSS_ENTROPY, Cost
-from bpgpu.network import MLP
 from bpgpu.sklearn import networks, parameters
+from bpgpu.sklearn.as_network import is_multilabel
 
 # What says where a fit runs, who watches it, or something of a loss: to scikit-learn's training it makes no difference.
 UNIMPORTANT = {"backend", "n_threads", "progress", "callbacks", "quantile", "huber_delta"}
@@ -31,9 +29,6 @@ OWN = {
     parameters.TAKEN,
 }
 SKLEARNS = {get_activation(name): name for name in ("identity", "logistic", "tanh", "relu")}
-# Poisson's loss with derivatives that hold for each alone; the ones of `networks` hold for the pair.
-EXP = Activation("exp", value="exp(z)", derivative="a")
-POISSON = Cost("poisson", value=networks.POISSON.value, gradient="where(y == 0, 1, 1 - y / a)")
 
 
 class ConversionMixin:
@@ -121,7 +116,7 @@ class ConversionMixin:
         """
         net, labels = MLP.from_sklearn(self, backend="numpy"), None
         if is_classifier(self):
-            multilabel = _is_multilabel(self)
+            multilabel = is_multilabel(self)
 
             def decode(probabilities: Any) -> Any:
                 one = not multilabel and len(self.classes_) <= 2
@@ -148,53 +143,3 @@ class ConversionMixin:
 
 def _sklearns_kind(estimator: Any) -> Any:
     return neural_network.MLPClassifier if is_classifier(estimator) else neural_network.MLPRegressor
-
-
-def network(kind: type[MLP], estimator: Any, backend: str | Backend) -> Any:
-    """Return the network of a fitted estimator, as a `kind` of `MLP` that goes on with the same gradients.
-
-    Its metadata are those that ``bpgpu train`` writes, if the estimator predicts one label or number a row.
-    """
-    if not isinstance(estimator, neural_network.MLPClassifier | neural_network.MLPRegressor):
-        raise TypeError(f"estimator must be an MLPClassifier or MLPRegressor, got {type(estimator).__name__}")
-    check_is_fitted(estimator)
-    if not isinstance(estimator, ConversionMixin):
-        from bpgpu.sklearn import estimators
-
-        own = estimators.MLPClassifier if is_classifier(estimator) else estimators.MLPRegressor
-        estimator = own.from_sklearn(estimator)
-    found = networks.architecture(estimator, np.result_type(*estimator.coefs_, *estimator.intercepts_))
-    # Of one output: its value and its gradient agree, and the sum over the outputs is what scikit-learn descends along.
-    costs = {
-        "identity": lambda: networks.cost(estimator, 1),
-        "exp": lambda: POISSON,
-        "logistic": lambda: BINARY_CROSS_ENTROPY,
-    }
-    alone = {networks.EXP: EXP, networks.LOGISTIC: get_activation("logistic")}
-    net = kind(
-        found.sizes,
-        [alone.get(activation, activation) for activation in found.activations],
-        costs.get(estimator.out_activation_, lambda: found.cost)(),
-        l2=found.l2,
-        dropout=found.dropout,
-        dtype=found.dtype,
-        seed=found.seed,
-        backend=backend,
-        init=list(zip(estimator.coefs_, estimator.intercepts_, strict=True)),
-    )
-    net.metadata = _of_a_table(estimator, found.sizes)
-    return net
-
-
-def _of_a_table(estimator: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Return what ``bpgpu train`` says of a table, if the estimator predicts one label or one number a row."""
-    classes = np.asarray(estimator.classes_).tolist() if is_classifier(estimator) else []
-    if _is_multilabel(estimator) or len(classes) == 1 or (sizes[-1] > 1 and not classes):
-        return {}
-    columns = getattr(estimator, "feature_names_in_", [f"x{i}" for i in range(sizes[0])])
-    task = "classification" if classes else "regression"
-    return {"columns": list(columns), "target": "y", "task": task, "classes": classes}
-
-
-def _is_multilabel(estimator: Any) -> bool:
-    return is_classifier(estimator) and bool(estimator._label_binarizer.y_type_.startswith("multilabel"))

@@ -4,8 +4,7 @@ import time
 from typing import Any
 
 from bpgpu.backends import get_backend
-from bpgpu.model.architecture import Architecture
-from bpgpu.network import MLP
+from bpgpu.mlp import MLP
 from bpgpu.sklearn import networks, parameters
 from bpgpu.sklearn.steps import BackendSteps, ReferenceSteps, flatten
 from bpgpu.training.callbacks import Callback, ProgressBar, checked
@@ -102,16 +101,7 @@ class Listeners:
 def network(estimator: Any, steps: BackendSteps | ReferenceSteps) -> MLP:
     """Return a network on the parameters that are being trained."""
     if isinstance(steps, BackendSteps):
-        plan = steps.plan
-        return on_parameters(plan.architecture, plan.backend, steps.parameters, len(estimator.loss_curve_))
+        return MLP.of(steps.plan.architecture, steps.backend, steps.parameters, len(estimator.loss_curve_))
     net = networks.architecture(estimator, estimator.coefs_[0].dtype)
     flat, estimator.coefs_, estimator.intercepts_ = flatten(estimator.coefs_ + estimator.intercepts_, net)
-    return on_parameters(net, get_backend("numpy"), flat, len(estimator.loss_curve_))
-
-
-def on_parameters(architecture: Architecture, backend: Any, parameters: Any, epoch: int) -> MLP:
-    """Return a network that has these very parameters, which its constructor would copy."""
-    net = object.__new__(MLP)
-    net.architecture, net.backend, net.parameters, net.epoch = architecture, backend, parameters, epoch
-    net.masks, net.metadata = [None] * len(architecture.activations), {}
-    return net
+    return MLP.of(net, get_backend("numpy"), flat, len(estimator.loss_curve_))

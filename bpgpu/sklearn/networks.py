@@ -86,7 +86,7 @@ def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
         cost=loss,
         bias=True,
         l2=float(estimator.alpha),
-        dropout=float(parameters.value(estimator, "dropout")),
+        dropout=float(parameters.value(estimator, "dropout") or 0),
         dtype=dtype,
         seed=getattr(estimator, "_bpgpu_dropout_seed", 0),
         by_weight=True,

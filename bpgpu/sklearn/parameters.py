@@ -46,13 +46,13 @@ def keep(estimator: Any, **values: Any) -> None:
 
 
 def value(estimator: Any, name: str) -> Any:
-    """Return a parameter of ours, its default where the name is not ours, or None where we have no such parameter."""
-    default = estimator._bpgpu_added.get(name)
-    return (
-        default
-        if name not in estimator._bpgpu_added or name in _taken(estimator)
-        else getattr(estimator, name, default)
-    )
+    """Return a parameter of ours, its default where the name is not ours, or None where there is no such parameter.
+
+    Estimators of scikit-learn itself have none.
+    """
+    added = getattr(estimator, "_bpgpu_added", {})
+    default = added.get(name)
+    return default if name not in added or name in _taken(estimator) else getattr(estimator, name, default)
 
 
 def constraints(estimator: Any) -> dict[str, Any]:

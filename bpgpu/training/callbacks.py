@@ -5,14 +5,13 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpgpu import checks
 from bpgpu.checks import not_negative, positive
 from bpgpu.errors import shown, unknown_name
-
-if TYPE_CHECKING:
-    from bpgpu.training.history import Training
+from bpgpu.files import saving
+from bpgpu.training.history import Training
 
 MONITORS = ("validation_loss", "loss")
 
@@ -20,19 +19,19 @@ MONITORS = ("validation_loss", "loss")
 class Callback:
     """Base class: override what you need. Each method gets the running `Training`."""
 
-    def check(self, training: "Training", *, has_validation: bool) -> None:
+    def check(self, training: Training, *, has_validation: bool) -> None:
         """Raise if the callback cannot do its work in this fit; nothing has changed yet."""
 
-    def on_train_begin(self, training: "Training") -> None:
+    def on_train_begin(self, training: Training) -> None:
         """Before the first epoch."""
 
-    def on_epoch_begin(self, training: "Training") -> None:
+    def on_epoch_begin(self, training: Training) -> None:
         """Before each epoch."""
 
-    def on_epoch_end(self, training: "Training") -> None:
+    def on_epoch_end(self, training: Training) -> None:
         """After each epoch; ``training.history`` has its numbers, ``training.stop(reason)`` ends training."""
 
-    def on_train_end(self, training: "Training") -> None:
+    def on_train_end(self, training: Training) -> None:
         """After training, also if it was interrupted or failed."""
 
 
@@ -45,17 +44,17 @@ class _Monitor(Callback):
         self.monitor = monitor
         self.best = math.inf
 
-    def check(self, training: "Training", *, has_validation: bool) -> None:
+    def check(self, training: Training, *, has_validation: bool) -> None:
         if self.monitor == "validation_loss" and not has_validation:
             raise ValueError(
                 f"{type(self).__name__} monitors 'validation_loss', but fit got no validation_data; pass them, or "
                 "monitor='loss'"
             )
 
-    def on_train_begin(self, training: "Training") -> None:
+    def on_train_begin(self, training: Training) -> None:
         self.best = math.inf
 
-    def improved(self, training: "Training", by: float = 0.0) -> bool:
+    def improved(self, training: Training, by: float = 0.0) -> bool:
         value: float = getattr(training.history, self.monitor)[-1]
         if not value < self.best - by:
             return False
@@ -100,12 +99,12 @@ class EarlyStopping(_Monitor):
         self.min_delta = not_negative("min_delta", min_delta)
         self.best_epoch = 0
 
-    def on_train_begin(self, training: "Training") -> None:
+    def on_train_begin(self, training: Training) -> None:
         super().on_train_begin(training)
         self.best_epoch = 0
         self._best_parameters: Any = None
 
-    def on_epoch_end(self, training: "Training") -> None:
+    def on_epoch_end(self, training: Training) -> None:
         if self.improved(training, self.min_delta):
             self.best_epoch = training.epoch
             if self.restore_best:
@@ -119,7 +118,7 @@ class EarlyStopping(_Monitor):
                 f"{self.best:.6g} in epoch {self.best_epoch}"
             )
 
-    def on_train_end(self, training: "Training") -> None:
+    def on_train_end(self, training: Training) -> None:
         ended_by_itself = training.history.stop_reason not in ("", "interrupted")
         if self._best_parameters is not None and ended_by_itself:
             training.net.backend.assign(training.net.parameters, self._best_parameters)
@@ -146,7 +145,7 @@ class Checkpoint(_Monitor):
             )
         self.every_epoch = monitor is None
 
-    def check(self, training: "Training", *, has_validation: bool) -> None:
+    def check(self, training: Training, *, has_validation: bool) -> None:
         if not self.every_epoch:
             super().check(training, has_validation=has_validation)
         if not self.path.parent.is_dir():
@@ -155,10 +154,10 @@ class Checkpoint(_Monitor):
         if self.path.is_dir():
             raise ValueError(f"the path of the Checkpoint must be that of a file, but {self.path} is a folder")
 
-    def on_epoch_end(self, training: "Training") -> None:
+    def on_epoch_end(self, training: Training) -> None:
         if self.improved(training) or self.every_epoch:
             net = training.net
-            net.save(str(self.path).replace("{epoch}", str(net.epoch)))
+            saving.save(net, str(self.path).replace("{epoch}", str(net.epoch)))
 
 
 class LearningRateSchedule(Callback):
@@ -179,14 +178,14 @@ class LearningRateSchedule(Callback):
         hint = "; a schedule by step, such as bpgpu.StepDecay, is the learning_rate of an optimizer"
         self.schedule = checks.function("schedule", schedule, ["the epoch", "the history"], hint)
 
-    def check(self, training: "Training", *, has_validation: bool) -> None:
+    def check(self, training: Training, *, has_validation: bool) -> None:
         if callable(training.optimizer.learning_rate):
             raise ValueError(
                 "LearningRateSchedule would override the optimizer's own schedule, "
                 f"{training.optimizer.learning_rate!r}; pass one of the two"
             )
 
-    def on_epoch_begin(self, training: "Training") -> None:
+    def on_epoch_begin(self, training: Training) -> None:
         rate = self.schedule(training.epoch, training.history)
         training.learning_rate = positive("learning_rate", rate, f" from its schedule at epoch {training.epoch}")
 
@@ -206,13 +205,13 @@ class ProgressBar(Callback):
     Where standard error is no terminal it shows nothing.
     """
 
-    def check(self, training: "Training", *, has_validation: bool) -> None:
+    def check(self, training: Training, *, has_validation: bool) -> None:
         try:
             import rich.progress  # noqa: F401  # asked for here, before anything has changed
         except ImportError as error:
             raise ImportError('progress needs the package rich: pip install "bpgpu[cli]"') from error
 
-    def on_train_begin(self, training: "Training") -> None:
+    def on_train_begin(self, training: Training) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -229,7 +228,7 @@ class ProgressBar(Callback):
         self._task = self._progress.add_task("", total=training.epochs, numbers="")
         self._progress.start()
 
-    def on_epoch_end(self, training: "Training") -> None:
+    def on_epoch_end(self, training: Training) -> None:
         history = training.history
         numbers = f"loss {history.loss[-1]:.4g}"
         if history.validation_loss:
@@ -238,6 +237,6 @@ class ProgressBar(Callback):
         with suppress(OSError):  # the terminal was closed, which must not cost the training
             self._progress.update(self._task, completed=training.epoch, numbers=numbers)
 
-    def on_train_end(self, training: "Training") -> None:
+    def on_train_end(self, training: Training) -> None:
         with suppress(OSError):
             self._progress.stop()

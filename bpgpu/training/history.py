@@ -1,12 +1,9 @@
 """What happened in a fit, and the running fit itself, as callbacks see it."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from bpgpu.model.optimizers import Optimizer
-
-if TYPE_CHECKING:
-    from bpgpu.network import MLP
+from bpgpu.network import Network
 
 
 @dataclass
@@ -54,7 +51,7 @@ class Training:
         If a callback sets it, the coming epochs use it in place of the optimizer's.
     """
 
-    net: "MLP"
+    net: Network
     optimizer: Optimizer
     history: History
     epochs: int

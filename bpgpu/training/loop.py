@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,15 +12,13 @@ from bpgpu.backends.data import Data
 from bpgpu.backends.plan import Plan
 from bpgpu.errors import NonFiniteError, shown
 from bpgpu.model.optimizers import Optimizer, get_optimizer
+from bpgpu.network import Network
 from bpgpu.training.callbacks import Callback, ProgressBar, checked
 from bpgpu.training.history import History, Training
 
-if TYPE_CHECKING:
-    from bpgpu.network import MLP
-
 
 def fit(
-    net: "MLP",
+    net: Network,
     data: Data,
     *,
     optimizer: str | Optimizer,
@@ -57,7 +54,7 @@ def fit(
     net.backend.prepare(plan, data, net.parameters)
     validating = None
     if validation is not None:
-        forward = net._inference(validation)
+        forward = net.inference_plan(validation)
         validating = net.backend.place(validation, forward), forward
     with ExitStack() as ends:
         for listener in listeners:
@@ -103,7 +100,7 @@ def _train_epoch(
     seconds, validation_loss, finite = time.perf_counter() - start, math.nan, True
     try:
         if validation is not None:
-            validation_loss = net._loss(*validation, penalty=False)
+            validation_loss = net.mean_cost(*validation, penalty=False)
             finite = math.isfinite(validation_loss)
     finally:  # the epoch is in the weights, also if its validation is interrupted
         if finite:

@@ -58,7 +58,7 @@ class Blas:
             self._library.MKL_CBWR_Set(_AUTO | _STRICT)
             suffix = "" if sys.platform == "win32" else "_"
             products = [getattr(self._library, name + suffix) for name in ("sgemm", "dgemm")]
-            addresses = [ctypes.cast(product, ctypes.c_void_p).value for product in products]
+            addresses = [ctypes.cast(product, ctypes.c_void_p).value or 0 for product in products]
         else:
             self.name = "scipy"
             addresses = [get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")]

@@ -1,8 +1,8 @@
 """What the GPU backends share: the steps of the contract and whole epochs, as launches of kernels.
 
 The kernels exist in two languages, CUDA C++ and Numba-CUDA, under the same names with the same arguments. A backend
-brings its library's memory (`cuda_memory.Memory`) and launcher; `cuda_steps` says which kernels make a step of the
-contract. Here they are run one by one, as a loop of the user's own calls them, and `cuda_epoch` strings them together
+brings its library's memory (`device.Memory`) and launcher; `steps` says which kernels make a step of the
+contract. Here they are run one by one, as a loop of the user's own calls them, and `epoch` strings them together
 for a whole epoch. All work goes to the backend's own stream.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from bpgpu.backends import contract
 from bpgpu.backends.base import Backend
 from bpgpu.backends.cuda import epoch as cuda_epoch
+from bpgpu.backends.cuda.device import Device, Memory
 from bpgpu.backends.cuda.launch import Launch, blocks
-from bpgpu.backends.cuda.staging import Memory
 from bpgpu.backends.cuda.steps import Steps, control_words, row_chunks
 from bpgpu.backends.data import Batch, Data, Dropout
 from bpgpu.backends.plan import Plan
@@ -32,20 +32,9 @@ MIB = 2**20
 log = logging.getLogger("bpgpu")
 
 
-class CudaBackend(Backend):
-    """A backend on an NVIDIA GPU.
+class CudaBackend(Device, Backend):
+    """A backend on an NVIDIA GPU."""
 
-    Attributes
-    ----------
-    memory : Memory
-    steps : Steps
-    capture : stream or None
-        On which the steps of an epoch are captured as graphs, if they are.
-    """
-
-    memory: Memory
-    steps: Steps
-    capture: Any = None
     takes_sparse = False
 
     def _start(self, memory: Memory, steps: Steps) -> None:

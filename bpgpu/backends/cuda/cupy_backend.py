@@ -17,7 +17,7 @@ Array = Any
 
 
 class CupyMemory:
-    """The device's memory through CuPy; see `bpgpu.backends.cuda.staging.Memory`."""
+    """The device's memory through CuPy; see `bpgpu.backends.cuda.device.Memory`."""
 
     def __init__(self, cupy: Any) -> None:
         self.cupy = cupy

@@ -1,10 +1,11 @@
 """A whole epoch on the device: one upload, the steps without synchronisation, allocation or transfer, one download."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bpgpu.backends.cuda.device import Device
 from bpgpu.backends.cuda.launch import MAX_BLOCKS, Launch, blocks
 from bpgpu.backends.cuda.staging import ALIGN, NUMBER_OF_SLOTS, Mirror, Staging, batch_shapes, nbytes_of
 from bpgpu.backends.cuda.steps import GRADIENT_FAULT, LATCH, STATE_FAULT, STEP, at_step, control_words, row_chunks
@@ -15,9 +16,6 @@ from bpgpu.backends.rule_kernels import rule_kernel
 from bpgpu.errors import NonFiniteError
 from bpgpu.interop import on_host
 from bpgpu.model.activations import IDENTITY
-
-if TYPE_CHECKING:
-    from bpgpu.backends.cuda.backend import CudaBackend
 
 Array = Any
 
@@ -89,24 +87,24 @@ class Epoch:
     order of the samples. Its first bytes, control words and the epoch's cost, are all that comes down after it. Data
     in host memory go up batch by batch besides.
 
-    If the backend has a stream to capture on, which nothing else uses, the step of a full batch is captured there and
+    If the device has a stream to capture on, which nothing else uses, the step of a full batch is captured there and
     replayed as a graph.
     """
 
     @classmethod
-    def of(cls, plan: Plan, backend: "CudaBackend", parameters: Array, data: Data) -> "Epoch":
+    def of(cls, plan: Plan, gpu: Device, parameters: Array, data: Data) -> "Epoch":
         """Return what was prepared for this plan and these arrays, or prepare it."""
         prepared: Epoch | None = plan.prepared
         if prepared is None or prepared.parameters is not parameters or prepared.data is not data:
-            plan.prepared = prepared = cls(plan, backend, parameters, data)
+            plan.prepared = prepared = cls(plan, gpu, parameters, data)
         return prepared
 
-    def __init__(self, plan: Plan, backend: "CudaBackend", parameters: Array, data: Data) -> None:
-        self.plan, self.backend, self.parameters, self.data = plan, backend, parameters, data
-        self.steps, memory, n, B = backend.steps, backend.memory, len(data), plan.batch_size
+    def __init__(self, plan: Plan, gpu: Device, parameters: Array, data: Data) -> None:
+        self.plan, self.gpu, self.parameters, self.data = plan, gpu, parameters, data
+        self.steps, memory, n, B = gpu.steps, gpu.memory, len(data), plan.batch_size
         self.n_steps = -(-n // B)
         self.staging = Staging(memory, data, B) if on_host(data.X) else None
-        self.host_weight = None if data.weight is None else backend.to_numpy(data.weight).astype(np.float64)
+        self.host_weight = None if data.weight is None else gpu.to_numpy(data.weight).astype(np.float64)
         self.mirror = Mirror(memory, _upload_shapes(plan, n))
         self.device = self.mirror.device
         self.down = 2 * ALIGN  # control words and result
@@ -122,7 +120,7 @@ class Epoch:
             return
         sizes = self.plan.architecture.sizes
         for mask, m, n in zip(self.plan.masks, sizes[:-1], sizes[1:], strict=True):
-            self.backend.assign(flat[start : start + m * n], 1 if mask is None else mask.reshape(-1))
+            self.gpu.assign(flat[start : start + m * n], 1 if mask is None else mask.reshape(-1))
             start += m * n
 
     def run(self, order: np.ndarray[Any, Any] | None, learning_rates: list[float], epoch: int) -> float:
@@ -149,7 +147,7 @@ class Epoch:
                 self.staging.copies.synchronize()
             raise
         self.steps.total(self.device["total"], self.device["slots"], self.device["result"])()
-        down = self.backend.memory.download(self.mirror.buffer[: self.down])
+        down = self.gpu.memory.download(self.mirror.buffer[: self.down])
         control, result = down[:32].view(np.int32), down[ALIGN : ALIGN + 8].view(self.device["result"].dtype)[0]
         self._raise_fault(control, sizes, epoch)
         plan.steps += self.n_steps
@@ -171,13 +169,13 @@ class Epoch:
         if key not in self._programs:
             program = self._bind(rows, ordered, slot)
             full = rows == self.plan.batch_size
-            self._programs[key] = self._captured(program) if full and self.backend.capture is not None else program
+            self._programs[key] = self._captured(program) if full and self.gpu.capture is not None else program
         return self._programs[key]
 
     def _captured(self, program: Program) -> Program:
         """Return the program as a graph, of a step that the device counts."""
         advance = self.steps.advance(self.device["control"], self.plan.architecture.dtype)
-        with self.backend.capture as stream:
+        with self.gpu.capture as stream:
             stream.begin_capture()
             try:
                 for launch in (at_step(program.gather, -1), *program.launches, advance):
@@ -290,7 +288,7 @@ class Epoch:
         net = plan.architecture
         index = {2: control[GRADIENT_FAULT], 3: control[STATE_FAULT]}.get(int(control[LATCH]))
         if index is None:
-            layer, quantity = first_fault(plan, plan.batch(int(sizes[step])), self.backend.all_finite)
+            layer, quantity = first_fault(plan, plan.batch(int(sizes[step])), self.gpu.all_finite)
         else:
             flat = np.zeros(net.n_parameters)
             flat[index] = np.nan

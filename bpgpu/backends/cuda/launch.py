@@ -31,7 +31,7 @@ def blocks(count: int, per_block: int = BLOCK) -> int:
 
 
 class Binds(Protocol):
-    """What launches the kernels of a language: all that `cuda_steps` needs of it."""
+    """What launches the kernels of a language: all that `steps` needs of it."""
 
     def bind(
         self,

@@ -26,7 +26,7 @@ _INSTALL = 'pip install "bpgpu[cuda13]", or "bpgpu[cuda12]" if the NVIDIA driver
 
 
 class NumbaMemory:
-    """The device's memory through Numba; see `bpgpu.backends.cuda.staging.Memory`."""
+    """The device's memory through Numba; see `bpgpu.backends.cuda.device.Memory`."""
 
     def __init__(self, cuda: Any) -> None:
         self.cuda = cuda

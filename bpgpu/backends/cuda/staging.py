@@ -6,11 +6,11 @@ memory and copied on a stream of its own; two buffers on either side take turns.
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from bpgpu.backends.cuda.device import Memory
 from bpgpu.backends.data import Data
 from bpgpu.interop import is_sparse
 
@@ -18,42 +18,6 @@ Array = Any
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # name: (shape, dtype)
 ALIGN = 256  # bytes: each part of a buffer starts where vector loads may
 NUMBER_OF_SLOTS = 2
-
-
-class Memory(Protocol):
-    """A device's memory, as a library gives it.
-
-    Attributes
-    ----------
-    stream : stream
-        The backend's own, on which everything happens that is not given another.
-    """
-
-    stream: Any
-
-    def current(self) -> AbstractContextManager[Any]:
-        """Return a context in which the library's own operations go to `stream`."""
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return a new array on the device, with arbitrary content."""
-
-    def pinned(self, nbytes: int) -> np.ndarray[Any, Any]:
-        """Return page-locked memory of the host, as uint8; from there a copy does not make the host wait."""
-
-    def upload(self, target: Array, source: np.ndarray[Any, Any], stream: Any = None) -> None:
-        """Copy an array to the device; only from page-locked memory does this return before it is done."""
-
-    def download(self, array: Array) -> np.ndarray[Any, Any]:
-        """Return a copy on the host, once it is there."""
-
-    def new_stream(self) -> Any:
-        """Return a stream that is in no order with any other."""
-
-    def new_event(self) -> Any:
-        """Return an event, with ``record(stream)`` and, for the host to wait for it, ``synchronize()``."""
-
-    def wait(self, stream: Any, event: Any) -> None:
-        """Let what is given to a stream from now on come after an event."""
 
 
 def nbytes_of(shapes: Shapes) -> int:
