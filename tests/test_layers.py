@@ -23,7 +23,7 @@ TOWER = [
     "training",
     "sklearn.parameters sklearn.networks sklearn.as_network",
     "mlp",
-    "proof",
+    "proof testing",
     "sklearn accel",
     "bpgpu",
     "cli __main__",

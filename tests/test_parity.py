@@ -11,8 +11,8 @@ from bpgpu.backends import REGISTRY
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from bpgpu.model.optimizers import OPTIMIZERS
-from bpgpu.proof.accuracy_cases import CASES, RULES, measure
-from bpgpu.proof.bench import DTYPES, PROMISED
+from bpgpu.proof.accuracy_cases import CASES, RULES
+from bpgpu.testing import CHECKS
 from tests import parity
 from tests.simgpu import device
 
@@ -27,14 +27,11 @@ def way(request):
         yield entry, ways[name]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_errors_are_as_small_as_promised(way, dtype, case):
+# Gradients are in test_gradcheck.py, and in those of the simulated devices.
+@pytest.mark.parametrize("check", [check for check in CHECKS if not check.name.startswith("gradients")], ids=str)
+def test_every_backend_passes_the_checks_that_anyones_must(way, check):
     entry, backend = way
-    measurements = measure(entry.bench(backend, dtype), case)
-    assert measurements
-    for each in measurements:
-        assert each.ok, f"{each.operation}, {each.case}: {each.error:.3g}, promised {PROMISED[each.operation]}"
+    check(backend, largest=entry.largest, crossed=entry.crossed)
 
 
 # That the matrix is whole

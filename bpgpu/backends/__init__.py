@@ -1,7 +1,8 @@
 """The choice of a backend.
 
 A backend's module is imported when the backend is asked for, never before: importing bpgpu touches NumPy only, and a
-GPU library that is broken breaks nobody who does not use it.
+GPU library that is broken breaks nobody who does not use it. Other packages register backends of theirs as entry points
+of the group ``bpgpu.backends``; see `bpgpu.testing`.
 """
 
 import functools
@@ -11,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from bpgpu import forks
@@ -24,6 +26,7 @@ REGISTRY = {
     "numba": ("bpgpu.backends.cpu.engine", "NumbaBackend", "pip install numba"),
     "numpy": ("bpgpu.backends.numpy_backend", "NumpyBackend", "pip install numpy"),
 }
+GROUP = "bpgpu.backends"
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,13 @@ class BackendInfo:
 
 
 def backends() -> list[BackendInfo]:
-    """Return every backend with what stands in its way, fastest first."""
+    """Return every backend with what stands in its way: bpgpu's, fastest first, then those of other packages."""
     return list(_infos())
 
 
 def _infos() -> Iterator[BackendInfo]:
     """Yield every backend, each made only when it is asked for: to import Numba takes longer than a small training."""
-    for name in REGISTRY:
+    for name in _names():
         try:
             backend = _construct(name)
         except BackendUnavailableError as error:
@@ -62,14 +65,25 @@ def _infos() -> Iterator[BackendInfo]:
             yield BackendInfo(name, True, "ready", backend.device)
 
 
+def _names() -> Iterator[str]:
+    """Yield the names of all backends; the metadata of other packages are read only if those of bpgpu do not do."""
+    yield from REGISTRY
+    yield from _registered()
+
+
+def _registered() -> dict[str, EntryPoint]:
+    """Return the backends of other packages, which cannot take the names of bpgpu's."""
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in ("auto", *REGISTRY)}
+
+
 def get_backend(name: str | Backend = "auto") -> Backend:
     """Return a backend.
 
     Parameters
     ----------
     name : str or Backend
-        "cupy", "numba-cuda", "numba" or "numpy"; "auto" for the fastest that runs here; or a backend, which is
-        returned as it is.
+        "cupy", "numba-cuda", "numba" or "numpy"; the name of one that another package has registered; "auto" for the
+        fastest of bpgpu's that runs here; or a backend, which is returned as it is.
 
     Raises
     ------
@@ -82,8 +96,8 @@ def get_backend(name: str | Backend = "auto") -> Backend:
         return name
     if name == "auto":
         return _construct(next(info.name for info in _infos() if info.available))
-    if not isinstance(name, str) or name not in REGISTRY:
-        raise unknown_name("backend", name, ["auto", *REGISTRY])
+    if not isinstance(name, str) or name not in _names():
+        raise unknown_name("backend", name, ["auto", *_names()])
     return _construct(name)
 
 
@@ -97,17 +111,24 @@ def why_auto() -> str:
 
 @functools.cache
 def _construct(name: str) -> Backend:
-    module, attribute, fix = REGISTRY[name]
-    if importlib.util.find_spec(module) is None:
+    module, attribute, fix = REGISTRY.get(name) or _origin(_registered()[name])
+    if name in REGISTRY and importlib.util.find_spec(module) is None:
         raise BackendUnavailableError(name, "not part of this version of bpgpu")
     try:
         with forks.whole:
-            backend: Backend = getattr(importlib.import_module(module), attribute)()
+            backend = getattr(importlib.import_module(module), attribute)()
+        if not isinstance(backend, Backend):
+            raise TypeError(f"{module}.{attribute} does not make a bpgpu.Backend")
     except BackendUnavailableError:
         raise
     except Exception as error:
         raise BackendUnavailableError(name, f"{type(error).__name__}: {error}; try: {fix}") from error
     return backend
+
+
+def _origin(entry: EntryPoint) -> tuple[str, str, str]:
+    """Return the module and class of a backend of another package, and the command that installs it again."""
+    return entry.module, entry.attr, f"pip install --force-reinstall {entry.dist.name if entry.dist else entry.module}"
 
 
 class _Package(ModuleType):

@@ -8,7 +8,6 @@ from sklearn import neural_network
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from bpgpu.backends import REGISTRY
 from bpgpu.backends.base import Backend
 from bpgpu.kernels.formulas import ACTIVATION_ALIASES
 from bpgpu.model.activations import ACTIVATIONS, Activation
@@ -28,7 +27,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "scoring": [StrOptions({*get_scorer_names(), "loss"}), callable, None],
     "callbacks": [list, tuple, None],
     "dtype": [StrOptions({"float32", "float64"}), None],
-    "backend": [StrOptions({"auto", *REGISTRY}), Backend],
+    "backend": [str, Backend],
     "n_threads": [Interval(Integral, 1, None, closed="left"), None],
     "progress": ["boolean"],
 }
