@@ -169,7 +169,7 @@ def _same_bits(dtype: str) -> Callable[[Backend, int, bool], None]:
 def _what_is_not_finite(dtype: str) -> Callable[[Backend, int, bool], None]:
     def run(backend: Backend, largest: int, crossed: bool) -> None:
         net, X, y = _network(backend, dtype, "relu")
-        net.weights[0][...] = backend.asarray(np.full((5, 4), np.finfo(dtype).max), net.architecture.dtype)
+        backend.assign(net.weights[0], np.finfo(dtype).max)
         before = backend.to_numpy(net.parameters).copy()
         try:
             net.fit(np.full_like(X, 3.0), y, optimizer=SGD(1.0), epochs=1, batch_size=8)
