@@ -1,15 +1,12 @@
 """The documents: their code and commands run, their links lead somewhere, and CI runs the README's test command."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.commands import ROOT, SHORTER, posix, run, workplace
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Commands that are not run here, and why. Every other one is.
@@ -18,13 +15,6 @@ NOT_RUN = {
     "pytest -n auto": "it runs this test; CI runs it",
     "pytest -m gpu": "it is a part of the tests",
     "bpgpu hardware-report": "it needs a GPU; tests/test_hardware_report.py runs it on a simulated one",
-}
-# What is added to commands that take minutes.
-SHORTER = {
-    "pytest benchmarks": "--budget 20 -p no:cacheprovider -k 'test_step and 32x32 and float32 and numpy "
-    "or test_fit and 150 or test_epoch and 2-4-3-1'",
-    "python -m benchmarks.peers": "--rounds 1 --seconds 0.01 --rows 2-4-3-1 --peers bpgpu,numpy",
-    "bpgpu accuracy": "--backend numpy",
 }
 # What a reader has: a program, an older run.
 OWN_FILES = {"script.py": "print('it runs')", "package/__init__.py": "", "package/module.py": "print('it runs')"}
@@ -38,27 +28,21 @@ def commands(page):
     return [command.strip() for line in lines for command in line.split("&&") if command.strip()]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the commands are written for a POSIX shell")
+@posix
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_commands_run(page, tmp_path):
     """In one folder, as a reader would: what one command writes the next may read."""
-    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    workplace(tmp_path)
     for name, text in OWN_FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for command in commands(page):
         if any(command.startswith(start) for start in NOT_RUN):
             continue
         for start, (source, copy) in BEFORE.items():
             if command.startswith(start):
                 shutil.copy(tmp_path / source, tmp_path / copy)
-        added = [text for start, text in SHORTER.items() if command.startswith(start) and text not in command]
-        options = {"shell": True, "capture_output": True, "text": True, "encoding": "utf-8", "timeout": 300}
-        done = subprocess.run(" ".join([command, *added]), cwd=tmp_path, env=environment, check=False, **options)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        run(command, tmp_path)
         for written in re.findall(r"(?:--out|--plot|--benchmark-json)[ =](\S+)|(\S+\.onnx)", command):
             assert (tmp_path / "".join(written)).exists(), command
 
