@@ -26,11 +26,11 @@ def workplace(folder):
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def run(command, folder, **variables):
+def run(command, folder, shorter=SHORTER, **variables):
     """Run a command in a folder; fail with what it wrote if it fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    added = [text for start, text in SHORTER.items() if command.startswith(start) and text not in command]
+    added = [text for start, text in shorter.items() if command.startswith(start) and text not in command]
     options = {"shell": True, "capture_output": True, "text": True, "encoding": "utf-8", "timeout": 300}
     done = subprocess.run(" ".join([command, *added]), cwd=folder, env=environment | variables, check=False, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
