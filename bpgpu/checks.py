@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ma  # now: NumPy 2.0 would import it on first use, and a fork of the process could cut that in two
 
 from bpgpu.errors import shown
 
@@ -67,7 +68,7 @@ def numeric(name: str, value: Any) -> Matrix:
     ValueError
         If its rows differ in length.
     """
-    if np.ma.is_masked(value):
+    if ma.is_masked(value):
         raise ValueError(f"{name} must have no masked entries; fill or drop them")
     of_pandas = hasattr(value, "to_numpy") and hasattr(value, "isna")
     kinds = getattr(value, "dtypes" if value.ndim == 2 else "dtype", None) if of_pandas else None

@@ -10,11 +10,21 @@ import bpgpu
 from bpgpu.__main__ import ENDING
 from tests.simgpu.state import forget_backends
 
+SIMULATED = ("test_cuda_", "test_cupy_", "test_gpu_step", "test_numba_cuda", "test_simgpu_")  # names of files begin so
+
 
 def pytest_addoption(parser):
     group = parser.getgroup("fuzz", "random calls (tests/test_fuzz.py)")
     group.addoption("--fuzz-calls", type=int, default=1000, help="how many calls each machine makes, about")
     group.addoption("--fuzz-seed", type=int, default=0, help="other calls")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of GPU kernels, which take long and depend on no library but NumPy and g++."""
+    for item in items:
+        name = item.path.stem
+        if name.startswith(SIMULATED) and not name.endswith("_probe"):  # what a machine without a GPU says of it
+            item.add_marker("simulated")
 
 
 @pytest.fixture(autouse=True)

@@ -1,30 +1,27 @@
 """The documents: their code and commands run, their links lead somewhere, and CI runs the README's test command."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+from tests.commands import ROOT, SHORTER, posix, run, workplace
+
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [ROOT / "README.md", CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 
 # Commands that are not run here, and why. Every other one is.
 NOT_RUN = {
     "pip install": "it changes the environment; CI installs what the README says",
+    "python3 -m venv": "it makes an environment",
+    ". .venv": "it enters that",
+    "bash .ci/": "CI runs it",
     "pytest -n auto": "it runs this test; CI runs it",
     "pytest -m gpu": "it is a part of the tests",
+    "python -m tests.write_accuracy": "it takes minutes; tests/test_accuracy.py holds the page to it",
+    "python -m benchmarks.gpu_static --write": "it takes minutes; tests/test_gpu_compile.py runs it without --write",
     "bpgpu hardware-report": "it needs a GPU; tests/test_hardware_report.py runs it on a simulated one",
-}
-# What is added to commands that take minutes.
-SHORTER = {
-    "pytest benchmarks": "--budget 20 -p no:cacheprovider -k 'test_step and 32x32 and float32 and numpy "
-    "or test_fit and 150 or test_epoch and 2-4-3-1'",
-    "python -m benchmarks.peers": "--rounds 1 --seconds 0.01 --rows 2-4-3-1 --peers bpgpu,numpy",
-    "bpgpu accuracy": "--backend numpy",
 }
 # What a reader has: a program, an older run.
 OWN_FILES = {"script.py": "print('it runs')", "package/__init__.py": "", "package/module.py": "print('it runs')"}
@@ -38,27 +35,36 @@ def commands(page):
     return [command.strip() for line in lines for command in line.split("&&") if command.strip()]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the commands are written for a POSIX shell")
+def clone(folder):
+    """Copy the project to a folder, with the changes that CONTRIBUTING.md makes to it."""
+    for part in ("bpgpu", "kernels", "tests", "benchmarks", "docs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=ignored)
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, folder)
+    changes = "".join(re.findall(r"```diff\n(.*?)```", CONTRIBUTING.read_text(encoding="utf-8"), re.DOTALL))
+    assert changes
+    subprocess.run(["git", "apply", "-"], cwd=folder, input=changes, encoding="utf-8", check=True)
+
+
+@posix
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_commands_run(page, tmp_path):
     """In one folder, as a reader would: what one command writes the next may read."""
-    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    if page == CONTRIBUTING:
+        clone(tmp_path)
+    else:
+        workplace(tmp_path)
     for name, text in OWN_FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for command in commands(page):
         if any(command.startswith(start) for start in NOT_RUN):
             continue
         for start, (source, copy) in BEFORE.items():
             if command.startswith(start):
                 shutil.copy(tmp_path / source, tmp_path / copy)
-        added = [text for start, text in SHORTER.items() if command.startswith(start) and text not in command]
-        options = {"shell": True, "capture_output": True, "text": True, "encoding": "utf-8", "timeout": 300}
-        done = subprocess.run(" ".join([command, *added]), cwd=tmp_path, env=environment, check=False, **options)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        run(command, tmp_path, PYTHONPATH=str(tmp_path) if page == CONTRIBUTING else "")
         for written in re.findall(r"(?:--out|--plot|--benchmark-json)[ =](\S+)|(\S+\.onnx)", command):
             assert (tmp_path / "".join(written)).exists(), command
 
@@ -67,7 +73,7 @@ def test_no_rule_for_commands_is_left_over_and_no_block_is_overlooked():
     fences = [
         line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("```")
     ]
-    assert set(fences) <= {"```python", "```sh", "```"}
+    assert set(fences) <= {"```python", "```sh", "```diff", "```"}
     found = [command for page in PAGES for command in commands(page)]
     for start in [*NOT_RUN, *SHORTER, *BEFORE]:
         assert any(command.startswith(start) for command in found), start
@@ -77,7 +83,7 @@ def test_no_rule_for_commands_is_left_over_and_no_block_is_overlooked():
 def test_code_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks or page.name == "notation.md"
+    assert blocks or page.name in ("notation.md", "architecture.md")
     namespace = {}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
@@ -95,6 +101,14 @@ def test_links_lead_somewhere(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], target
+
+
+@pytest.mark.parametrize("page", [CONTRIBUTING, ROOT / "docs" / "architecture.md"], ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    named = re.findall(r"`((?:\w+/)+[\w.]*|[\w.]+\.(?:py|md|toml|txt))`", page.read_text(encoding="utf-8"))
+    assert len(named) > 5
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "bpgpu" / name).exists(), name
 
 
 def test_ci_runs_the_readmes_test_command():

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bpgpu
+from bpgpu.kernels.cuda import source as cuda_kernels
 
 ROOT = Path(bpgpu.__file__).parent
 # The rooms from the ground up, each the modules and packages that share it; docs/architecture.md shows them.
@@ -159,3 +161,28 @@ def test_earlier_names_of_modules_work_with_a_warning(name, public):
         assert getattr(module, public[name]) is getattr(bpgpu, public[name])
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         module.nothing  # noqa: B018
+
+
+# docs/architecture.md, which shows it
+
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def test_the_page_shows_the_tower():
+    rows = re.findall(r"^\| (\d+) \| ([^|]*) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == [
+        (str(floor), " ".join(f"`{room}`" for room in rooms.split())) for floor, rooms in enumerate(TOWER, 1)
+    ]
+
+
+def test_the_functions_and_kernels_on_the_page_are_where_it_says():
+    page = PAGE.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`: ((?:`\w+`(?:, )?)+)", page)
+    assert len(named) > 12
+    for file, functions in named:
+        text = (PAGE.parents[1] / file).read_text(encoding="utf-8")
+        for function in re.findall(r"\w+", functions):
+            assert f"def {function}(" in text, f"{file}: {function}"
+    kernels = re.findall(r"the kernel `(\w+)`", page)
+    assert kernels
+    assert set(kernels) <= cuda_kernels.ABI.keys()

@@ -473,7 +473,12 @@ class Library:
 def test_the_choice_of_a_blas(monkeypatch, wanted, installed, processor, chosen):
     monkeypatch.setenv("BPGPU_BLAS", wanted)
     monkeypatch.setattr(cpu_blas, "mkl_library", lambda: "libmkl_rt.so.3" if installed else None)
-    monkeypatch.setattr(cpu_blas.ctypes, "CDLL", lambda path: Library())
+    load = ctypes.CDLL  # which threadpoolctl calls too
+
+    def loaded(path, mode=ctypes.DEFAULT_MODE):
+        return Library() if path == "libmkl_rt.so.3" else load(path, mode)
+
+    monkeypatch.setattr(cpu_blas.ctypes, "CDLL", loaded)
     monkeypatch.setattr(cpu_blas, "get_host_cpu_name", lambda: processor)
     blas = cpu_blas.Blas()
     assert blas.name == chosen

@@ -17,6 +17,7 @@ from bpgpu.data import load_digits
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 
 def test_every_package_is_listed():
@@ -75,9 +76,19 @@ def needed(requirements, extra="", known=None):
     return known
 
 
+def has_other_version(name, requirement):
+    """Return whether a package is installed here in another version than the one that is pinned."""
+    try:
+        return not requirement.specifier.contains(importlib.metadata.version(name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pytest and others bring more")
 def test_the_constraints_name_all_that_an_install_brings():
     pinned = constraints()
+    if other := [name for name, requirement in pinned.items() if has_other_version(name, requirement)]:
+        pytest.skip(f"{', '.join(other)}: not installed with constraints.txt, and other versions bring other packages")
     reached = {name for name, _ in needed(["bpgpu[dev]"])} - {"bpgpu", "setuptools"}
     assert {"numpy", "scipy", "numba", "llvmlite", "safetensors", "threadpoolctl", "scikit-learn"} <= reached
     assert not reached - pinned.keys(), "add them to constraints.txt, as its first lines say"
@@ -87,7 +98,27 @@ def test_the_constraints_name_all_that_an_install_brings():
 def test_a_constraint_is_one_version_that_the_project_allows(name):
     (pin,) = constraints()[name].specifier
     assert pin.operator == "=="
-    extras = PROJECT["project"]["optional-dependencies"].values()
-    for requirement in map(Requirement, itertools.chain(PROJECT["project"]["dependencies"], *extras)):
+    for requirement in map(Requirement, itertools.chain(PROJECT["project"]["dependencies"], *EXTRAS.values())):
         if canonicalize_name(requirement.name) == name:
             assert requirement.specifier.contains(pin.version, prereleases=True), requirement
+
+
+# The oldest install that is promised to work: constraints-lowest.txt
+
+
+def lower_bounds(extra):
+    """Return the lower bounds of the project and of an extra, and of the extras that it names, as constraints."""
+    bounds = set()
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"] + EXTRAS[extra]):
+        if requirement.name == "bpgpu":
+            bounds |= {bound for inner in requirement.extras for bound in lower_bounds(inner)}
+            continue
+        lowest = [bound.version for bound in requirement.specifier if bound.operator == ">="]
+        assert len(lowest) == 1, f"{requirement} has no lower bound, so that nobody knows what it needs"
+        bounds.add(f"{requirement.name}=={lowest[0]}")
+    return bounds
+
+
+def test_the_lowest_constraints_are_the_lower_bounds():
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == sorted(lower_bounds("test"))
