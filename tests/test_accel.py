@@ -405,8 +405,11 @@ def test_uninstall_puts_the_environment_back(monkeypatch):
         assert os.environ.get("PYTHONPATH") == before and not bpgpu.accel._undo
 
 
+NO_OTHERS = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
 @pytest.mark.parametrize("way", ["-p", "pytest_plugins"])
-@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "1"]], ids=["alone", "xdist"])
 def test_as_a_plugin_of_pytest(way, workers, tmp_path):
     """The tests' modules and conftest.py get ours, in the workers of xdist too; afterwards all is as it was."""
     plugin = 'pytest_plugins = ["bpgpu.accel"]\n' if way == "pytest_plugins" else ""
@@ -424,14 +427,14 @@ def test_as_a_plugin_of_pytest(way, workers, tmp_path):
         "from sklearn.neural_network import MLPClassifier\nprint('after:', MLPClassifier.__module__)\nsys.exit(code)"
     )
     options = [*(["-p", "bpgpu.accel"] if way == "-p" else []), *workers, "-q", "-W", "error", "-p", "no:cacheprovider"]
-    run = python("-c", program, *options, cwd=tmp_path, PYTEST_ADDOPTS="")
+    run = python("-c", program, *options, cwd=tmp_path, **NO_OTHERS)
     assert "1 passed" in run.stdout and "after: sklearn." in run.stdout
 
 
 def test_as_a_plugin_of_pytest_that_is_installed_already(tmp_path):
     (tmp_path / "test_it.py").write_text("def test_it(): pass", "utf-8")
     options = ["-q", "-W", "error", "-p", "bpgpu.accel", "-p", "no:cacheprovider", "test_it.py"]
-    assert "1 passed" in python("-m", "bpgpu.accel", "-m", "pytest", *options, cwd=tmp_path, PYTEST_ADDOPTS="").stdout
+    assert "1 passed" in python("-m", "bpgpu.accel", "-m", "pytest", *options, cwd=tmp_path, **NO_OTHERS).stdout
 
 
 def test_workers_of_dask(tmp_path):
@@ -495,9 +498,7 @@ def test_scikit_learns_own_tests_of_its_mlp_pass(tmp_path):
         "-p",
         "counting",
     ]
-    run = python(
-        "-m", "bpgpu.accel", "-m", "pytest", *tests, cwd=tmp_path, check=False, BPGPU_LOG="info", PYTEST_ADDOPTS=""
-    )
+    run = python("-m", "bpgpu.accel", "-m", "pytest", *tests, cwd=tmp_path, check=False, BPGPU_LOG="info", **NO_OTHERS)
     results = {}
     for line in run.stdout.splitlines():
         if line.startswith(("PASSED ", "FAILED ", "ERROR ", "SKIPPED ")):

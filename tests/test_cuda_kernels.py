@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import bpgpu
+from benchmarks import gpu_sources
 from bpgpu.backends.data import Data, Dropout
 from bpgpu.kernels import philox
 from bpgpu.kernels.cuda import source as cuda_kernels
@@ -53,19 +54,8 @@ def module(file, dtype, **expressions):
 
 
 def combined(file, dtype, cases):
-    """Compile a file for many sets of formulas into one module, which is quicker; its kernels are named name__case."""
-    shared, parts = "", []
-    for case, expressions in cases.items():
-        source = cuda_kernels.module_source(file, np.dtype(dtype), expressions)
-        own, rest = source.split('#line 1 "common.cuh"\n')
-        shared, text = rest.split(f'#line 1 "{file}"\n')
-        text = re.sub(r"(__global__ void \w+)\(", rf"\1__{case}(", text)
-        names = re.findall(r"__global__ void (\w+)", text)
-        parts.append(
-            f"namespace case_{case} {{\n{own}{text}}}\n" + "".join(f"using case_{case}::{name};\n" for name in names)
-        )
-    head = f"typedef {np.dtype(dtype).name.replace('float32', 'float').replace('float64', 'double')} T;\n"
-    return device.compile_module(head + shared + "".join(parts))
+    """Compile a file for many sets of formulas into one module; kernels that call formulas are named name__case."""
+    return device.compile_module(gpu_sources.combined(file, np.dtype(dtype), cases)[0])
 
 
 @functools.cache
@@ -252,7 +242,7 @@ def test_bias_sigma(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bias_softmax(dtype, spread):
     """Large z: exp of any of them alone would overflow."""
-    check_bias(forward_module(dtype).get_function("bias_softmax__identity"), ACTIVATIONS["softmax"], dtype, spread)
+    check_bias(forward_module(dtype).get_function("bias_softmax"), ACTIVATIONS["softmax"], dtype, spread)
 
 
 # output.cu, output_softmax.cu
@@ -305,14 +295,14 @@ def test_softmax_cost(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softmax_cross_entropy(dtype):
-    kernel = softmax_module(dtype).get_function("softmax_cross_entropy__cross_entropy")
+    kernel = softmax_module(dtype).get_function("softmax_cross_entropy")
     check_output(kernel, ACTIVATIONS["softmax"], CROSS_ENTROPY, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softmax_cross_entropy_of_sure_outputs(dtype):
     """z so far apart that a is 0 or 1: cost and delta stay finite, and a target of 0 costs nothing."""
-    kernel = softmax_module(dtype).get_function("softmax_cross_entropy__cross_entropy")
+    kernel = softmax_module(dtype).get_function("softmax_cross_entropy")
     far = np.finfo(dtype).max  # -far - far, a logarithm of an output, is -infinity
     z = np.array([[1e4, -1e4, 0], [-far, far, 0]], dtype)
     y = np.array([[0, 1, 0], [0, 1, 0]], dtype)
@@ -332,7 +322,7 @@ SEVERAL = [(9, 2), (5, 31), (7, 33), (31, 65), (3, 257), (2, 1031)]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gap", [0, 40, 200])
 def test_softmax_binary_cross_entropy(gap, dtype):
-    kernel = softmax_module(dtype).get_function("softmax_binary_cross_entropy__binary_cross_entropy")
+    kernel = softmax_module(dtype).get_function("softmax_binary_cross_entropy")
     check_output(kernel, ACTIVATIONS["softmax"], BINARY_CROSS_ENTROPY, dtype, shapes=SEVERAL, gap=gap)
 
 
@@ -340,7 +330,7 @@ def test_softmax_binary_cross_entropy(gap, dtype):
 @pytest.mark.parametrize("n", [2, 31, 33, 65])
 def test_softmax_binary_cross_entropy_of_outputs_that_are_rounded_or_equal(n, dtype):
     """Against the reference in float64; column 0 and the last, from width 33 on also 0 and 32, are of one lane."""
-    kernel = softmax_module(dtype).get_function("softmax_binary_cross_entropy__binary_cross_entropy")
+    kernel = softmax_module(dtype).get_function("softmax_binary_cross_entropy")
     z, y = [], []
     for first, last, target in itertools.product([0, 17, 40, 200, 4000], [0, 39, 40, 4000], [0, 0.5, 1]):
         z.append(np.zeros(n))
@@ -390,7 +380,7 @@ def test_hidden_delta(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hidden_softmax(dtype):
-    check_hidden(hidden_module(dtype).get_function("hidden_softmax__identity"), ACTIVATIONS["softmax"], dtype)
+    check_hidden(hidden_module(dtype).get_function("hidden_softmax"), ACTIVATIONS["softmax"], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -454,7 +444,7 @@ def test_what_dropout_drops_is_zero_also_if_it_is_not_finite(value):
     np.testing.assert_array_equal(out, np.where(kept, x, 0))
     assert ctl[0] == 1
     x[kept] = 1  # now all that is not finite is dropped
-    kernel = hidden_module(np.float32).get_function("hidden_softmax__identity")
+    kernel = hidden_module(np.float32).get_function("hidden_softmax")
     out, *_, ctl = launch(kernel, 2, x, np.ones_like(x), None, *sizes, *drop, control_of(DROP))
     assert np.isfinite(out).all()
     assert ctl[0] == 0
@@ -841,10 +831,8 @@ def test_output_sets_the_latch(row, value):
             "output_delta__identity_half_squared_error"
         ),
         "softmax_cost": softmax_module(np.float32).get_function("softmax_cost__squared_error"),
-        "softmax_cross_entropy": softmax_module(np.float32).get_function("softmax_cross_entropy__cross_entropy"),
-        "softmax_binary_cross_entropy": softmax_module(np.float32).get_function(
-            "softmax_binary_cross_entropy__binary_cross_entropy"
-        ),
+        "softmax_cross_entropy": softmax_module(np.float32).get_function("softmax_cross_entropy"),
+        "softmax_binary_cross_entropy": softmax_module(np.float32).get_function("softmax_binary_cross_entropy"),
     }
     shape = (33, 40)
     for kernel in cases.values():
@@ -872,9 +860,9 @@ def test_each_output_may_set_the_latch():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["hidden_delta", "hidden_softmax"])
+@pytest.mark.parametrize("name", ["hidden_delta__tanh", "hidden_softmax"])
 def test_hidden_sets_the_latch(name, value):
-    kernel = hidden_module(np.float32).get_function(f"{name}__tanh")
+    kernel = hidden_module(np.float32).get_function(name)
     for place in (0, 700, 33 * 41 - 1):
         for latch in (0, 1, 2):
             delta, a = np.ones((33, 41), np.float32), np.full((33, 41), 0.5, np.float32)
@@ -891,16 +879,16 @@ def test_no_rows(dtype):
     empty, line, ctl = np.empty((0, 5), dtype), np.empty(0, dtype), control()
     sizes = np.int32(0), np.int32(5)
     drop = dropout_args(DROP, dtype)
-    for name in ("bias_sigma__tanh", "bias_softmax__tanh"):
+    for name in ("bias_sigma__tanh", "bias_softmax"):
         launch(forward_module(dtype).get_function(name), 1, empty, empty, empty, np.ones(5, dtype), *sizes, *drop, ctl)
-    for name in ("hidden_delta__gelu", "hidden_softmax__gelu"):
+    for name in ("hidden_delta__gelu", "hidden_softmax"):
         after = launch(hidden_module(dtype).get_function(name), 1, empty, empty, empty, *sizes, *drop, ctl)
         assert after[-1].tolist() == ctl.tolist()
     kernels = [
         output_module(dtype).get_function("output_delta__tanh_squared_error"),
         softmax_module(dtype).get_function("softmax_cost__squared_error"),
-        softmax_module(dtype).get_function("softmax_cross_entropy__cross_entropy"),
-        softmax_module(dtype).get_function("softmax_binary_cross_entropy__binary_cross_entropy"),
+        softmax_module(dtype).get_function("softmax_cross_entropy"),
+        softmax_module(dtype).get_function("softmax_binary_cross_entropy"),
     ]
     for kernel in kernels:
         inputs = np.ones(5, dtype), empty, line, line, line, *sizes, dtype(1), ctl

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import numba_static
+from benchmarks import gpu_sources, numba_static
 from bpgpu.backends.cuda import launch as cuda_launch
 from bpgpu.kernels.cuda import source as cuda_kernels
 from bpgpu.model.activations import ACTIVATIONS
@@ -45,8 +45,11 @@ def tools():
 
 
 @pytest.fixture(scope="session")
-def rows(tools, tmp_path_factory):
-    """Compile once in a run of the tests: the process that comes first does, on two processors, and others wait."""
+def rows(tools, tmp_path_factory, pytestconfig):
+    """Compile once in a run of the tests: the process that comes first does, on two processors, and others wait.
+
+    What has not changed since the last run is taken from pytest's cache.
+    """
     import fcntl  # there is none on Windows, nor are there tools
 
     folder = tmp_path_factory.getbasetemp()
@@ -56,7 +59,9 @@ def rows(tools, tmp_path_factory):
     with (folder / "gpu_static.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            process = run("-m", "benchmarks.gpu_static", "--json")
+            kept = getattr(pytestconfig, "cache", None)  # there is none with -p no:cacheprovider
+            options = ["--cache", kept.mkdir("gpu_static")] if kept else []
+            process = run("-m", "benchmarks.gpu_static", "--json", *options)
             path.write_text(json.dumps([process.returncode, process.stdout, process.stderr]), encoding="utf-8")
     status, output, errors = json.loads(path.read_text(encoding="utf-8"))
     assert status == 0, errors
@@ -118,15 +123,34 @@ def test_everything_is_compiled(rows):
     }
     elementwise = {name for name, sigma in ACTIVATIONS.items() if not sigma.rowwise}
     expected = {
-        "output.cu": {f"{sigma} {cost}" for sigma in elementwise for cost in COSTS},
-        "output_softmax.cu": set(COSTS),
-        **dict.fromkeys(("forward.cu", "hidden.cu", "gemm.cu"), elementwise),
+        "output_delta": {f"{sigma} {cost}" for sigma in elementwise for cost in COSTS},
+        "softmax_cost": set(COSTS),
+        **dict.fromkeys(("bias_sigma", "hidden_delta", "gemm_forward", "gemm_hidden"), elementwise),
     }
-    for file in cuda_kernels.FORMULAS:
+    for kernel in cuda_kernels.ABI:
         for dtype in ("float32", "float64"):
             for arch in ("sm_75", "sm_120"):
-                found = {r["formulas"] for r in rows if (r["file"], r["dtype"], r["arch"]) == (file, dtype, arch)}
-                assert found == expected.get(file, {""})
+                found = [r["formulas"] for r in rows if (r["kernel"], r["dtype"], r["arch"]) == (kernel, dtype, arch)]
+                assert sorted(found) == sorted(expected.get(kernel, {""}))
+
+
+def test_a_kernel_is_compiled_with_every_formula_that_it_calls(monkeypatch):
+    """Also through a function; one that calls none is in the source once, where no formula is declared yet."""
+    text = cuda_kernels._text
+    plain = text("forward.cu")
+    through = plain.replace("exp(a[start + j] - largest)", "twice(a[start + j] - largest)")
+    assert through != plain
+    through = f"__device__ __forceinline__ T twice(T z) {{ return T(2) * sigma(z); }}\n\n{through}"
+    for changed, softmax in ((plain, {"bias_softmax"}), (through, {"bias_softmax__one", "bias_softmax__two"})):
+        monkeypatch.setattr(
+            cuda_kernels, "_text", lambda file, own=changed: own if file == "forward.cu" else text(file)
+        )
+        cases = {"one": {"sigma": "tanh(z)"}, "two": {"sigma": "z"}}
+        source, kernels = gpu_sources.combined("forward.cu", np.dtype(np.float32), cases)
+        assert set(kernels) == {"bias_sigma__one", "bias_sigma__two"} | softmax
+        first = source.index("T sigma(T z)")
+        assert ("void bias_softmax(" in source[:first]) == (softmax == {"bias_softmax"})
+        assert source.count("void bias_softmax") == len(softmax) and source.count("void bias_sigma") == 2
 
 
 def test_every_numba_cuda_kernel_is_compiled(rows):
@@ -251,14 +275,14 @@ KERNELS = {
 COMPILE = """
 import dataclasses, json, sys
 from benchmarks.gpu_static import Job, compile_job
-job = Job("seeded.cu", "", "float32", sys.argv[1], sys.argv[2], True)
+job = Job("seeded.cu", "float32", sys.argv[1], sys.argv[2], {name: (name, "") for name in sys.argv[3:]}, True)
 print(json.dumps([dataclasses.asdict(row) for row in compile_job(job)]))
 """
 
 
 def compiled(arch, kernels):
     source = TYPES + "".join(f"{DECLARATION} {name}(T* x) {{ {body} }}\n" for name, body in kernels.items())
-    process = run("-c", COMPILE, arch, source)
+    process = run("-c", COMPILE, arch, source, *kernels)
     assert process.returncode == 0, process.stderr
     return {row["kernel"]: row for row in json.loads(process.stdout)}
 
@@ -279,7 +303,7 @@ def test_warnings_and_errors_of_the_compiler(tools):
     assert compiled("sm_90", {"warning": "int unused;"})["warning"]["warnings"]
     process = run("-c", COMPILE, "sm_90", "typo")
     assert process.returncode == 1
-    assert "RuntimeError: seeded.cu (no formulas, float32, sm_90) does not compile" in process.stderr
+    assert "RuntimeError: seeded.cu (float32, sm_90) does not compile" in process.stderr
 
 
 def sample():

@@ -134,8 +134,12 @@ def test_numba_cuda_is_a_way_of_its_own(no_backend_made, monkeypatch, tmp_path, 
     """With CuPy missing it is the only one, and all parts but graphs run on it."""
     numba_device.install(monkeypatch)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    small = hardware_parts.Network((3, 4, 2), ("tanh", "softmax"), "cross_entropy")
-    monkeypatch.setattr(hardware_parts, "NETWORKS", (small,))
+
+    class Small(hardware_parts.Network):
+        def data(self, n):
+            return super().data(min(n, 40))  # a batch and a smaller one: this simulation is slow
+
+    monkeypatch.setattr(hardware_parts, "NETWORKS", (Small((3, 4, 2), ("tanh", "softmax"), "cross_entropy"),))
     monkeypatch.setattr(hardware_parts, "FITS", 1)
     assert list(hardware_report.PARTS["graphs"](True)) == [{"not available": "only the backend 'cupy' has graphs"}]
     for part in ("rerun", "leaks"):

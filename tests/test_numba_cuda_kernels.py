@@ -193,7 +193,7 @@ def test_softmax_cost(name, dtype):
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softmax_cross_entropy(dtype):
-    kernel = checks.softmax_module(dtype).get_function("softmax_cross_entropy__cross_entropy")
+    kernel = checks.softmax_module(dtype).get_function("softmax_cross_entropy")
     checks.check_output(kernel, SOFTMAX, CROSS_ENTROPY, dtype)
     checks.test_softmax_cross_entropy_of_sure_outputs(dtype)
 

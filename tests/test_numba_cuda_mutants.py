@@ -41,7 +41,7 @@ def output(kernels):
 
 
 def cross_entropy(kernels):
-    kernel = checks.softmax_module(F32).get_function("softmax_cross_entropy__cross_entropy")
+    kernel = checks.softmax_module(F32).get_function("softmax_cross_entropy")
     checks.check_output(kernel, SOFTMAX, CROSS_ENTROPY, F32)
 
 

@@ -13,7 +13,17 @@ from bpgpu import sklearn as ours
 from bpgpu.backends.cpu.engine import NumbaBackend
 from bpgpu.backends.numpy_backend import NumpyBackend
 from tests.simgpu import device
-from tests.test_sklearn_parity import BACKENDS, SOLVERS, TASKS, TOLERANCE, assert_equal, estimator, fit, problem
+from tests.test_sklearn_parity import (
+    BACKENDS,
+    SOLVERS,
+    TASKS,
+    TOLERANCE,
+    assert_equal,
+    estimator,
+    fit,
+    fit_both,
+    problem,
+)
 
 KINDS = [sparse.csr_array, sparse.csr_matrix, sparse.csc_array, sparse.csc_matrix]
 
@@ -48,7 +58,7 @@ def test_solver_and_task(solver, task, backend, dtype):
     if solver == "lbfgs":  # no overshoot to where scikit-learn cuts the logarithms of probabilities off
         options |= {"max_iter": 20, "alpha": 3.0}
     X = sparse.csr_array(X)
-    mine, theirs = (fit(module, task, X, y, backend=backend, **options) for module in (ours, neural_network))
+    mine, theirs = fit_both(task, X, y, backend=backend, **options)
     assert mine.fit_report_.backend == backend
     assert_equal(mine, theirs, X, TOLERANCE[dtype])
 
@@ -60,9 +70,7 @@ def test_every_kind_with_early_stopping_and_weights(kind, weighted, backend):
     X, y, _ = sparse_problem("classes")
     weight = np.random.default_rng(5).uniform(0.1, 3, len(X)) if weighted else None
     X, options = kind(X), SOLVERS["adam"] | {"early_stopping": True, "alpha": 0.5}
-    mine, theirs = (
-        fit(module, "classes", X, y, weight=weight, backend=backend, **options) for module in (ours, neural_network)
-    )
+    mine, theirs = fit_both("classes", X, y, weight=weight, backend=backend, **options)
     assert mine.fit_report_.backend == backend
     assert_equal(mine, theirs, X, 1e-8)
 

@@ -106,9 +106,11 @@ def check_gradients(
         random /= np.linalg.norm(random, axis=1, keepdims=True)
         directions, slopes = random, random @ analytic
     floor = 1e-3 * float(np.max(np.abs(slopes), initial=0.0))
-    kinks, max_error = 0, 0.0
+    kinks, max_error, centre = 0, 0.0, cost(parameters)
     for k, direction in enumerate(directions):
-        error, numeric, agrees, is_kink = _compare(cost, parameters, direction, float(slopes[k]), floor, tolerance)
+        error, numeric, agrees, is_kink = _compare(
+            cost, parameters, centre, direction, float(slopes[k]), floor, tolerance
+        )
         if is_kink:
             kinks += 1
             continue
@@ -200,6 +202,7 @@ def _float64_cost(net: Network, data: Data) -> tuple[Callable[[np.ndarray[Any, A
 def _compare(
     cost: Callable[[np.ndarray[Any, Any]], float],
     parameters: np.ndarray[Any, Any],
+    centre: float,
     direction: np.ndarray[Any, Any],
     slope: float,
     floor: float,
@@ -207,6 +210,7 @@ def _compare(
 ) -> tuple[float, float, bool, bool]:
     """Return the relative error of a slope, the numeric slope, whether they agree, and whether the point is a kink.
 
+    `centre` is the cost at the parameters themselves, which all directions share.
     A kink inside the step is told from an error by smaller steps, which leave it behind. One at the point itself, or
     closer than the smallest step, shows in the turns of the slope between the five points: those of a smooth cost
     shrink with the step, and explain no error.
@@ -214,7 +218,7 @@ def _compare(
     turns = []
     best = (math.inf, math.nan)
     for h in (STEP, STEP / 10, STEP / 100, STEP / 1000, STEP / 10_000):
-        f = [cost(parameters + k * h * direction) for k in (-2, -1, 0, 1, 2)]
+        f = [cost(parameters + k * h * direction) if k else centre for k in (-2, -1, 0, 1, 2)]
         numeric = (8 * (f[3] - f[1]) - (f[4] - f[0])) / (12 * h)
         scale = max(abs(slope), abs(numeric), floor, 1e-12)
         rounding = 1e-15 * (1 + abs(f[2])) / h  # what the rounding of f does to the difference
