@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 
 MAX_COUNT = 2**32 - 1  # of epochs and steps: dropout counts them in 32 bits
 MAX_SIZE = 2**31 - 1  # of a layer: BLAS counts rows and columns in 32 bits
@@ -30,10 +30,10 @@ def path(name: str, value: Any) -> Path:
         If it holds a null character, which no name of a file can.
     """
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{name} must be a path, got {shown(value)}")
+        raise TypeError(f"{name} must be a path, got {short_repr(value)}")
     found = Path(value)
     if "\0" in str(found):
-        raise ValueError(f"{name} must hold no null characters, got {shown(str(found))}; give another name")
+        raise ValueError(f"{name} must hold no null characters, got {short_repr(str(found))}; give another name")
     return found
 
 
@@ -51,7 +51,7 @@ def file_name(name: str, value: Any) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(
-                f"{name} must be a name that the file system can hold, got {shown(str(found))}: {error.strerror}; "
+                f"{name} must be a name that the file system can hold, got {short_repr(str(found))}: {error.strerror}; "
                 "give a shorter one"
             ) from None
     return found
@@ -130,7 +130,7 @@ def finite(
 def flag(name: str, value: Any) -> bool:
     """Return `value`, or raise ``TypeError`` if it is not True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return bool(value)
 
 
@@ -138,7 +138,7 @@ def function(name: str, value: Any, arguments: Sequence[str], hint: str = "") ->
     """Return `value`, or raise ``TypeError`` if it is not a function that takes such arguments, by position."""
     expected = f"{name} must be a function of {' and '.join(arguments)}"
     if not callable(value) or isinstance(value, type):  # a class would only make an object
-        raise TypeError(f"{expected}, got {shown(value)}{hint}")
+        raise TypeError(f"{expected}, got {short_repr(value)}{hint}")
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):  # of a function in C, which does not tell
@@ -146,7 +146,7 @@ def function(name: str, value: Any, arguments: Sequence[str], hint: str = "") ->
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise TypeError(f"{expected}, got {shown(value)}: {error}{hint}") from None
+        raise TypeError(f"{expected}, got {short_repr(value)}: {error}{hint}") from None
     return value
 
 
@@ -161,12 +161,12 @@ def integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> i
         If it is too small or too large.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer of at least {minimum}, got {shown(value)}")
+        raise TypeError(f"{name} must be an integer of at least {minimum}, got {short_repr(value)}")
     whole = int(value)
     if whole < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {shown(whole)}")
+        raise ValueError(f"{name} must be at least {minimum}, got {short_repr(whole)}")
     if whole > maximum:
-        raise ValueError(f"{name} must be at most {maximum}, got {shown(whole)}")
+        raise ValueError(f"{name} must be at most {maximum}, got {short_repr(whole)}")
     return whole
 
 
@@ -198,13 +198,13 @@ def fraction(name: str, value: Any) -> float:
 
 def _in_range(name: str, value: Any, good: Callable[[float], bool], expected: str, where: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {expected}, got {shown(value)}{where}")
+        raise TypeError(f"{name} must be {expected}, got {short_repr(value)}{where}")
     try:
         number = float(value)
     except OverflowError:
         number = value = math.inf
     if not good(number):
-        raise ValueError(f"{name} must be {expected}, got {shown(value)}{where}")
+        raise ValueError(f"{name} must be {expected}, got {short_repr(value)}{where}")
     return number
 
 
@@ -216,9 +216,11 @@ def layer_sizes(sizes: Any) -> tuple[int, ...]:
     TypeError, ValueError
     """
     if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray) or getattr(sizes, "shape", None) == ():
-        raise TypeError(f"sizes must be a sequence of integers, input layer first, got {shown(sizes)}")
+        raise TypeError(f"sizes must be a sequence of integers, input layer first, got {short_repr(sizes)}")
     if len(sizes) < 2:
-        raise ValueError(f"sizes must name two layers at least, the input and the output, got {shown(list(sizes))}")
+        raise ValueError(
+            f"sizes must name two layers at least, the input and the output, got {short_repr(list(sizes))}"
+        )
     return tuple(integer(f"sizes[{l}]", size, 1, MAX_SIZE) for l, size in enumerate(sizes))
 
 
@@ -245,5 +247,5 @@ def floating_dtype(dtype: Any) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         resolved = np.dtype(np.void)
     if dtype is None or resolved not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {short_repr(dtype)}")
     return resolved

@@ -64,8 +64,8 @@ class ModelFileError(ValueError):
     """A file is not a model that bpgpu saved, or it is damaged."""
 
 
-class _Short(reprlib.Repr):
-    """What `shown` prints with; integers of thousands of digits have no text of their own."""
+class _ShortRepr(reprlib.Repr):
+    """What `short_repr` prints with; integers of thousands of digits have no text of their own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ class _Short(reprlib.Repr):
 
 
 MAX_SHOWN = 200  # characters, and bits of an integer
-_SHORT = _Short()
+_SHORT_REPR = _ShortRepr()
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return the repr of what came, for a message; cut where it is long."""
     try:
-        text = _SHORT.repr(value)
+        text = _SHORT_REPR.repr(value)
     except Exception:  # the repr of a stranger's object may raise anything
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
@@ -94,7 +94,7 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     text = name.lower() if isinstance(name, str) else ""
     near = difflib.get_close_matches(text[:MAX_SHOWN], known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {shown(name)}{hint}")
+    return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {short_repr(name)}{hint}")
 
 
 def lookup(what: str, name: object, table: Mapping[str, T]) -> T:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bpgpu.backends.memory import Array, Memory
 from bpgpu.checks import Matrix, finite, numeric
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.interop import is_sparse, on_gpu
 from bpgpu.model.costs import Cost
 from bpgpu.sparse import compressed_rows
@@ -144,7 +144,7 @@ def thetas(matrices: Any) -> list[Matrix]:
         If there is none, or one is no matrix or does not take the outputs of the one before.
     """
     if not hasattr(matrices, "__len__"):
-        raise TypeError(f"thetas must be a sequence of matrices, one for each layer, got {shown(matrices)}")
+        raise TypeError(f"thetas must be a sequence of matrices, one for each layer, got {short_repr(matrices)}")
     if len(matrices) == 0:
         raise ValueError("thetas must hold one matrix for each layer, got none")
     arrays = [numeric(f"thetas[{l}]", theta) for l, theta in enumerate(matrices)]
@@ -160,4 +160,4 @@ def thetas(matrices: Any) -> list[Matrix]:
 
 
 def _short(value: Any) -> str:
-    return f"{type(value).__name__} of length {len(value)}" if hasattr(value, "__len__") else shown(value)
+    return f"{type(value).__name__} of length {len(value)}" if hasattr(value, "__len__") else short_repr(value)

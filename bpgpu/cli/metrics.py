@@ -12,7 +12,7 @@ from rich.text import Text
 from bpgpu.checks import positive
 from bpgpu.cli.columns import Matrix
 from bpgpu.cli.targets import Target, Targets
-from bpgpu.errors import shown, unknown_name
+from bpgpu.errors import short_repr, unknown_name
 
 Metrics = dict[str, float | None]
 # With more classes, the confusion matrix is neither shown nor in the JSON.
@@ -43,11 +43,11 @@ def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
         if not equals:
             example = io.StringIO()
             csv.writer(example, lineterminator="").writerow([f"{classes[0]}=1", f"{classes[1]}=5"])
-            raise ValueError(f"--class-weight must be 'balanced' or like {example.getvalue()}, got {shown(given)}")
+            raise ValueError(f"--class-weight must be 'balanced' or like {example.getvalue()}, got {short_repr(given)}")
         if label not in labels:
             raise unknown_name("a label of --class-weight", label, labels)
         if label in found:
-            raise ValueError(f"--class-weight must name each label once, got {shown(label)} twice")
+            raise ValueError(f"--class-weight must name each label once, got {short_repr(label)} twice")
         found[label] = positive(f"the --class-weight of {label!r}", _number(weight))
     return np.array([found.get(label, 1.0) for label in labels])[encoded]
 

@@ -11,7 +11,7 @@ from bpgpu.cli.reading import Reading, quoted
 from bpgpu.cli.splitting import fraction_of, split, strata
 from bpgpu.cli.tables import Table, read_table
 from bpgpu.cli.targets import Targets, default_targets
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.mlp import MLP
 
 TABLE_KEYS = {"columns", "target", "task", "classes"}  # what the model file of `train` says of its table at least
@@ -165,7 +165,7 @@ def _said(value: Any) -> str:
     """Return the value of an option as a message says it."""
     if value is None or value is True:
         return "not given" if value is None else "given"
-    return quoted(value) if isinstance(value, list) else shown(value)
+    return quoted(value) if isinstance(value, list) else short_repr(value)
 
 
 def _counting(table: Table, names: list[str]) -> list[str]:

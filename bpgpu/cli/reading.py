@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 
 SepOption = Annotated[
     str | None,
@@ -99,7 +99,7 @@ class Reading:
             raise ValueError(f"--comment must be one mark, like '#', and not that of --sep, got {comment!r}")
         if encoding is not None:
             if not _is_of_text(encoding):
-                raise ValueError(f"--encoding must name a text encoding, like cp1252, got {shown(encoding)}")
+                raise ValueError(f"--encoding must name a text encoding, like cp1252, got {short_repr(encoding)}")
             encoding = codecs.lookup(encoding).name
         return cls(sep, decimal, thousands, encoding, not no_header, None if na is None else tuple(na), comment)
 
@@ -133,5 +133,5 @@ def _is_of_text(encoding: str) -> bool:
 
 def quoted(names: list[str], limit: int = 8) -> str:
     """Return names in quotation marks with commas between them; long names and a long list are cut."""
-    text = ", ".join(map(shown, names[:limit]))
+    text = ", ".join(map(short_repr, names[:limit]))
     return text if len(names) <= limit else f"{text} and {len(names) - limit:,} more"

@@ -15,7 +15,7 @@ from bpgpu import checks, inputs
 from bpgpu._version import __version__
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
-from bpgpu.errors import ModelFileError, lookup, shown
+from bpgpu.errors import ModelFileError, lookup, short_repr
 from bpgpu.files.writing import atomic_file
 from bpgpu.model.activations import ACTIVATIONS, Activation
 from bpgpu.model.architecture import Architecture
@@ -96,7 +96,7 @@ def load(kind: type[Network], path: str | PathLike[str], backend: str | Backend)
                 raise ModelFileError(f"{path} is a safetensors file, but not one that bpgpu saved")
             description = json.loads(header)
             if type(description["format"]) is int and description["format"] > FORMAT:
-                version = shown(description["bpgpu"]).strip("'")
+                version = short_repr(description["bpgpu"]).strip("'")
                 raise ModelFileError(
                     f"{path} was written by bpgpu {version}, in a newer format; update bpgpu to read it"
                 )
@@ -132,7 +132,7 @@ def _build(kind: type[Network], description: Any, tensors: dict[str, Any], backe
         init=init,
     )
     if tensors:
-        raise ValueError(f"the network has no place for the tensors {shown(sorted(tensors))}")
+        raise ValueError(f"the network has no place for the tensors {short_repr(sorted(tensors))}")
     net.epoch, net.metadata = description["epoch"], description["metadata"]
     return net
 
@@ -166,7 +166,9 @@ def _check(description: Any) -> None:
     """
     for key, types in TYPES.items():
         if type(description[key]) not in types:
-            raise TypeError(f"{key} must be {' or '.join(t.__name__ for t in types)}, got {shown(description[key])}")
+            raise TypeError(
+                f"{key} must be {' or '.join(t.__name__ for t in types)}, got {short_repr(description[key])}"
+            )
     checks.integer("format", description["format"], 1, FORMAT)
     checks.integer("epoch", description["epoch"], 0, checks.MAX_COUNT)
     metadata = description["metadata"]
@@ -178,12 +180,12 @@ def _check(description: Any) -> None:
 def _check_json(name: str, value: Any, depth: int = 0) -> None:
     """Raise unless JSON gives back an equal value."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"metadata must be nested at most {MAX_DEPTH} levels deep; {shown(name)} is deeper")
+        raise ValueError(f"metadata must be nested at most {MAX_DEPTH} levels deep; {short_repr(name)} is deeper")
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"the keys of {name} must be text, got {shown(key)}; JSON would make text of it")
-            _check_json(f"{name}[{shown(key)}]", entry, depth + 1)
+                raise TypeError(f"the keys of {name} must be text, got {short_repr(key)}; JSON would make text of it")
+            _check_json(f"{name}[{short_repr(key)}]", entry, depth + 1)
     elif isinstance(value, list):
         for index, entry in enumerate(value):
             _check_json(f"{name}[{index}]", entry, depth + 1)
@@ -192,7 +194,7 @@ def _check_json(name: str, value: Any, depth: int = 0) -> None:
             raise ValueError(f"{name} must be finite, got {value}, which JSON lacks; use None or text")
     elif isinstance(value, int):  # bool too
         if value.bit_length() > MAX_BITS:
-            raise ValueError(f"{name} must be an integer of at most {MAX_BITS} bits, got {shown(value)}")
+            raise ValueError(f"{name} must be an integer of at most {MAX_BITS} bits, got {short_repr(value)}")
     elif not (value is None or isinstance(value, str)):
         fix = "a list" if isinstance(value, tuple) else "numbers, text, lists and dicts"
         raise TypeError(f"{name} is not JSON serializable: it is of type {type(value).__name__}; turn it into {fix}")

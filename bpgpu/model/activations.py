@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bpgpu.errors import FormulaError, lookup, shown
+from bpgpu.errors import FormulaError, lookup, short_repr
 from bpgpu.kernels import formulas
 from bpgpu.model import formula_checks
 
@@ -129,7 +129,9 @@ def layer_activations(
     if isinstance(activations, str | Activation):
         return (get_activation(activations),) * layers
     if not isinstance(activations, Sequence):
-        raise TypeError(f"activations must be a name, an Activation, or a sequence of them, got {shown(activations)}")
+        raise TypeError(
+            f"activations must be a name, an Activation, or a sequence of them, got {short_repr(activations)}"
+        )
     if len(activations) != layers:
         raise ValueError(f"activations must name one for each of {layers} layers, got {len(activations)}")
     return tuple(get_activation(activation) for activation in activations)

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from bpgpu import checks
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.kernels.formulas import names_used
 from bpgpu.model.activations import Activation, layer_activations
 from bpgpu.model.costs import Cost, get_cost, output_formulas
@@ -99,7 +99,7 @@ class Architecture:
             If the buffer has another shape, or is no array.
         """
         if (shape := getattr(flat, "shape", None) if hasattr(flat, "reshape") else None) != (self.n_parameters,):
-            kind, got = (TypeError, shown(flat)) if shape is None else (ValueError, shape)
+            kind, got = (TypeError, short_repr(flat)) if shape is None else (ValueError, shape)
             raise kind(f"parameters must have shape ({self.n_parameters},), got {got}; {WRITE_INTO}")
         weights, biases, start = [], [], 0
         for m, n in pairwise(self.sizes):
@@ -130,7 +130,7 @@ class Architecture:
         if len(given) != len(shapes) or not all(fits):
             raise ValueError(
                 f"masks must be one of each of the shapes {shapes}, a contiguous array of {self.dtype} or None, got "
-                f"{shown(masks)}; give connectivity to bpgpu.MLP"
+                f"{short_repr(masks)}; give connectivity to bpgpu.MLP"
             )
         return given
 

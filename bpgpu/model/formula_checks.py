@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.errors import FormulaError, shown
+from bpgpu.errors import FormulaError, short_repr
 from bpgpu.kernels import formulas
 
 # The types to try formulas in, each with the next wider one.
@@ -31,10 +31,10 @@ _ENDS = (0.0, 1.0)  # of probabilities; 0 is also what z is where all inputs or 
 def name(kind: str, value: Any) -> None:
     """Raise if this is no name for an activation or a cost."""
     if not isinstance(value, str):
-        raise TypeError(f"the name of {kind} must be text, got {shown(value)}")
+        raise TypeError(f"the name of {kind} must be text, got {short_repr(value)}")
     if not 0 < len(value) <= _LONGEST_NAME or not value.isprintable():
         raise ValueError(
-            f"the name of {kind} must have 1 to {_LONGEST_NAME} characters, all of them printable, got {shown(value)}"
+            f"the name of {kind} must have 1 to {_LONGEST_NAME} characters, all of them printable, got {short_repr(value)}"
         )
 
 

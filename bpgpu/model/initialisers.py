@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.checks import finite, numeric
-from bpgpu.errors import shown, unknown_name
+from bpgpu.errors import short_repr, unknown_name
 from bpgpu.model.activations import ACTIVATIONS, Activation
 
 # name: (numerator, fan, distribution): variance = numerator / fan.
@@ -78,7 +78,7 @@ def given_weights(
     """
     what = "a pair (W, b)" if bias else "an array W"
     if not isinstance(init, Sequence | np.ndarray):
-        raise TypeError(f"init must be a name, or a list of {what} for each layer, got {shown(init)}")
+        raise TypeError(f"init must be a name, or a list of {what} for each layer, got {short_repr(init)}")
     if len(init) != len(sizes) - 1:
         raise ValueError(f"init must hold {what} for each of {len(sizes) - 1} layers, got {len(init)}")
     weights, biases = [], []

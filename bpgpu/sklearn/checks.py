@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 from bpgpu.checks import MAX_SIZE
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.sklearn import parameters
 from bpgpu.sparse import check
 
@@ -34,7 +34,7 @@ def shapes_for_lbfgs(estimator: Any, layer_units: Any) -> None:
             "with warm_start=False to begin anew"
         )
     if given != wanted:
-        raise ValueError(f"coefs_ and intercepts_ must have the shapes {shown(wanted)}, got {shown(given)}")
+        raise ValueError(f"coefs_ and intercepts_ must have the shapes {short_repr(wanted)}, got {short_repr(given)}")
 
 
 def numbers(estimator: Any) -> None:
@@ -47,14 +47,14 @@ def numbers(estimator: Any) -> None:
         try:
             float(value)
         except OverflowError:
-            raise ValueError(f"{name} must be at most about 1.8e308, got {shown(value)}") from None
+            raise ValueError(f"{name} must be at most about 1.8e308, got {short_repr(value)}") from None
         except (TypeError, ValueError):  # a stranger's subclass may have something else under this name
             continue
     for index, size in enumerate(_hidden(estimator)):
         if isinstance(size, bool) or not hasattr(type(size), "__index__") or np.ndim(size):
-            raise TypeError(f"hidden_layer_sizes[{index}] must be an integer, got {shown(size)}")
+            raise TypeError(f"hidden_layer_sizes[{index}] must be an integer, got {short_repr(size)}")
         if size > MAX_SIZE:
-            raise ValueError(f"hidden_layer_sizes[{index}] must be at most {MAX_SIZE}, got {shown(size)}")
+            raise ValueError(f"hidden_layer_sizes[{index}] must be at most {MAX_SIZE}, got {short_repr(size)}")
 
 
 def _hidden(estimator: Any) -> list[Any]:
@@ -78,7 +78,7 @@ def options(estimator: Any, incremental: bool) -> None:
     if isinstance(class_weight, dict):
         for label, weight in class_weight.items():
             if not _is_finite(weight):
-                raise ValueError(f"class_weight[{label!r}] must be a finite number, got {shown(weight)}")
+                raise ValueError(f"class_weight[{label!r}] must be a finite number, got {short_repr(weight)}")
     if incremental and class_weight == "balanced":
         raise ValueError(
             "class_weight='balanced' is not supported for partial_fit, which does not see all samples; compute "

@@ -20,7 +20,7 @@ from bpgpu.backends.base import Backend
 from bpgpu.backends.cpu.blas_threads import blas_threads
 from bpgpu.backends.cpu.threads import at_most
 from bpgpu.backends.plan import Plan
-from bpgpu.errors import NonFiniteError, shown
+from bpgpu.errors import NonFiniteError, short_repr
 from bpgpu.model.activations import get_activation
 from bpgpu.sklearn import checks, networks, overrides, weights
 from bpgpu.sklearn.habits import StateMixin, warn
@@ -315,7 +315,7 @@ class BackendMixin(
         if self.batch_size == "auto":
             return min(200, n_samples)
         if not isinstance(self.batch_size, (int, np.integer)):  # partial_fit does not check parameters again
-            raise TypeError(f"batch_size must be an integer or 'auto', got {shown(self.batch_size)}")
+            raise TypeError(f"batch_size must be an integer or 'auto', got {short_repr(self.batch_size)}")
         if self.batch_size > n_samples:
             warn(
                 perceptron.BaseMultilayerPerceptron._fit_stochastic,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.sklearn import parameters
 
 
@@ -24,7 +24,7 @@ def by_class(estimator: Any, y: Any) -> Any:
     weight = compute_class_weight(class_weight, classes=classes, y=classes[index])[index]
     if not weight.any():
         raise ValueError(
-            f"class_weight must give some sample a weight, got 0 for each class in y: {shown(class_weight)}"
+            f"class_weight must give some sample a weight, got 0 for each class in y: {short_repr(class_weight)}"
         )
     return weight
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bpgpu import checks
 from bpgpu.checks import not_negative, positive
-from bpgpu.errors import shown, unknown_name
+from bpgpu.errors import short_repr, unknown_name
 from bpgpu.files import saving
 from bpgpu.training.history import Training
 
@@ -193,7 +193,7 @@ class LearningRateSchedule(Callback):
 def checked(callbacks: Any) -> Sequence[Callback]:
     """Return `callbacks`, or raise if they are no sequence of callbacks, or if one would override another."""
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
-        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {shown(callbacks)}")
+        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {short_repr(callbacks)}")
     if sum(isinstance(callback, LearningRateSchedule) for callback in callbacks) > 1:
         raise ValueError("callbacks must have one LearningRateSchedule at most: the last would override the others")
     return callbacks

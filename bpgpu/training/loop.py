@@ -10,7 +10,7 @@ import numpy as np
 from bpgpu import checks
 from bpgpu.backends.data import Data
 from bpgpu.backends.plan import Plan
-from bpgpu.errors import NonFiniteError, shown
+from bpgpu.errors import NonFiniteError, short_repr
 from bpgpu.model.optimizers import Optimizer, get_optimizer
 from bpgpu.network import Network
 from bpgpu.training.callbacks import Callback, ProgressBar, checked
@@ -35,7 +35,7 @@ def fit(
     done = checks.integer("epoch", net.epoch, 0, checks.MAX_COUNT)
     if epochs > checks.MAX_COUNT - done:
         raise ValueError(
-            f"epochs must be at most {checks.MAX_COUNT - done}, got {shown(epochs)}: the network has trained for "
+            f"epochs must be at most {checks.MAX_COUNT - done}, got {short_repr(epochs)}: the network has trained for "
             f"{done}, and counts no further than {checks.MAX_COUNT}"
         )
     batch_size = min(checks.integer("batch_size", batch_size, 1), len(data))
