@@ -1,4 +1,4 @@
-"""Checks of plain arguments. Each raises one sentence: the argument, what was expected, what came, the fix."""
+"""Checks of plain arguments. Each error is one sentence: the argument, what was expected, what came, the fix."""
 
 import errno
 import inspect
@@ -20,30 +20,30 @@ Matrix = np.ndarray[Any, Any]
 
 
 def path(name: str, value: Any) -> Path:
-    """Return `value` as a path, which need not lead anywhere yet.
+    """Return `value` as a path, which need not exist.
 
     Raises
     ------
     TypeError
-        If it is no path.
+        If it is not a path.
     ValueError
-        If it holds a null character, which no name of a file can.
+        If it contains a null character, which no file name can.
     """
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {short_repr(value)}")
     found = Path(value)
     if "\0" in str(found):
-        raise ValueError(f"{name} must hold no null characters, got {short_repr(str(found))}; give another name")
+        raise ValueError(f"{name} must not contain null characters, got {short_repr(str(found))}; give another name")
     return found
 
 
 def file_name(name: str, value: Any) -> Path:
-    """Return what `path` does, for a file that is opened after long work only.
+    """Return what `path` does, for a file that is opened only after long work.
 
     Raises
     ------
     TypeError, ValueError
-        As `path`; and ``ValueError`` if it is longer than the file system takes.
+        As `path`; also ``ValueError`` if it is longer than the file system allows.
     """
     found = path(name, value)
     try:
@@ -51,7 +51,7 @@ def file_name(name: str, value: Any) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(
-                f"{name} must be a name that the file system can hold, got {short_repr(str(found))}: {error.strerror}; "
+                f"{name} must be a name that the file system allows, got {short_repr(str(found))}: {error.strerror}; "
                 "give a shorter one"
             ) from None
     return found
@@ -78,7 +78,7 @@ def numeric(name: str, value: Any) -> Matrix:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be a rectangular array of numbers: {error}") from None
-    except (TypeError, RuntimeError) as error:  # of another library, such as torch, that does not give its numbers
+    except (TypeError, RuntimeError) as error:  # of another library, such as torch, that refuses
         kind, reason = type(value), str(error).partition("\n")[0].partition(". ")[0]
         raise TypeError(
             f"{name} must be an array that NumPy can read, got {kind.__module__.partition('.')[0]}.{kind.__name__} "
@@ -92,9 +92,9 @@ def numeric(name: str, value: Any) -> Matrix:
 
 
 def _of_pandas(value: Any, columns: list[Any]) -> Matrix:
-    """Return numbers of pandas in the dtype that holds those of all columns, NaN where one is missing.
+    """Return the numbers of a pandas object in a dtype that holds all columns, NaN where one is missing.
 
-    NumPy itself makes objects of columns of several kinds, and of pandas' own dtypes, which wrap one of NumPy.
+    NumPy itself would return objects for columns of several kinds, and for pandas' own dtypes, which wrap NumPy's.
     """
     dtype = np.result_type(*(getattr(d, "numpy_dtype", getattr(d, "subtype", d)) for d in columns))
     if not np.any(value.isna()):
@@ -107,7 +107,7 @@ def _of_pandas(value: Any, columns: list[Any]) -> Matrix:
 def finite(
     name: str, array: Matrix, dtype: np.dtype[Any], place: Callable[[int], tuple[int, ...]] | None = None
 ) -> Matrix:
-    """Return `array` in `dtype`, C-contiguous and aligned; `place` says where in the argument an element stands.
+    """Return `array` in `dtype`, C-contiguous and aligned; `place` gives an element's index in the argument.
 
     Raises
     ------
@@ -135,13 +135,13 @@ def flag(name: str, value: Any) -> bool:
 
 
 def function(name: str, value: Any, arguments: Sequence[str], hint: str = "") -> Any:
-    """Return `value`, or raise ``TypeError`` if it is not a function that takes such arguments, by position."""
+    """Return `value`, or raise ``TypeError`` if it is not a function that takes these arguments by position."""
     expected = f"{name} must be a function of {' and '.join(arguments)}"
-    if not callable(value) or isinstance(value, type):  # a class would only make an object
+    if not callable(value) or isinstance(value, type):  # calling a class would only make an object
         raise TypeError(f"{expected}, got {short_repr(value)}{hint}")
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # of a function in C, which does not tell
+    except (TypeError, ValueError):  # a function in C may have no signature
         return value
     try:
         signature.bind(*arguments)
@@ -181,13 +181,13 @@ def not_negative(name: str, value: Any) -> float:
 
 
 def held(name: str, value: float, dtype: np.dtype[Any], *, above_0: bool = False) -> float:
-    """Return a number, 0 or more, or raise ValueError if `dtype` makes infinity of it, or 0 where that is wrong."""
+    """Return a number of 0 or more; raise ValueError if it is infinite in `dtype`, or 0 there despite `above_0`."""
     limits = np.finfo(dtype)
     if value > float(limits.max):
         raise ValueError(f"{name} must be at most {limits.max:.2g}, the largest number of {dtype}, got {value}")
     with np.errstate(under="ignore"):
         if above_0 and dtype.type(value) == 0:
-            raise ValueError(f"{name} must be at least {limits.tiny:.2g}, as {dtype} makes 0 of it, got {value}")
+            raise ValueError(f"{name} must be at least {limits.tiny:.2g}, got {value}, which is 0 in {dtype}")
     return value
 
 
@@ -219,13 +219,13 @@ def layer_sizes(sizes: Any) -> tuple[int, ...]:
         raise TypeError(f"sizes must be a sequence of integers, input layer first, got {short_repr(sizes)}")
     if len(sizes) < 2:
         raise ValueError(
-            f"sizes must name two layers at least, the input and the output, got {short_repr(list(sizes))}"
+            f"sizes must name at least two layers, the input and the output, got {short_repr(list(sizes))}"
         )
     return tuple(integer(f"sizes[{l}]", size, 1, MAX_SIZE) for l, size in enumerate(sizes))
 
 
 def within_memory(what: str, nbytes: int) -> None:
-    """Raise ``MemoryError`` if something takes more bytes than the machine has in all; say nothing where it may fit."""
+    """Raise ``MemoryError`` if something takes more bytes than the machine's whole memory."""
     try:
         has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # Windows

@@ -16,7 +16,7 @@ __all__ = ["BackendUnavailableError", "FormulaError", "GradientError", "ModelFil
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run here.
+    """A backend that was asked for by name cannot run here.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class BackendUnavailableError(RuntimeError):
 
     def __init__(self, backend: str, reason: str) -> None:
         self.backend, self.reason = backend, reason
-        super().__init__(backend, reason)  # the arguments, so that it can cross to another process
+        super().__init__(backend, reason)  # the arguments, so that it can be pickled
 
     def __str__(self) -> str:
         return f"backend {self.backend!r} cannot run here: {self.reason}; backend='auto' takes one that can"
@@ -65,7 +65,7 @@ class ModelFileError(ValueError):
 
 
 class _ShortRepr(reprlib.Repr):
-    """What `short_repr` prints with; integers of thousands of digits have no text of their own."""
+    """Cuts long values; Python refuses to print integers of thousands of digits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,10 +80,10 @@ _SHORT_REPR = _ShortRepr()
 
 
 def short_repr(value: object) -> str:
-    """Return the repr of what came, for a message; cut where it is long."""
+    """Return the repr of a value for a message, cut if it is long."""
     try:
         text = _SHORT_REPR.repr(value)
-    except Exception:  # the repr of a stranger's object may raise anything
+    except Exception:  # the repr of another library's object may raise anything
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
