@@ -553,7 +553,7 @@ def test_gradcheck_passes_and_can_fail(run, monkeypatch):
     monkeypatch.setattr(broken, "penalty", lambda weights, decay: 0.0, raising=False)
     code, out, err = run("gradcheck", "--backend", "numpy", "--json")
     assert code == 1
-    assert "FAILED Case(activation=" in err
+    assert "FAILED GradientCase(activation=" in err
     assert "networks failed" in err
     assert last_json(out)["max_error"] is None
 

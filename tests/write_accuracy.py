@@ -15,7 +15,7 @@ import numpy as np
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from bpgpu.proof import accuracy
-from bpgpu.proof.accuracy_cases import CASES, NETWORKS, RULES
+from bpgpu.proof.accuracy_cases import CASES, NETWORKS, OPTIMIZER_CASES
 from bpgpu.proof.bench import DTYPES, SHAPES
 from tests import parity
 
@@ -114,11 +114,10 @@ def page(errors: accuracy.Errors, where: str) -> str:
     """Return the page for errors measured somewhere."""
     coverage = (
         f"That is over {len(CASES)} cases in each dtype: {len(ACTIVATIONS)} activations, with each of {len(COSTS)} "
-        f"costs as an output layer, {len(RULES)} update rules, {len(SHAPES)} shapes, ragged, of one row and of none, "
-        f"of contiguous, transposed and strided arrays, long sums of one-sided data, and training of {len(NETWORKS)} "
-        "networks. A slow simulation "
-        "gets each case on two of the shapes, by turns. The cases are listed once, in `bpgpu/proof/accuracy_cases.py`, "
-        "and `tests/test_parity.py` holds every backend to the promise on every change."
+        f"costs as an output layer, {len(OPTIMIZER_CASES)} optimizers, {len(SHAPES)} shapes (ragged, with one row, empty), "
+        f"contiguous, transposed and strided arrays, long sums of one-sided data, and training of {len(NETWORKS)} networks. "
+        "A slow simulation gets each case on two of the shapes, by turns. The cases are listed once, in "
+        "`bpgpu/proof/accuracy_cases.py`, and `tests/test_parity.py` holds every backend to the promise on every change."
     )
     tables = "\n\n".join(accuracy.table(errors, dtype) for dtype in DTYPES)
     return TEXT.format(where=where, tables=tables, coverage=textwrap.fill(coverage, 120))

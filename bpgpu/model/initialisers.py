@@ -69,12 +69,12 @@ def initial_weights(
 def given_weights(
     init: Sequence[Any], sizes: tuple[int, ...], bias: bool, dtype: np.dtype[Any]
 ) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any] | None]]:
-    """Check weights that the user gives: for each layer a pair (W, b), or W alone without biases.
+    """Check weights from the user: a pair (W, b) for each layer, or only W without biases.
 
     Raises
     ------
     ValueError, TypeError
-        If their number or a shape is wrong, or an entry is not a finite number.
+        If the number of layers or a shape is wrong, or an entry is not a finite number.
     """
     what = "a pair (W, b)" if bias else "an array W"
     if not isinstance(init, Sequence | np.ndarray):
