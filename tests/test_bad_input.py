@@ -267,7 +267,7 @@ BAD_FIT = [
     (
         {"callbacks": [bpgpu.Checkpoint(".")]},
         ValueError,
-        "the path of the Checkpoint must be that of a file, but . is a",
+        "the path of the Checkpoint must name a file, but . is a",
     ),
     ({"callbacks": [CONSTANT, CONSTANT]}, ValueError, "callbacks must have at most one LearningRateSchedule"),
     (
