@@ -158,7 +158,7 @@ def test_what_a_file_says_of_its_table(trained, change, message, command, tmp_pa
     assert cli.run([command, str(path), str(data if command == "predict" else tmp_path / "net.onnx")]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"bpgpu: {path}: what the file says of its table is damaged: ") and message in err
+    assert err.startswith(f"bpgpu: {path}: the file's description of its table is damaged: ") and message in err
 
 
 # What goes in
