@@ -137,12 +137,12 @@ def _check_file(option: str, path: Path, devices: bool) -> None:
         ) from error
 
 
-def beside(path: Path, mark: str, number: int = 0) -> Path:
+def sibling(path: Path, mark: str, number: int = 0) -> Path:
     """Return the name of another file in the same folder, NAME.mark."""
     return path.with_name(f"{path.stem}.{mark}{number or ''}{path.suffix}")
 
 
 def free_name(path: Path, mark: str) -> Path:
     """Return the path if no such file exists, else the first free name of NAME.mark, NAME.mark1 ..."""
-    names = (beside(path, mark, number) for number in count())
+    names = (sibling(path, mark, number) for number in count())
     return path if not path.exists() else next(name for name in names if not name.exists())

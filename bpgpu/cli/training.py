@@ -11,7 +11,7 @@ from bpgpu import checks
 from bpgpu.backends import why_auto
 from bpgpu.cli import reading, tables
 from bpgpu.cli.columns import Rows
-from bpgpu.cli.files import beside, check_ending, check_files
+from bpgpu.cli.files import check_ending, check_files, sibling
 from bpgpu.cli.metrics import Measured, class_weights, constant_answers
 from bpgpu.cli.outcome import KeepHistory, Outcome
 from bpgpu.cli.output import BackendOption, JsonOption, Printer
@@ -108,7 +108,7 @@ def train(
     check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
     check_ending("--out", out, ".safetensors")
     if out is not None:
-        checks.file_name("--out", beside(out, "diverged"))  # the name that `Outcome` may need
+        checks.file_name("--out", sibling(out, "diverged"))  # the name that `Outcome` may need
     if plot is not None:
         check_plot(plot)
     if task not in ("auto", "classification", "regression"):

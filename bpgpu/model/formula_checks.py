@@ -59,9 +59,9 @@ def numbers_everywhere(what: str, steps: Sequence[tuple[str, str, str]], **argum
         With the point nearest to 0 at which a formula should give a finite number but does not.
     """
     main, points = next(iter(arguments.items()))
-    beside = arguments | {main: np.where(np.isin(points, _ENDS), points + np.where(points > 0.5, -1e-6, 1e-6), points)}
+    nearby = arguments | {main: np.where(np.isin(points, _ENDS), points + np.where(points > 0.5, -1e-6, 1e-6), points)}
     for dtype, wider in DTYPES:
-        given, near = ({key: np.asarray(value).astype(dtype) for key, value in x.items()} for x in (arguments, beside))
+        given, near = ({key: np.asarray(value).astype(dtype) for key, value in x.items()} for x in (arguments, nearby))
         exact, near = ({key: value.astype(wider) for key, value in x.items()} for x in (given, near))
         for result, called, expression in steps:
             tries = (dtype, given), (wider, exact), (wider, near)

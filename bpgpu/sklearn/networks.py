@@ -215,7 +215,7 @@ def given_optimizer(estimator: Any) -> Optimizer:
 def optimizer_of(optimizer: Any) -> Optimizer:
     """Return bpgpu's optimizer for an optimizer object of a fit.
 
-    scikit-learn has checked the numbers of its own ones, and allows some that bpgpu refuses, such as a momentum of 1.
+    scikit-learn has checked its own optimizers' numbers, and allows some that bpgpu refuses, such as a momentum of 1.
     """
     if isinstance(optimizer, RuleOptimizer):
         return optimizer.rule
