@@ -1,16 +1,16 @@
-"""What the compiler says of every GPU kernel, and what a training step moves; on any machine, with or without a GPU.
+"""The compiler's facts about every GPU kernel, and what a training step moves, on any machine, with or without a GPU.
 
     python -m benchmarks.gpu_static                   a table of all kernels, and of a step of 784-512-10
     python -m benchmarks.gpu_static --json            the same as JSON, one row for each compiled kernel
-    python -m benchmarks.gpu_static --write           update the table that tests/test_gpu_compile.py holds kernels to
+    python -m benchmarks.gpu_static --write           update the table that tests/test_gpu_compile.py compares with
     python -m benchmarks.gpu_static --step-only --sizes 784,512,10 --batch 128 --optimizer adam
 
 Every kernel is compiled by NVRTC with every formula of the tables, in float32 and float64: with all formulas for the
 oldest and the newest architecture, and with the longest ones for the five between. A file is compiled once for all
 formulas, and a kernel that calls none is in it once (`benchmarks.gpu_sources`): that is 126 compilations, where one for
-each formula would be 414. SASS is read where it is looked at: of all float32 kernels with all formulas on the oldest
-architecture, as a float64 instruction comes from the source and not from the architecture; and of the files with
-kernels that are to load 128 bits at a time, in both types on all architectures.
+each formula would be 414. SASS is read only where it is examined: for all float32 kernels with all formulas on the
+oldest architecture, because float64 instructions come from the source and not from the architecture; and for the files
+with kernels that must load 128 bits at a time, in both dtypes on all architectures.
 
 The Numba-CUDA kernels, whose names here begin with "numba_cuda.", are compiled by `benchmarks.numba_static`: another
 211 cubins, another half minute on two processors.
@@ -47,7 +47,7 @@ from bpgpu.model.costs import COSTS, output_formulas
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ALL_FORMULAS_ON = ("sm_75", "sm_120")
 LONGEST = ("gelu", "binary_cross_entropy")
-# The kernels that are to load 128 bits at a time.
+# The kernels that must load 128 bits at a time.
 VECTOR_LOADS = ("gather", "bias_sigma", "hidden_delta", "dropout", "gemm_forward", "gemm_hidden", "gemm_gradient")
 KERNELS = Path(cuda_kernels.__file__).parents[1]
 TABLE = Path(__file__).parents[1] / "tests" / "gpu_static.json"
@@ -76,7 +76,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one compiled kernel; the last two are None where its SASS was not read."""
+    """The facts about one compiled kernel; the last two are None if its SASS was not read."""
 
     kernel: str
     file: str
@@ -114,7 +114,7 @@ def instances(file: str) -> dict[tuple[str, ...], dict[str, str]]:
 
 
 def jobs(files: Iterable[str] = tuple(cuda_kernels.FORMULAS)) -> list[Job]:
-    """Return all compilations, as the module's docstring chooses them."""
+    """Return all compilations that the module's docstring describes."""
     found = []
     for file in files:
         vectors = any(cuda_kernels.ABI[kernel][0] == file for kernel in VECTOR_LOADS)
@@ -137,7 +137,7 @@ def compile_job(job: Job) -> list[Row]:
     Raises
     ------
     RuntimeError
-        If the compiler refuses the source; with its log.
+        With the compiler's log, if it refuses the source.
     """
     from cuda.core import Program, ProgramOptions
 
@@ -240,7 +240,7 @@ def compiler() -> str:
     Raises
     ------
     ImportError, RuntimeError
-        If anything is missing that compiles or disassembles.
+        If a compiler or the disassembler is missing.
     """
     import cuda.core  # noqa: F401
     from cuda.bindings import nvrtc
@@ -251,7 +251,7 @@ def compiler() -> str:
 
 
 def table(rows: list[Row]) -> dict[str, dict[str, list[int | None]]]:
-    """Return the committed part, `COLUMNS` for kernel and dtype and architecture: the worst over the formulas."""
+    """Return the committed part: `COLUMNS` by kernel, dtype and architecture, the worst over the formulas."""
     found: dict[str, dict[str, list[int | None]]] = {}
     by_name = sorted(rows, key=lambda row: (row.kernel, row.dtype, ARCHITECTURES.index(row.arch)))
     for (kernel, dtype, arch), group in groupby(by_name, key=lambda row: (row.kernel, row.dtype, row.arch)):
@@ -267,7 +267,7 @@ def table(rows: list[Row]) -> dict[str, dict[str, list[int | None]]]:
 
 
 def write_table(rows: list[Row], path: Path = TABLE) -> None:
-    """Write the committed table, a line for each kernel and dtype."""
+    """Write the committed table, one line for each kernel and dtype."""
     lines = [f"    {json.dumps(kernel)}: {json.dumps(archs)}" for kernel, archs in table(rows).items()]
     head = f'{{\n  "compiler": {json.dumps(compiler())},\n  "columns": {json.dumps(COLUMNS)},\n'
     body = '  "kernels": {\n' + ",\n".join(lines) + "\n  }\n}\n"
@@ -326,21 +326,21 @@ def _print(grid: Any) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 160  # a log or a pipe takes any width
+        console.width = 160  # a log or a pipe has no width
     console.print(grid)
 
 
 def main() -> None:
     """Run the command line."""
-    rules = {"sgd": optimizers.SGD(), "momentum": optimizers.SGD(momentum=0.9), "rmsprop": optimizers.RMSprop()}
-    rules |= {"adam": optimizers.Adam(), "adamw": optimizers.AdamW()}
+    choices = {"sgd": optimizers.SGD(), "momentum": optimizers.SGD(momentum=0.9), "rmsprop": optimizers.RMSprop()}
+    choices |= {"adam": optimizers.Adam(), "adamw": optimizers.AdamW()}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_static", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="784,512,10", help="n_0,...,n_L")
     parser.add_argument("--batch", type=int, default=128, help="rows of a batch")
-    parser.add_argument("--optimizer", choices=rules, default="adam")
+    parser.add_argument("--optimizer", choices=choices, default="adam")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the step")
     parser.add_argument("--no-bias", action="store_true")
-    parser.add_argument("--clip", action="store_true", help="the norm of the gradients is clipped")
+    parser.add_argument("--clip", action="store_true", help="clip the norm of the gradients")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--write", action="store_true", help=f"update tests/{TABLE.name}")
     parser.add_argument("--step-only", action="store_true", help="compile nothing")
@@ -348,11 +348,11 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = tuple(int(size) for size in arguments.sizes.split(","))
     if len(sizes) < 2 or min(*sizes, arguments.batch) < 1:
-        parser.error("--sizes needs two numbers or more, and all of them and --batch must be at least 1")
+        parser.error("--sizes needs at least two numbers, and all of them and --batch must be at least 1")
     step = gpu_step.Step(
         sizes,
         arguments.batch,
-        rules[arguments.optimizer].n_state,
+        choices[arguments.optimizer].n_state,
         np.dtype(arguments.dtype).itemsize,
         not arguments.no_bias,
         arguments.clip,

@@ -250,7 +250,7 @@ def test_a_scikit_learn_that_is_not_supported_is_left_alone(tmp_path):
     path.write_text(textwrap.dedent(script), encoding="utf-8")
     run = python("-m", "bpgpu.accel", path, cwd=tmp_path)
     assert run.stdout == "sklearn.neural_network._multilayer_perceptron\n"
-    assert run.stderr.startswith("scikit-learn's MLP is left as it is: import of bpgpu.sklearn halted")
+    assert run.stderr.startswith("scikit-learn's MLP is not replaced: import of bpgpu.sklearn halted")
 
 
 # Pickles

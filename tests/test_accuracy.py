@@ -132,7 +132,7 @@ def test_the_command_shows_every_operation_beside_its_promise(few_cases, capfd):
     for dtype in DTYPES:
         (table,) = re.findall(rf"\| {dtype} .*\n((?:\|.*\n)+)", out)
         assert [line.split("|")[1].strip() for line in table.splitlines()[1:]] == list(PROMISED)
-    assert out.endswith("every error is as small as promised\n")
+    assert out.endswith("no error is larger than promised\n")
 
 
 def test_a_broken_promise_is_named_and_fails(few_cases, monkeypatch, capfd):

@@ -267,9 +267,9 @@ BAD_FIT = [
     (
         {"callbacks": [bpgpu.Checkpoint(".")]},
         ValueError,
-        "the path of the Checkpoint must be that of a file, but . is a",
+        "the path of the Checkpoint must name a file, but . is a",
     ),
-    ({"callbacks": [CONSTANT, CONSTANT]}, ValueError, "callbacks must have one LearningRateSchedule at most"),
+    ({"callbacks": [CONSTANT, CONSTANT]}, ValueError, "callbacks must have at most one LearningRateSchedule"),
     (
         {"callbacks": [CONSTANT], "optimizer": bpgpu.SGD(bpgpu.StepDecay(0.1, 0.5, 2))},
         ValueError,
@@ -329,7 +329,7 @@ BAD_NETS = [
     # sizes
     *(({"sizes": (3, x, 2)}, ValueError, rf"sizes\[1\] {AT_LEAST_1}{x}") for x in (0, -1)),
     *(({"sizes": (3, 2, x)}, TypeError, rf"sizes\[2\] {AT_LEAST_1}") for x in (2.0, "2", None, True, math.nan)),
-    *(({"sizes": x}, ValueError, r"sizes must name two layers at least, .*got ") for x in ([], [3], np.array([3]))),
+    *(({"sizes": x}, ValueError, r"sizes must name at least two layers, .*got ") for x in ([], [3], np.array([3]))),
     *(
         ({"sizes": x}, TypeError, "sizes must be a sequence of integers, .*got ")
         for x in (3, "352", None, {3, 5}, iter([3]))

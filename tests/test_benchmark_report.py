@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import bpgpu
 from benchmarks import conftest, epoch, measure, report, test_steps
-from benchmarks.cases import GPU, STEPS, Case, group_name
+from benchmarks.cases import GPU, STEPS, StepCase, group_name
 from bpgpu.backends.cuda.cupy_backend import CupyBackend
 from bpgpu.backends.numpy_backend import NumpyBackend
 from tests.simgpu import cupy as simulated
@@ -120,7 +120,7 @@ def test_figures_follow_from_time_shapes_and_ceilings(entries):
 
 def test_flops_and_bytes_of_a_layer_by_hand():
     def case(step):
-        return Case(step, "numpy", FLOAT32, False, 64, 256)
+        return StepCase(step, "numpy", FLOAT32, False, 64, 256)
 
     assert [case(step).flops for step in ("forward", "hidden_delta", "weight_gradient")] == [2 * 256 * 64 * 64] * 3
     assert case("forward").bytes == 4 * (256 * 64 + 64 * 64 + 64 + 256 * 64)
@@ -219,7 +219,7 @@ def test_what_does_not_fit_into_memory_is_skipped_with_the_reason(monkeypatch):
     monkeypatch.setattr(STEPS["forward"], "prepare", too_large)
     budget = conftest.Budget(math.inf)
     monkeypatch.setattr(measure, "estimate", lambda case: 0.0)
-    case = Case("forward", "numpy", FLOAT32, False, 32, 32)
+    case = StepCase("forward", "numpy", FLOAT32, False, 32, 32)
     with pytest.raises(pytest.skip.Exception, match="numpy: out of memory: needs 1 TiB"):
         test_steps.test_step(SimpleNamespace(), case, budget)
 
@@ -264,7 +264,7 @@ def test_the_report_leaves_whole_networks_and_fits_out(saved, tmp_path):
     path.write_text(json.dumps(content), encoding="utf-8")
     assert len(report.load(path)[1]) == rows
     path.write_text(json.dumps(content | {"benchmarks": content["benchmarks"][-3:]}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"all\.json has no benchmark of a step in it"):
+    with pytest.raises(ValueError, match=r"all\.json contains no benchmark of a step"):
         report.load(path)
 
 

@@ -378,8 +378,8 @@ ERRORS = [
         "these columns have missing or infinite entries: 'x'; 'x' has 1, the first '' in line 21; fill them with",
     ),
     (["train", "target_holes.csv"], "the target 'y' has 1 missing or infinite entries"),
-    (["train", "one_class.csv"], "must have two classes at least, got only 1"),
-    (["train", "one_column.csv"], "at least one column besides the target"),
+    (["train", "one_class.csv"], "must have at least two classes, got only 1"),
+    (["train", "one_column.csv"], "at least one column other than the target"),
     (["train", "one_row.csv", "--task", "regression"], "of 1 rows leaves a part empty"),
     (["train", "no_rows.csv"], "at least one row"),
     (["train", "words.csv", "--task", "regression"], "the target 'y' holds text"),
@@ -395,7 +395,7 @@ ERRORS = [
     (["train", "good.csv", "--activation", "rleu"], "did you mean 'relu'?"),
     (["train", "good.csv", "--optimizer", "adm"], "did you mean 'adam'?"),
     (["train", "good.csv", "--backend", "cuppy"], "did you mean 'cupy'?"),
-    (["train", "good.csv", "--hidden", "a,b"], "--hidden must be sizes with commas"),
+    (["train", "good.csv", "--hidden", "a,b"], "--hidden must be sizes separated by commas"),
     (["train", "good.csv", "--hidden", "3,0"], "sizes[2] must be at least 1, got 0"),
     (["train", "good.csv", "--learning-rate", "0"], "learning_rate must be a finite number above 0"),
     (["train", "good.csv", "--epochs", "0"], "--epochs must be at least 1, got 0"),
@@ -473,7 +473,7 @@ def test_predict_names_missing_columns_and_unsuitable_options(run, tmp_path):
     for arguments, message in (
         (["m.safetensors", "one_column.csv"], "the model needs the columns 'x'; missing: 'x'; there are 'y'"),
         (["m.safetensors", "digits"], "missing: 'x'; there are 'pixel_0_0'"),
-        (["m.safetensors", "one_row.csv", "--held-out"], "--held-out needs the table of training, of 20 rows"),
+        (["m.safetensors", "one_row.csv", "--held-out"], "--held-out needs the training table, of 20 rows"),
         (["f.safetensors", "good.csv", "--held-out"], "--held-out needs a model that held out rows of its table"),
         (["m.safetensors", "large.csv"], "large.csv: these columns have entries too large for float32: 'x'"),
         (["r.safetensors", "good.csv", "--probabilities"], "needs a classifier"),
@@ -553,7 +553,7 @@ def test_gradcheck_passes_and_can_fail(run, monkeypatch):
     monkeypatch.setattr(broken, "penalty", lambda weights, decay: 0.0, raising=False)
     code, out, err = run("gradcheck", "--backend", "numpy", "--json")
     assert code == 1
-    assert "FAILED Case(activation=" in err
+    assert "FAILED GradientCase(activation=" in err
     assert "networks failed" in err
     assert last_json(out)["max_error"] is None
 

@@ -219,8 +219,8 @@ def test_nothing_is_written_under_a_name_of_another_kind(run, tables, command, g
     for name, ending in names.items():
         code, out, err = run(*command.split(), name)
         assert (code, out, err.count("\n"), sorted(tables.iterdir())) == (2, "", 1, before)
-        assert f" must not end in {ending}, which it does not write, got " in err
-        assert f"; let the name end in {good}" in err
+        assert f" must not end in {ending}, a kind that it does not write, got " in err
+        assert f"; end the name in {good}" in err
 
 
 @pytest.mark.parametrize("name", ["model", "net-0.1", "net.bin"])
@@ -328,7 +328,7 @@ def test_closed_outputs_cost_neither_the_model_nor_the_predictions(tables):
         (tables / "new.safetensors").unlink()
     done = shell("predict m.safetensors t.csv --backend numpy >&-")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "bpgpu: standard output is closed, and predictions go there; name a file" in done.stderr
+    assert "bpgpu: standard output, where predictions go, is closed; name a file" in done.stderr
     done = shell("predict m.safetensors t.csv --backend numpy 2>&-")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 41)
     assert shell("predict m.safetensors t.csv --backend numpy --out p.csv --json >&-").returncode == 0

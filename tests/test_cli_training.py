@@ -42,7 +42,7 @@ def test_metrics_of_classes_are_scikit_learns(classes):
     outputs = rng.random((200, goal.outputs))
     outputs = outputs / outputs.sum(axis=1, keepdims=True) if goal.outputs > 1 else outputs
     codes = outputs.argmax(axis=1) if goal.outputs > 1 else (outputs[:, 0] > 0.5).astype(int)
-    found = metrics.One.of(goal, outputs, encoded, 1)
+    found = metrics.TargetMetrics.of(goal, outputs, encoded, 1)
     area = roc_auc_score(encoded, outputs if goal.outputs > 1 else outputs[:, 0], multi_class="ovr")
     right = {"accuracy": np.mean(codes == encoded), "f1_macro": f1_score(encoded, codes, average="macro")}
     assert found.metrics == pytest.approx(right | {"roc_auc": area})
@@ -54,7 +54,7 @@ def test_metrics_of_classes_are_scikit_learns(classes):
 def test_metrics_of_numbers_are_scikit_learns():
     rng = np.random.default_rng(1)
     truth, outputs = rng.standard_normal(100), rng.standard_normal((100, 1))
-    found = metrics.One.of(Target("y", "regression", []), outputs, truth, 0.25)
+    found = metrics.TargetMetrics.of(Target("y", "regression", []), outputs, truth, 0.25)
     assert found.metrics == pytest.approx(
         {"r2": r2_score(truth, outputs[:, 0]), "mae": mean_absolute_error(truth, outputs[:, 0])}
     )
@@ -110,7 +110,7 @@ def test_class_weights_that_are_refused_say_how_to_write_the_labels(given, messa
 @pytest.mark.parametrize("answer", [None, "no", True, 2, -1, 0.5, float("nan"), [0]])
 def test_a_model_file_may_say_anything_of_the_constant_answer(answer):
     goal = Target("y", "classification", ["a", "b"])
-    found = metrics.One.of(goal, np.ones((2, 1)), np.array([0, 1]), answer)
+    found = metrics.TargetMetrics.of(goal, np.ones((2, 1)), np.array([0, 1]), answer)
     assert (found.answer, found.baseline) == (None, {})
 
 
@@ -146,7 +146,7 @@ def test_a_useless_model_shows(run, tmp_path):
         assert result["baseline"][name] == pytest.approx(
             dummy.fit(train[["x"]], train[target]).score(test[["x"]], test[target])
         )
-        assert f"note     {name} is no better than that" in err
+        assert f"note     {name} is no better than the baseline" in err
     table.assign(z=table["x"]).drop(columns="y").to_csv("t.csv", index=False)
     _, out, err = run("train", "t.csv", "--epochs", "20", "--json")
     assert "note" not in err

@@ -41,9 +41,7 @@ def test_comments_are_no_names(train, case):
     for options in ([], ["--no-header"]):
         code, out, err = train(COMMENTS[case], *options, "--encode", "auto")
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert (
-            "t.csv: cannot be read as a table: its first line begins with '#', as a comment does; use --comment" in err
-        )
+        assert "t.csv: cannot be read as a table: its first line begins with '#', like a comment; use --comment" in err
     code, _, err = train(COMMENTS[case], "--comment", "#", "--encode", "auto")
     assert (code, err) == (0, "")
     names = list((WORDS if "k,y" in COMMENTS[case] else ROWS).columns)
@@ -76,7 +74,7 @@ def test_comments_are_left_out_wherever_they_stand(train, tmp_path):
 @pytest.mark.parametrize("mark", ["##", "", "a", '"', "\n", "§"])
 def test_the_mark_of_comments_is_one_character(train, mark):
     code, _, err = train(ROWS.to_csv(index=False), "--comment", mark)
-    assert (code, "--comment must be one mark, like '#', and not that of --sep, got" in err) == (2, True)
+    assert (code, "--comment must be one mark, like '#', and differ from --sep, got" in err) == (2, True)
 
 
 COMMAS = ROWS.to_csv(index=False, sep=";", decimal=",")
@@ -90,7 +88,7 @@ MISTAKES = [
     (
         ROWS.to_csv(index=False, sep="\t"),
         ["--sep", ","],
-        "is one entry, but with --sep tab it has 3; give that one, or",
+        "is one entry, but with --sep tab it has 3; give the latter, or",
     ),
     (COMMAS, ["--sep", ","], "with --sep ',' its first line is one entry, but with --sep ';' it has 3"),
     (

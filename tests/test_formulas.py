@@ -537,8 +537,8 @@ def test_the_example_of_the_docstring_is_right_everywhere(documented):
     [
         ([1], TypeError, r"must be text, got \[1\]"),
         (None, TypeError, "must be text, got None"),
-        ("", ValueError, "must have 1 to 100 characters, all of them printable, got ''"),
-        ("two\nlines", ValueError, "must have 1 to 100 characters, all of them printable, got 'two"),
+        ("", ValueError, "must have 1 to 100 characters, all printable, got ''"),
+        ("two\nlines", ValueError, "must have 1 to 100 characters, all printable, got 'two"),
         ("x" * 101, ValueError, "must have 1 to 100 characters"),
     ],
 )

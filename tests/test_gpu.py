@@ -14,7 +14,7 @@ from bpgpu.backends.data import Dropout
 from bpgpu.backends.plan import Plan
 from bpgpu.kernels.cuda import source as cuda_kernels
 from bpgpu.proof import accuracy, gradcheck
-from bpgpu.proof.accuracy_cases import RULES
+from bpgpu.proof.accuracy_cases import OPTIMIZER_CASES
 from bpgpu.proof.bench import DTYPES, Bench
 from tests import test_cupy_staging as staging
 from tests.test_cupy_backend import GEMMS, TOLERANCE, assert_same, data, pair, parameters
@@ -91,7 +91,7 @@ def test_every_kernel_is_launched(backend, monkeypatch):
         {"activations": ("relu", "relu", "softmax"), "cost": "mean_squared_error"},
         {"activations": ("relu", "relu", "softmax"), "cost": "binary_cross_entropy"},
     ]
-    for gemm, (options, rule) in itertools.product(GEMMS, itertools.product(networks, RULES.values())):
+    for gemm, (options, rule) in itertools.product(GEMMS, itertools.product(networks, OPTIMIZER_CASES.values())):
         nets = pair(backend(gemm=gemm), dtype="float64", **options)
         for net in nets:
             net.fit(X, y, optimizer=rule, epochs=1, batch_size=16)
@@ -111,7 +111,7 @@ def test_every_kernel_is_launched(backend, monkeypatch):
     assert launched == set(cuda_kernels.ABI)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("rule", OPTIMIZER_CASES.values(), ids=OPTIMIZER_CASES)
 @pytest.mark.parametrize("dropout", [0, 0.3])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_graphs_give_the_bytes_of_the_same_kernels_one_by_one(backend, rule, dropout, dtype):

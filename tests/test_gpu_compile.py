@@ -380,4 +380,4 @@ def test_a_step_by_hand():
 def test_bad_sizes():
     process = run("-m", "benchmarks.gpu_static", "--step-only", "--sizes", "784")
     assert process.returncode == 2
-    assert "--sizes needs two numbers or more" in process.stderr
+    assert "--sizes needs at least two numbers" in process.stderr

@@ -158,7 +158,7 @@ def test_what_a_file_says_of_its_table(trained, change, message, command, tmp_pa
     assert cli.run([command, str(path), str(data if command == "predict" else tmp_path / "net.onnx")]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"bpgpu: {path}: what the file says of its table is damaged: ") and message in err
+    assert err.startswith(f"bpgpu: {path}: the file's description of its table is damaged: ") and message in err
 
 
 # What goes in
@@ -195,13 +195,13 @@ def circle():
 
 
 UNFIT = [
-    ({1: 2}, TypeError, "the keys of metadata must be text, got 1; JSON would make text of it"),
+    ({1: 2}, TypeError, "the keys of metadata must be text, got 1; JSON would turn it into text"),
     ({"a": [{None: 2}]}, TypeError, r"the keys of metadata\['a'\]\[0\] must be text, got None"),
     ({"a": (1, 2)}, TypeError, r"metadata\['a'\] is not JSON serializable: it is of type tuple; turn it into a list"),
     ({"a": {1, 2}}, TypeError, r"metadata\['a'\] is not JSON serializable: it is of type set"),
     ({"a": np.int64(1)}, TypeError, r"metadata\['a'\] is not JSON serializable: it is of type int64"),
     ({"a": b"x"}, TypeError, r"metadata\['a'\] is not JSON serializable: it is of type bytes"),
-    ({"a": [0, math.nan]}, ValueError, r"metadata\['a'\]\[1\] must be finite, got nan, which JSON lacks"),
+    ({"a": [0, math.nan]}, ValueError, r"metadata\['a'\]\[1\] must be finite, got nan, which JSON does not have"),
     ({"a": -math.inf}, ValueError, r"metadata\['a'\] must be finite, got -inf"),
     ({"a": 10**5000}, ValueError, r"metadata\['a'\] must be an integer of at most 2000 bits, got an integer of 16610"),
     ({"a": nested(200)}, ValueError, "metadata must be nested at most 100 levels deep"),

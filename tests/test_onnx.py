@@ -156,7 +156,7 @@ def test_names_and_shapes(make_net, path):
     ("given", "result"), [("X", "X"), ("W.1", "output"), ("X", "Gemm_1"), ("", "output"), ("X", 3)]
 )
 def test_names_that_are_taken(make_net, path, given, result):
-    with pytest.raises(ValueError, match="no text or stands for something else in the file; choose another"):
+    with pytest.raises(ValueError, match="not text or is already used in the file; choose another"):
         make_net().to_onnx(path, input_name=given, output_name=result)
     assert not path.exists()
 
@@ -254,7 +254,7 @@ def test_a_file_with_other_numbers_is_not_kept(make_net, path, monkeypatch, erro
         return a
 
     monkeypatch.setattr(bpgpu.MLP, "predict", wrong)
-    with pytest.raises(RuntimeError, match=r"no ONNX file was written: .* gives .* as output 2, and predict "):
+    with pytest.raises(RuntimeError, match=r"no ONNX file was written: .* gives .* as output 2, but predict "):
         make_net(activations="tanh").to_onnx(path)
 
 

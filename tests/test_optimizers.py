@@ -346,7 +346,7 @@ def test_a_norm_that_the_dtype_does_not_hold_clips_on_every_backend(clip_norm, d
         (bpgpu.SGD(), {"l2": 1e39}, r"l2 must be at most 3.4e\+38, the largest number of float32, got 1e\+39"),
         (bpgpu.AdamW(weight_decay=1e39), {}, r"weight_decay must be at most 3.4e\+38"),
         (bpgpu.Adam(epsilon=1e39), {}, r"epsilon must be at most 3.4e\+38"),
-        (bpgpu.RMSprop(epsilon=1e-46), {}, r"epsilon must be at least 1.2e-38, as float32 makes 0 of it, got 1e-46"),
+        (bpgpu.RMSprop(epsilon=1e-46), {}, r"epsilon must be at least 1.2e-38, got 1e-46, which is 0 in float32"),
     ],
     ids=str,
 )

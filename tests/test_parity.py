@@ -10,7 +10,7 @@ from bpgpu.backends import REGISTRY
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from bpgpu.model.optimizers import OPTIMIZERS
-from bpgpu.proof.accuracy_cases import CASES, RULES
+from bpgpu.proof.accuracy_cases import CASES, OPTIMIZER_CASES
 from bpgpu.testing import CHECKS
 from tests import parity
 from tests.simgpu import device
@@ -45,8 +45,8 @@ def test_the_cases_have_every_activation_cost_and_rule():
     cases = [(case.operation, *case.names) for case in CASES]
     assert set(itertools.product(["output"], ACTIVATIONS, COSTS)) <= set(cases)
     assert set(itertools.product(["forward", "hidden"], ACTIVATIONS)) <= set(cases)
-    assert set(itertools.product(["update", "training"], RULES)) <= set(cases)
-    assert {type(rule) for rule in RULES.values()} == set(OPTIMIZERS.values())
+    assert set(itertools.product(["update", "training"], OPTIMIZER_CASES)) <= set(cases)
+    assert {type(rule) for rule in OPTIMIZER_CASES.values()} == set(OPTIMIZERS.values())
 
 
 def test_nothing_of_the_matrix_is_skipped_where_it_is_required(monkeypatch):

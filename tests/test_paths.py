@@ -27,13 +27,13 @@ def test_names_that_no_file_can_have(tmp_path, monkeypatch, use):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
         use(NULL)
-    assert str(error.value) == "path must hold no null characters, got 'a\\x00b'; give another name"
+    assert str(error.value) == "path must not contain null characters, got 'a\\x00b'; give another name"
     assert not list(tmp_path.iterdir())
 
 
 @POSIX
 def test_a_checkpoint_whose_name_is_too_long_is_not_made():
-    with pytest.raises(ValueError, match="path must be a name that the file system can hold, got 'xxx") as error:
+    with pytest.raises(ValueError, match="path must be a name that the file system allows, got 'xxx") as error:
         bpgpu.Checkpoint(LONG)
     assert len(str(error.value)) < 200
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_is_checked_again_when_its_folder_is_there(tmp_path):
     kept, trained = bpgpu.Checkpoint(tmp_path / "folder" / LONG), net()
     before = trained.parameters.copy()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="path must be a name that the file system can hold"):
+    with pytest.raises(ValueError, match="path must be a name that the file system allows"):
         trained.fit(X, Y, epochs=1, callbacks=[kept])
     np.testing.assert_array_equal(trained.parameters, before)
 
@@ -95,7 +95,9 @@ def test_a_pipe_is_not_waited_for(files, option):
         [sys.executable, "-m", "bpgpu", *command], cwd=files, capture_output=True, text=True, timeout=60
     )
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.startswith(f"bpgpu: {option} must name a file, got the pipe or device pipe.csv; write to a file")
+    assert run.stderr.startswith(
+        f"bpgpu: {option} must name a file, got the pipe or device pipe.csv; write its content to a file"
+    )
 
 
 @POSIX
@@ -113,7 +115,7 @@ def test_a_model_is_not_read_from_a_pipe(tmp_path):
     [
         ("https://example.org/t.csv", "must name a file, got the address https://example.org/t.csv; download it, and"),
         ("s3://bucket/t.parquet", "must name a file, got the address s3://bucket/t.parquet"),
-        ("-", "must name a file, got -; write to a file what standard input has, and name that"),
+        ("-", "must name a file, got -; write standard input to a file, and name that"),
         ("", "must name a file, got ''; name the table"),
     ],
 )
@@ -134,5 +136,5 @@ def test_a_file_may_be_called_like_standard_input(run, files):
 def test_a_name_leaves_room_for_that_of_a_model_that_diverged(run, files):
     limit = os.pathconf(files, "PC_NAME_MAX")
     code, out, err = run("train", "t.csv", "--epochs", "1", "--out", "m" * (limit - 12) + ".safetensors")
-    assert (code, out, err.startswith("bpgpu: --out must be a name that the file system can hold")) == (2, "", True)
+    assert (code, out, err.startswith("bpgpu: --out must be a name that the file system allows")) == (2, "", True)
     assert run("train", "t.csv", "--epochs", "1", "--out", "m" * (limit - 21) + ".safetensors")[0] == 0

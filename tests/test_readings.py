@@ -199,7 +199,7 @@ def test_a_quotation_mark_that_swallows_lines_is_said(train):
 def test_arrays_of_other_shapes_are_refused(run, tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 4))
     for name, arrays, message in (
-        ("t.npz", {"X": X, "y": np.zeros((60, 0))}, "y must have one column at least, got the shape (60, 0)"),
+        ("t.npz", {"X": X, "y": np.zeros((60, 0))}, "y must have at least one column, got the shape (60, 0)"),
         ("t.npz", {"X": X, "y": np.zeros((60, 2, 2))}, "y must have one or two dimensions, got the shape (60, 2, 2)"),
         ("t.npy", np.zeros((20, 3, 3)), "it must have one or two dimensions, got the shape (20, 3, 3)"),
     ):

@@ -336,7 +336,7 @@ def test_a_file_gives_what_the_estimator_predicts(tmp_path, task, activation, dt
 def test_a_file_with_other_numbers_than_the_estimators_is_not_kept(tmp_path, monkeypatch):
     mine = fitted(ours, "classes")
     probabilities = mine.predict_proba
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"gives .* as output 1, and predict"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"gives .* as output 1, but predict"):
         patch.setattr(mine, "predict_proba", lambda X: probabilities(X) + 1e-6)
         mine.to_onnx(tmp_path / "net.onnx")
     mine._label_binarizer.classes_ = mine.classes_[::-1].copy()

@@ -83,11 +83,11 @@ def test_other_ways_to_name_scikit_learns_activations(activation):
 @pytest.mark.parametrize(
     ("model", "what"),
     [
-        (lambda: classifier(ours, activation="gelu").fit(X, Y), "activations, but gelu"),
-        (lambda: classifier(ours, activation=["relu", "tanh"]).fit(X, Y), "activations, but relu, tanh"),
+        (lambda: classifier(ours, activation="gelu").fit(X, Y), "activations, got gelu"),
+        (lambda: classifier(ours, activation=["relu", "tanh"]).fit(X, Y), "activations, got relu, tanh"),
         (lambda: ours.MLPRegressor("poisson", **OPTIONS).fit(X, Y), "loss='poisson'"),
-        (lambda: ours.MLPRegressor(**OPTIONS).fit(X, X[:, :2]), "a regression of several targets"),
-        (lambda: classifier(ours).fit(X, (X[:, :2] > 0).astype(int)), "several labels a row"),
+        (lambda: ours.MLPRegressor(**OPTIONS).fit(X, X[:, :2]), "a regression with several targets"),
+        (lambda: classifier(ours).fit(X, (X[:, :2] > 0).astype(int)), "several labels per row"),
     ],
 )
 def test_what_skl2onnx_would_get_wrong_is_refused(model, what):
@@ -100,9 +100,9 @@ def test_what_skl2onnx_would_get_wrong_is_refused(model, what):
 def test_what_hummingbird_would_get_wrong_is_refused():
     labels = classifier(ours).fit(X, (X[:, :3] > 0).astype(int))
     with pytest.raises(ValueError, match="hummingbird does not convert several labels"):
-        converters._as_they_read_it(labels, "hummingbird")
+        converters._with_sklearns_activation(labels, "hummingbird")
     several = ours.MLPRegressor(**OPTIONS).fit(X, X[:, :2])
-    assert converters._as_they_read_it(several, "hummingbird").activation == "relu"
+    assert converters._with_sklearns_activation(several, "hummingbird").activation == "relu"
 
 
 ORDERS = {

@@ -343,7 +343,7 @@ def test_early_stopping_has_a_validation_curve_too():
         ({"y_val": [3, 4]}, "X_val and y_val must be given together"),
         ({"sample_weight_val": [1, 2]}, "sample_weight_val needs X_val and y_val"),
         ({"X_val": np.ones((2, 5)), "y_val": [3, 4]}, "X has 5 features"),
-        ({"X_val": np.ones((2, 6)), "y_val": [3, 9]}, "y_val has classes that y has not"),
+        ({"X_val": np.ones((2, 6)), "y_val": [3, 9]}, "y_val has classes that y does not have"),
         ({"X_val": np.ones((2, 6)), "y_val": [3]}, "inconsistent numbers of samples"),
     ],
 )

@@ -136,22 +136,22 @@ def test_numbers_with_marks_are_numbers_where_the_marks_are_named(run, write):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sep", ";;"], "--sep must be one character of ASCII, 'tab' or 'space', got ';;'"),
-        (["--sep", "§"], "--sep must be one character of ASCII, 'tab' or 'space', got '§'"),
+        (["--sep", ";;"], "--sep must be one ASCII character, 'tab' or 'space', got ';;'"),
+        (["--sep", "§"], "--sep must be one ASCII character, 'tab' or 'space', got '§'"),
         (["--sep", ","], None),
         (["--sep", ",", "--decimal", ","], "--sep and --decimal must differ"),
         (["--thousands", "."], "--thousands and the decimal mark must differ"),
         (["--thousands", "12"], "--thousands must be one mark"),
         (["--decimal", "x"], "--decimal must be '.' or ','"),
         (["--encoding", "nope"], "--encoding must name a text encoding, like cp1252, got 'nope'"),
-        (["--sep", ";"], "but with --sep ',' it has 3; give that one, or leave --sep out"),
+        (["--sep", ";"], "but with --sep ',' it has 3; give the latter, or leave --sep out"),
         (["--drop", "z"], "--drop must name a column, got 'z'; there are 'a', 'b', 'y'"),
         (["--drop", "a,b"], "repeat --drop for several"),
         (["--id", "z"], "--id must name a column, got 'z'"),
         (["--encode", "z"], "--encode must name a column, got 'z'"),
         (["--target", "Y"], "--target must name a column, got 'Y'; there are 'a', 'b', 'y'; did you mean 'y'?"),
         (["--drop", "y", "--target", "y"], "--target and --drop must not name the same column, got 'y'"),
-        (["--drop", "a", "--drop", "b"], "at least one column besides the target 'y'"),
+        (["--drop", "a", "--drop", "b"], "at least one column other than the target 'y'"),
         (["--target", "a", "--target", "a"], "got twice: 'a'"),
         (["--target", "a", "--target", "y"], "must be all numbers or all of two classes, got 'a': numbers"),
     ],
@@ -176,7 +176,7 @@ UNREADABLE = {
     ),
     "shifted": (["a,b,y", *(f"{i},{line}" for i, line in enumerate(lines_of(K)))], "line 2 has 4 entries"),
     "longer after a blank line": (["a,b", "", "1,2", "1,2,3"], "line 4 has 3 entries, but the header has 2"),
-    "equal": (["a,a,b,y", "0,1,2,no", "3,4,5,yes"], "two columns or more have the same name: 'a'"),
+    "equal": (["a,a,b,y", "0,1,2,no", "3,4,5,yes"], "two or more columns have the same name: 'a'"),
     "headless": (no_header(), "its first line looks like data, not like names: '0.126', '0.788', 'yes'"),
     "headless numbers": (
         ["5,3,1", "2,4,0", "1,1,1"],
@@ -185,8 +185,8 @@ UNREADABLE = {
     "headless text": (["p,x,s", "e,x,s", "p,y,k", "p,x,s"], "its first line looks like data"),
     "headless and equal": (["0,0,1", "1,2,0"], "the same name: '0'; rename them, or use --no-header"),
     "empty": (["", ""], "it is empty"),
-    "unclosed": (["a,b,y", "1,2,no", '3,"4,no'], "a quotation mark is not closed, about line 3"),
-    "zeros": (["a,b", "1,\0"], "holds zero bytes"),
+    "unclosed": (["a,b,y", "1,2,no", '3,"4,no'], "a quotation mark near line 3 is not closed"),
+    "zeros": (["a,b", "1,\0"], "has zero bytes"),
 }
 
 
@@ -212,7 +212,7 @@ def test_names_that_are_numbers_are_names(run, write, header):
 def test_a_separator_at_the_end_of_each_line_is_no_column(run, write, header):
     about, printed = trained(run, write("t.csv", header, *(f"{line}," for line in lines_of(K))))
     assert (about["columns"], about["target"]) == (["a", "b"], "y")
-    assert "note     t.csv: lines end in a separator; the empty column is left out" in printed
+    assert "note     t.csv: lines end with a separator; the empty column is left out" in printed
 
 
 @pytest.mark.parametrize("names", [True, False])
@@ -222,7 +222,7 @@ def test_the_index_that_pandas_wrote_is_no_input(run, tmp_path, names):
     table.to_csv(tmp_path / "t.csv", index_label=None if names else "Unnamed: 0")
     about, printed = trained(run, "t.csv")
     assert about["columns"] == ["a", "b"]
-    assert "note     t.csv: 'Unnamed: 0' numbers or names the rows, as an index does; it is no input" in printed
+    assert "note     t.csv: 'Unnamed: 0' numbers or names the rows, as an index does; it is not an input" in printed
     assert predictions(run, "t.csv", "--id", "Unnamed: 0")[0]["Unnamed: 0"].tolist() == [str(i) for i in range(N)]
 
 
@@ -236,7 +236,7 @@ def test_a_column_without_a_name_is_refused_if_it_is_no_index(run, write):
 def test_a_last_column_without_a_name_is_no_target(run, write, last):
     code, _, err = run("train", write("t.csv", "a,b,", *lines_of(last)), *FAST)
     assert (code, err.count("\n")) == (2, 1)
-    assert "t.csv: the last column has no name, so it is not taken for the target; write its name into" in err
+    assert "t.csv: the last column has no name, so it is not taken as the target; write its name in" in err
     assert "'b'" not in err
 
 
@@ -248,7 +248,7 @@ def test_a_column_that_counts_the_rows_is_noted(run, write):
 def test_bytes_that_are_not_text_are_named(run, tmp_path):
     (tmp_path / "t.csv").write_bytes(b"a,y\n" + b"1,no\n" * 100_000 + "2,größe\n".encode("latin-1"))
     for options, message in (
-        ([], "not text in utf-8: byte 0xf6 in line 100002; say what it is, for example --encoding cp1252"),
+        ([], "not text in utf-8: byte 0xf6 in line 100002; give its encoding, for example --encoding cp1252"),
         (["--encoding", "ascii"], "not text in ascii: byte 0xf6 in line 100002"),
     ):
         code, _, err = run("train", "t.csv", *FAST, *options)
@@ -394,7 +394,7 @@ def test_archives_say_what_they_hold(run, tmp_path):
             "has no targets; it holds X (120, 2) float64: add y, the targets, or name a column of X",
         ),
         ("keras.npz", {"x_train": X, "y_train": K}, "it holds x_train (120, 2) float64, y_train (120,) int64"),
-        ("short.npz", {"X": X, "y": K[1:]}, "as many rows as each other; it holds X (120, 2) float64, y (119,) int64"),
+        ("short.npz", {"X": X, "y": K[1:]}, "equally many rows; it holds X (120, 2) float64, y (119,) int64"),
     ):
         np.savez(tmp_path / name, **arrays)
         code, _, err = run("train", name, *FAST)
@@ -440,7 +440,7 @@ def test_an_index_of_parquet_is_no_column(run, tmp_path):
     ROWS.set_index(index).to_parquet(tmp_path / "t.parquet")
     about, printed = trained(run, "t.parquet")
     assert about["columns"] == ["a", "b"]
-    assert "note     t.parquet: 'day' is an index that pandas wrote; it is no input" in printed
+    assert "note     t.parquet: 'day' is an index that pandas wrote; it is not an input" in printed
     found, _ = predictions(run, "t.parquet", "--id", "day")
     assert (list(found), found["row"].tolist()) == (["row", "day", "y"], [str(i) for i in range(N)])
     assert found["day"].tolist() == [str(i // 10) for i in range(N)]
@@ -653,7 +653,7 @@ def test_held_out_rows_are_those_of_this_very_table(run, tmp_path):
     trained(run, "t.csv")
     assert len(predictions(run, "t.csv", "--held-out")[0]) == 24
     code, _, err = run("predict", "m.safetensors", "other.csv", "--held-out")
-    assert (code, "--held-out needs the very table of training, but the content of other.csv is another" in err) == (
+    assert (code, "--held-out needs exactly the training table, but the content of other.csv is different" in err) == (
         2,
         True,
     )

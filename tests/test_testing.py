@@ -141,9 +141,9 @@ class Trusting(NumpyBackend):
         (OtherSignature, "signatures", "dropout"),
         (Inaccurate, "accuracy", "forward, .*promised 8"),
         (WrongGradient, "gradients", "central differences give"),
-        (OtherBits, "same bits", "the same fit, twice, gave other bits"),
-        (NeverFails, "what is not finite", "weights that overflow were trained without an error"),
-        (Trusting, "refusals", "forward takes W of another height"),
+        (OtherBits, "same bits", "two runs of the same fit gave different bits"),
+        (NeverFails, "non-finite numbers", "weights that overflow raised no error in training"),
+        (Trusting, "refusals", "forward accepts W of another height"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
