@@ -15,7 +15,7 @@ from bpgpu.kernels import formulas, philox
 from bpgpu.mlp import MLP
 from bpgpu.model.activations import ACTIVATIONS, Activation
 from bpgpu.model.costs import COSTS, Cost
-from bpgpu.model.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from bpgpu.model.optimizers import OPTIMIZERS, SGD, Adam, AdamW, Optimizer, RMSprop
 from bpgpu.proof.accuracy_sums import one_sided
 from bpgpu.proof.bench import EXTENDED, Bench, Host, Measurement, extended
 
@@ -31,6 +31,7 @@ RULES: dict[str, Optimizer] = {
     "AdamW": AdamW(0.1, epsilon=1e-2, weight_decay=0.1),
     "AdamW, clipped": AdamW(0.1, epsilon=1e-2, clip_norm=0.2),
 }
+RULES |= {kind.__name__: kind(0.1) for kind in OPTIMIZERS.values() if kind not in map(type, RULES.values())}
 # Sizes, activations, cost and options of networks; rows and batch size. The last batches have 9, 1 and 5 rows.
 NETWORKS: tuple[tuple[tuple[int, ...], tuple[str, ...], str, dict[str, Any], int, int], ...] = (
     ((5, 7, 6, 3), ("tanh", "gelu", "softmax"), "cross_entropy", {"l2": 0.3, "dropout": 0.3}, 41, 16),
