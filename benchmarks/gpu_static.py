@@ -7,13 +7,13 @@
 
 Every kernel is compiled by NVRTC with every formula of the tables, in float32 and float64: with all formulas for the
 oldest and the newest architecture, and with the longest ones for the five between. A file is compiled once for all
-formulas, and a kernel that calls none is in it once (`benchmarks.gpu_sources`): that is 126 compilations, where one for
-each formula would be 414. SASS is read only where it is examined: for all float32 kernels with all formulas on the
+formulas, and a kernel that calls none is in it once (`benchmarks.gpu_sources`): that is 140 compilations, where one for
+each formula would be 456. SASS is read only where it is examined: for all float32 kernels with all formulas on the
 oldest architecture, because float64 instructions come from the source and not from the architecture; and for the files
 with kernels that must load 128 bits at a time, in both dtypes on all architectures.
 
 The Numba-CUDA kernels, whose names here begin with "numba_cuda.", are compiled by `benchmarks.numba_static`: another
-211 cubins, another half minute on two processors.
+181 cubins, another half minute on two processors.
 """
 
 import argparse
@@ -39,14 +39,15 @@ import numpy as np
 from benchmarks import gpu_step, numba_static
 from benchmarks.gpu_sources import combined
 from bpgpu.files.writing import atomic_file
+from bpgpu.kernels import rules
 from bpgpu.kernels.cuda import source as cuda_kernels
-from bpgpu.model import optimizers
+from bpgpu.kernels.formulas import RULES
 from bpgpu.model.activations import ACTIVATIONS, SOFTMAX
 from bpgpu.model.costs import COSTS, output_formulas
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ALL_FORMULAS_ON = ("sm_75", "sm_120")
-LONGEST = ("gelu", "binary_cross_entropy")
+LONGEST = ("gelu", "binary_cross_entropy", "adamw")
 # The kernels that must load 128 bits at a time.
 VECTOR_LOADS = ("gather", "bias_sigma", "hidden_delta", "dropout", "gemm_forward", "gemm_hidden", "gemm_gradient")
 KERNELS = Path(cuda_kernels.__file__).parents[1]
@@ -93,8 +94,10 @@ class Row:
 
 
 def instances(file: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """Return the formulas that a file's kernels are compiled with, by the names of activation and cost."""
+    """Return the formulas that a file's kernels are compiled with, by the names of the rows they are from."""
     wanted = cuda_kernels.FORMULAS[file]
+    if "rule" in wanted:
+        return {(name,): {"rule": rules.text_of_row(name)} for name in RULES}
     elementwise = [sigma for sigma in ACTIVATIONS.values() if not sigma.rowwise]
     activations = elementwise if {"sigma", "sigma_prime", "cost_delta"} & set(wanted) else [None]
     costs = [*COSTS.values()] if {"cost_value", "cost_gradient"} & set(wanted) else [None]
@@ -332,12 +335,11 @@ def _print(grid: Any) -> None:
 
 def main() -> None:
     """Run the command line."""
-    choices = {"sgd": optimizers.SGD(), "momentum": optimizers.SGD(momentum=0.9), "rmsprop": optimizers.RMSprop()}
-    choices |= {"adam": optimizers.Adam(), "adamw": optimizers.AdamW()}
+    n_state = {name: len(formulas) - 1 for name, formulas in RULES.items()}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_static", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="784,512,10", help="n_0,...,n_L")
     parser.add_argument("--batch", type=int, default=128, help="rows of a batch")
-    parser.add_argument("--optimizer", choices=choices, default="adam")
+    parser.add_argument("--optimizer", choices=n_state, default="adam")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the step")
     parser.add_argument("--no-bias", action="store_true")
     parser.add_argument("--clip", action="store_true", help="clip the norm of the gradients")
@@ -352,7 +354,7 @@ def main() -> None:
     step = gpu_step.Step(
         sizes,
         arguments.batch,
-        choices[arguments.optimizer].n_state,
+        n_state[arguments.optimizer],
         np.dtype(arguments.dtype).itemsize,
         not arguments.no_bias,
         arguments.clip,

@@ -2,13 +2,14 @@
 
 Numba turns a kernel into LLVM IR, which for these kernels is the same for all architectures; for each one, NVVM turns
 that into PTX, and nvJitLink the PTX into a cubin. Every kernel is compiled with the longest formulas, in float32 for
-seven architectures and in float64 for the oldest and the newest; and in float32 for the oldest with every activation
-and every cost.
+seven architectures and in float64 for the oldest and the newest; and in float32 for the oldest with every activation,
+cost and optimizer.
 """
 
 import importlib
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from unittest import mock
 
 import numpy as np
 
+from bpgpu.kernels import rules
+from bpgpu.kernels.formulas import RULES
 from bpgpu.model.activations import ACTIVATIONS, SOFTMAX
 from bpgpu.model.costs import COSTS, output_formulas
 
@@ -53,25 +56,16 @@ def compiler() -> str:
     return f"numba-cuda {version('numba-cuda')}, NVVM {minor}"
 
 
-def jobs(architectures: tuple[str, ...], ends: tuple[str, ...], longest: tuple[str, str]) -> list[Job]:
+def jobs(architectures: tuple[str, ...], ends: tuple[str, ...], longest: tuple[str, str, str]) -> list[Job]:
     """Return all compilations that the module's docstring describes."""
     from bpgpu.kernels.numba_cuda import kernels as numba_cuda
 
-    sigma, cost = ACTIVATIONS[longest[0]], COSTS[longest[1]]
-    pairs = [(sigma, cost), *((sigma, other) for other in COSTS.values())]
-    pairs += [(other, cost) for other in ACTIVATIONS.values() if not other.rowwise]
     found = []
     for kernel in numba_cuda.KERNELS:
-        wanted, seen = numba_cuda.formulas_of(kernel), set()
-        for sigma, cost in pairs:
-            value, delta = output_formulas(sigma, cost)
-            table = {"sigma": sigma.value, "sigma_prime": sigma.derivative, "cost_value": value, "cost_delta": delta}
-            if "cost_gradient" in wanted:
-                table["cost_value"], table["cost_gradient"] = output_formulas(SOFTMAX, cost)
-            expressions = {name: table[name] for name in wanted}
+        seen = set[tuple[str, ...]]()
+        for names, expressions in _formulas(numba_cuda.formulas_of(kernel), longest):
             if tuple(expressions.values()) in seen:
                 continue
-            names = f"{sigma.name} {cost.name}" if wanted else ""
             if not seen:
                 found.append(Job(kernel, names, expressions, "float32", architectures))
                 found.append(Job(kernel, names, expressions, "float64", ends))
@@ -79,6 +73,23 @@ def jobs(architectures: tuple[str, ...], ends: tuple[str, ...], longest: tuple[s
                 found.append(Job(kernel, names, expressions, "float32", ends[:1]))
             seen.add(tuple(expressions.values()))
     return found
+
+
+def _formulas(wanted: tuple[str, ...], longest: tuple[str, str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the formulas that a kernel is compiled with and their names, the longest first."""
+    if "rule" in wanted:
+        for name in dict.fromkeys((longest[2], *RULES)):
+            yield name, {"rule": rules.text_of_row(name)}
+        return
+    sigma, cost = ACTIVATIONS[longest[0]], COSTS[longest[1]]
+    pairs = [(sigma, cost), *((sigma, other) for other in COSTS.values())]
+    pairs += [(other, cost) for other in ACTIVATIONS.values() if not other.rowwise]
+    for sigma, cost in pairs:
+        value, delta = output_formulas(sigma, cost)
+        table = {"sigma": sigma.value, "sigma_prime": sigma.derivative, "cost_value": value, "cost_delta": delta}
+        if "cost_gradient" in wanted:
+            table["cost_value"], table["cost_gradient"] = output_formulas(SOFTMAX, cost)
+        yield f"{sigma.name} {cost.name}" if wanted else "", {name: table[name] for name in wanted}
 
 
 def compile_job(job: Job, kernels: Any = None) -> list[dict[str, Any]]:

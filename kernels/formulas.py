@@ -1,6 +1,7 @@
-"""Activations and costs as data, and the compiler that turns an expression into code for every backend.
+"""Activations, costs and optimizers as data, and the compiler that turns an expression into code for every backend.
 
-A formula is written once, as an expression in ``z`` (weighted input), ``a`` (activation) and ``y`` (target).
+A formula is written once, as an expression in ``z`` (weighted input), ``a`` (activation) and ``y`` (target); those of
+optimizers, which `bpgpu.kernels.rules` puts together, in ``p`` (parameter), ``g`` (gradient) and the rule's own names.
 `numpy_function`, `numba_source` and `cuda_source` emit it for NumPy, Numba and CUDA C++; `traced_function` computes it
 with objects that record their operations, of which an ONNX graph is made. Nothing of an expression is ever evaluated
 as Python: the compiler walks its syntax tree, emits what is on the whitelist below and refuses everything else.
@@ -91,6 +92,27 @@ PAIRS["softmax", "half_squared_error"] = "0.5 * ((1 - y) * a - y * z) ** 2", "(1
 PAIRS["softmax", "squared_error"] = "((1 - y) * a - y * z) ** 2", "2 * ((1 - y) * a - y * z)"
 PAIRS["softmax", "mean_squared_error"] = PAIRS["softmax", "squared_error"]
 
+# name: the new values of an optimizer's state and of the parameter p, one after another: a name that stands above means
+# its new value, any other its old one. State begins as 0. What is made of the rule's numbers, eta (the learning rate)
+# and t (the step, from 1) alone is computed on the host in float64, once a step: 1 - 0.999 in float32 is wrong in the
+# fifth digit. is_weight is 1 for weights and 0 for biases.
+RULES: dict[str, dict[str, str]] = {
+    "sgd": {"p": "p - eta * g"},
+    "momentum": {"v": "decayed(v, momentum, -eta * g)", "p": "p + v"},
+    "nesterov": {"v": "decayed(v, momentum, -eta * g)", "p": "p + (-eta * g + momentum * v)"},
+    "rmsprop": {"v": "decayed(v, rho, (1 - rho) * g * g)", "p": "p - eta * g / (sqrt(v) + epsilon)"},
+}
+_MOMENTS = {"m": "decayed(m, beta1, (1 - beta1) * g)", "v": "decayed(v, beta2, (1 - beta2) * g * g)"}
+# The mean over the root of the mean square; in the second, epsilon is added to sqrt(v).
+_ADAM = "m * (1 / (1 - beta1 ** t)) / (sqrt(v * (1 / (1 - beta2 ** t))) + epsilon)"
+_ADAM_HAT = "m * (sqrt(1 - beta2 ** t) / (1 - beta1 ** t)) / (sqrt(v) + epsilon)"
+RULES |= {
+    "adam": {**_MOMENTS, "p": f"p - eta * ({_ADAM})"},
+    "adam_hat": {**_MOMENTS, "p": f"p - eta * ({_ADAM_HAT})"},
+    "adamw": {**_MOMENTS, "p": f"p - eta * ({_ADAM} + weight_decay * is_weight * p)"},
+    "adamw_hat": {**_MOMENTS, "p": f"p - eta * ({_ADAM_HAT} + weight_decay * is_weight * p)"},
+}
+
 
 @dataclass(frozen=True)
 class _Function:
@@ -122,13 +144,28 @@ FUNCTIONS: dict[str, _Function] = {
     "abs": _Function(1, "np.abs({0})", "math.fabs({0})", "fabs({0})"),
     "erf": _Function(1, "special.erf({0})", "math.erf({0})", "erf({0})"),
     "erfc": _Function(1, "special.erfc({0})", "math.erfc({0})", "erfc({0})"),
+    "sign": _Function(
+        1,
+        "np.sign({0})",
+        "(T(1) if {0} > T(0) else (T(-1) if {0} < T(0) else {0}))",
+        "({0} > T(0) ? T(1) : ({0} < T(0) ? T(-1) : {0}))",
+    ),
     "pow": _Function(2, "np.power({0}, {1})", "math.pow({0}, {1})", "pow({0}, {1})"),
     "max": _extremum("maximum", ">="),
     "min": _extremum("minimum", "<="),
     "where": _Function(3, "np.where({0}, {1}, {2})", "({1} if {0} else {2})", "({0} ? {1} : {2})"),
 }
-# Rows of the table that a formula may call by name; they are expanded in place.
-MACROS = ("sigmoid", "softplus")
+# Functions that are expanded in place: their parameters, and what they stand for.
+MACROS: dict[str, tuple[tuple[str, ...], str]] = {
+    "sigmoid": (("z",), ACTIVATIONS["sigmoid"][0]),
+    "softplus": (("z",), ACTIVATIONS["softplus"][0]),
+    # beta x + added; but near 1, a beta rounded to float32 would have lost part of 1 - beta, so that is rounded by
+    # itself. An infinite x stays what it is.
+    "decayed": (
+        ("x", "beta", "added"),
+        "where(beta > 0.5, 1, beta) * x + (added - where(beta > 0.5, 1 - beta, 0) * where(x - x == 0, x, 0))",
+    ),
+}
 
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _SAME_PRECEDENCE = {ast.Add: (ast.Add, ast.Sub), ast.Mult: (ast.Mult, ast.Div)}
@@ -195,14 +232,20 @@ class _Emitter:
             case ast.Call(func=ast.Name(id="where"), args=[condition, chosen, other], keywords=[]):
                 return self.call("where", [self.condition(condition, bound, depth + 1), inner(chosen), inner(other)])
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
-                if len(arguments) != FUNCTIONS[name].arity:
-                    raise self.refuse(f"{name}() takes {FUNCTIONS[name].arity} arguments, got {len(arguments)}")
+                self.check_count(name, FUNCTIONS[name].arity, arguments)
                 return self.call(name, [inner(argument) for argument in arguments])
-            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in MACROS:
-                return self.emit(_parse(ACTIVATIONS[name][0]), {"z": inner(argument)}, depth + 1)
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in MACROS:
+                parameters, meaning = MACROS[name]
+                self.check_count(name, len(parameters), arguments)
+                sources = map(inner, arguments)
+                return self.emit(parsed(meaning), dict(zip(parameters, sources, strict=True)), depth + 1)
             case ast.Compare():
                 raise self.refuse("a comparison may only be the first argument of where()")
         raise self.refuse(f"{_shown(node)} is not allowed")
+
+    def check_count(self, name: str, wanted: int, arguments: list[ast.expr]) -> None:
+        if len(arguments) != wanted:
+            raise self.refuse(f"{name}() takes {wanted} argument{'s' * (wanted != 1)}, got {len(arguments)}")
 
     def condition(self, node: ast.expr, bound: dict[str, str], depth: int) -> str:
         match node:
@@ -235,7 +278,8 @@ def cut(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _parse(expression: str) -> ast.expr:
+def parsed(expression: str) -> ast.expr:
+    """Return the syntax tree of an expression; raise `FormulaError` if it is none."""
     if not isinstance(expression, str):
         raise FormulaError(f"a formula must be a string, got {type(expression).__name__}")
     if len(expression) > _MAX_LENGTH:
@@ -246,17 +290,18 @@ def _parse(expression: str) -> ast.expr:
         raise FormulaError(f"formula {cut(expression)!r} is not an expression: {cut(str(error))}") from None
 
 
-def _emit(expression: str, names: tuple[str, ...], target: str) -> tuple[str, frozenset[str]]:
+def emitted(expression: str, names: tuple[str, ...], target: str) -> tuple[str, frozenset[str]]:
+    """Return an expression as source for "numpy", "numba" or "cuda", and which of `names` it reads."""
     emitter = _Emitter(expression, names, target)
-    source = emitter.emit(_parse(expression), {name: name for name in names})
+    source = emitter.emit(parsed(expression), {name: name for name in names})
     return source, frozenset(emitter.used & set(names))
 
 
 def names_used(expression: str, names: tuple[str, ...] = ("z", "a", "y")) -> frozenset[str]:
     """Return which of `names` the expression reads; raise `FormulaError` if the compiler refuses it for any target."""
     for target in ("numpy", "cuda"):
-        _emit(expression, names, target)
-    return _emit(expression, names, "numba")[1]
+        emitted(expression, names, target)
+    return emitted(expression, names, "numba")[1]
 
 
 @functools.cache
@@ -285,7 +330,7 @@ def numpy_function(
     FormulaError
         If the expression holds anything but whitelisted names, numbers, operators and functions.
     """
-    source, _ = _emit(expression, names, "numpy")
+    source, _ = emitted(expression, names, "numpy")
     # SciPy is loaded only for the formulas that need it.
     special = importlib.import_module("scipy.special") if "special." in source else None
     return _function(source, names, np=np, special=special, T=dtype.type)
@@ -311,7 +356,7 @@ def traced_function(
     FormulaError
         As `numpy_function`.
     """
-    source, _ = _emit(expression, names, "numpy")
+    source, _ = emitted(expression, names, "numpy")
     return _function(source, names, np=functions, special=functions, T=literal)
 
 
@@ -322,11 +367,11 @@ def _function(source: str, names: tuple[str, ...], **namespace: Any) -> Callable
 
 def numba_source(expression: str, function: str, names: tuple[str, ...] = ("z", "a", "y")) -> str:
     """Return the source of a scalar Python function that Numba compiles; it needs `math` and `T` as globals."""
-    return f"def {function}({', '.join(names)}):\n    return {_emit(expression, names, 'numba')[0]}\n"
+    return f"def {function}({', '.join(names)}):\n    return {emitted(expression, names, 'numba')[0]}\n"
 
 
 def cuda_source(expression: str, function: str, names: tuple[str, ...] = ("z", "a", "y")) -> str:
     """Return the source of a CUDA C++ device function template over the working type T."""
     arguments = ", ".join(f"T {name}" for name in names)
-    source = _emit(expression, names, "cuda")[0]
+    source = emitted(expression, names, "cuda")[0]
     return f"template <typename T> __device__ __forceinline__ T {function}({arguments}) {{ return {source}; }}\n"

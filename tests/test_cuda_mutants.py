@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from bpgpu.kernels import rules
 from bpgpu.kernels.cuda import source as cuda_kernels
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS, output_formulas
@@ -101,6 +102,14 @@ def norm_of_nan():
 
 def fault_sgd():
     checks.test_update_of_a_fault("sgd")
+
+
+def overflowing_state(name):
+    checks.test_update_that_overflows(name)
+
+
+def infinite_state(name):
+    checks.test_an_infinite_state_stays_what_it_is(name)
 
 
 def dropped_faults():
@@ -335,7 +344,7 @@ MUTANTS = [
     Mutant(
         "order from its beginning", "gather.cu", "order ? order[place] : place", "order ? order[row] : place", gather
     ),
-    Mutant("wrong column of the schedule", "gather.cu", "schedule[4 * s + 3]", "schedule[4 * s + 2]", gather),
+    Mutant("weight of another batch", "gather.cu", "w * inverse_weight[s]", "w * inverse_weight[s + 1]", gather),
     Mutant(
         "rows wide taken for vectors", "gather.cu", "n_in * sizeof(T) % 16 == 0 && aligned(x)", "aligned(x)", gather
     ),
@@ -383,45 +392,38 @@ MUTANTS = [
         "            T sum = T(0);\n            if (c.column > c.n) continue;",
         column_sums,
     ),
-    # update.cu
-    Mutant("always the first step's schedule", "update.cu", "schedule + 4ll * ctl[1]", "schedule", update("sgd")),
+    # update.cu, and what it calls
     Mutant(
-        "corrections swapped",
+        "always the first step's schedule",
         "update.cu",
-        "    c.c1 = now[1];\n    c.c2 = now[2];",
-        "    c.c1 = now[2];\n    c.c2 = now[1];",
-        update("adam"),
+        "schedule[(long long)step * NUMBERS + k]",
+        "schedule[k]",
+        update("sgd"),
     ),
     Mutant(
+        "a schedule of one number", "update.cu", "(long long)step * NUMBERS + k", "(long long)step + k", update("adam")
+    ),
+    Mutant("weight of the first batch", "update.cu", "inverse_weight[step]", "inverse_weight[0]", update("sgd")),
+    Mutant(
         "decay of the first bias",
-        "update.cu",
+        COMMON,
         "if (i < n_weights && decay != T(0))",
         "if (i <= n_weights && decay != T(0))",
         update("sgd"),
     ),
     Mutant(
         "mask before decay",
-        "update.cu",
+        COMMON,
         "    if (i < n_weights && decay != T(0)) gi += decay * p[i];\n    if (i < n_weights && mask) gi *= mask[i];\n",
         "    if (i < n_weights && mask) gi *= mask[i];\n    if (i < n_weights && decay != T(0)) gi += decay * p[i];\n",
         update("sgd"),
     ),
+    Mutant("state forgotten", "update.cu", "states[k][i] = s[k];", "states[k][i] = T(0);", update("momentum")),
+    Mutant("states swapped", "update.cu", "s[0], s[1], s[2]", "s[1], s[0], s[2]", update("adam")),
+    Mutant("biases are weights", "update.cu", "is_weight ? T(1) : T(0)", "T(1)", update("adamw")),
     Mutant(
-        "1 - beta from a rounded beta",
-        "update.cu",
-        "c.h1, c.h5, c.h5 * g * g)",
-        "c.h1, c.h5, (T(1) - c.h1) * g * g)",
-        update("adam"),
+        "faults of the second state pass", "update.cu", " && is_finite(s[1])", "", lambda: overflowing_state("adam")
     ),
-    Mutant(
-        "velocity of the step before",
-        "update.cu",
-        "step + c.h0 * velocity : velocity",
-        "step + c.h0 * m[i] * c.h0 : velocity",
-        update("nesterov"),
-    ),
-    Mutant("epsilon under the root", "update.cu", "(sqrt(v[i]) + c.h1)", "sqrt(v[i] + c.h1)", update("rmsprop")),
-    Mutant("biases decay too", "update.cu", "if (rule == ADAMW && is_weight)", "if (rule == ADAMW)", update("adamw")),
     Mutant("clip forgotten", "update.cu", "clip ? clip[0] : T(1)", "T(1)", update("sgd", 3.0)),
     Mutant(
         "penalty of the last step only",
@@ -446,28 +448,38 @@ MUTANTS = [
     ),
     Mutant("latch does not gate", "update.cu", "    if (closed(ctl)) return;\n", "", gate),
     Mutant("fault not reported", "update.cu", "        if (!is_finite(gi)) report(2, i, ctl);\n", "", fault_sgd),
-    Mutant("warp left out of the norm", "update.cu", "for (int warp = 1; warp <", "for (int warp = 2; warp <", norm),
+    Mutant("warp left out of the norm", "norm.cu", "for (int warp = 1; warp <", "for (int warp = 2; warp <", norm),
     Mutant(
         "norm's barrier dropped",
-        "update.cu",
+        "norm.cu",
         "    __syncthreads();\n    if (threadIdx.x == 0)\n",
         "    if (threadIdx.x == 0)\n",
         norm,
     ),
     Mutant(
         "norm overflows",
-        "update.cu",
+        "norm.cu",
         "clip_norm / norm.largest / sqrt(norm.squares)",
         "clip_norm / sqrt(norm.largest * norm.largest * norm.squares)",
         norm,
     ),
     Mutant(
         "NaN lost in the norm",
-        "update.cu",
+        "norm.cu",
         "a.largest >= b.largest || !is_finite(a.largest)",
         "a.largest >= b.largest",
         norm_of_nan,
     ),
+]
+
+# Bugs in the text of a row of the table of optimizers, as the kernel gets it.
+RULE_MUTANTS = [
+    Mutant("corrections swapped", "adam", "s0 * n7 / (sqrt(s1 * n8)", "s0 * n8 / (sqrt(s1 * n7)", update("adam")),
+    Mutant("1 - beta from a rounded beta", "adam", "n5 * g * g", "(g - (n4 - n6) * g) * g", update("adam")),
+    Mutant("velocity too small", "nesterov", "n2 * g + n4 * s0", "n2 * g + n4 * n4 * s0", update("nesterov")),
+    Mutant("epsilon under the root", "rmsprop", "(sqrt(s0) + n4)", "sqrt(s0 + n4)", update("rmsprop")),
+    Mutant("biases decay too", "adamw", "n10 * is_weight * p", "n10 * p", update("adamw")),
+    Mutant("infinite state is NaN", "rmsprop", "where(s0 - s0 == 0, s0, 0)", "s0", lambda: infinite_state("rmsprop")),
 ]
 
 # What only a sanitizer sees: reading outside, and 128 bits at an address that is no multiple of 16.
@@ -502,6 +514,30 @@ def forget():
     """Modules that were compiled from other sources than the present ones."""
     for made in (checks.forward_module, checks.hidden_module, checks.output_module, checks.softmax_module):
         made.cache_clear()
+
+
+@pytest.mark.parametrize("mutant", RULE_MUTANTS, ids=identity)
+def test_text_of_a_rule_is_there_once(mutant):
+    assert rules.text_of_row(mutant.file).count(mutant.text) == 1
+
+
+def with_mutated_rule(monkeypatch, mutant):
+    """Let the update kernel be compiled with a bug in its rule."""
+
+    def update_kernel(rule, dtype):
+        text = rule.compiled.text.replace(mutant.text, mutant.instead)
+        return checks.module("update.cu", dtype, rule=text).get_function("update")
+
+    monkeypatch.setattr(checks, "update_kernel", update_kernel)
+
+
+@available
+@pytest.mark.parametrize("mutant", RULE_MUTANTS, ids=identity)
+def test_bug_in_a_rule_is_caught(mutant, monkeypatch):
+    mutant.check()
+    with_mutated_rule(monkeypatch, mutant)
+    with pytest.raises(AssertionError):
+        mutant.check()
 
 
 @available

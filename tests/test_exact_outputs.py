@@ -128,7 +128,7 @@ def computed(backend, activation, cost, z, y):
         options = {"dtype": z.dtype, "bias": False, "init": [np.eye(outputs)], "backend": backend}
         net = bpgpu.MLP([outputs, outputs], activation, cost, **options)
     plan = Plan(net.architecture, n, backend).allocate()
-    backend.gradients(plan, backend.place(net._data(z, y), plan), net.parameters)
+    backend.gradients(plan, backend.place(net.checked_data(z, y), plan), net.parameters)
     batch = plan.batch(n)
     return backend.to_numpy(batch.cost), n * backend.to_numpy(batch.delta[1])
 

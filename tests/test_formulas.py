@@ -122,7 +122,7 @@ def test_the_three_outputs_as_text():
         "template <typename T> __device__ __forceinline__ T f(T z, T a, T y) { return "
         "(((z < T(0.0)) ? (T(0.01) * z) : (a >= y || a != a ? a : y)) - (exp((-z)) * exp((-z)))); }\n"
     )
-    source, used = formulas._emit(expression, ("z", "a", "y"), "numpy")
+    source, used = formulas.emitted(expression, ("z", "a", "y"), "numpy")
     assert source == ("(np.where((z < T(0.0)), (T(0.01) * z), np.maximum(a, y)) - (np.exp((-z)) * np.exp((-z))))")
     assert used == {"z", "a", "y"}
 
@@ -130,7 +130,7 @@ def test_the_three_outputs_as_text():
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_no_literal_escapes_the_working_type(name):
     for target in ("numba", "cuda", "numpy"):
-        source = formulas._emit(EXPRESSIONS[name], ("z", "a", "y"), target)[0]
+        source = formulas.emitted(EXPRESSIONS[name], ("z", "a", "y"), target)[0]
         bare = source
         while "T(" in bare:
             start = bare.index("T(")

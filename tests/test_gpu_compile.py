@@ -17,7 +17,9 @@ import pytest
 
 from benchmarks import gpu_sources, numba_static
 from bpgpu.backends.cuda import launch as cuda_launch
+from bpgpu.kernels import rules
 from bpgpu.kernels.cuda import source as cuda_kernels
+from bpgpu.kernels.formulas import RULES
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from tests.simgpu import numba_runner
@@ -125,6 +127,7 @@ def test_everything_is_compiled(rows):
     expected = {
         "output_delta": {f"{sigma} {cost}" for sigma in elementwise for cost in COSTS},
         "softmax_cost": set(COSTS),
+        "update": set(RULES),
         **dict.fromkeys(("bias_sigma", "hidden_delta", "gemm_forward", "gemm_hidden"), elementwise),
     }
     for kernel in cuda_kernels.ABI:
@@ -168,14 +171,15 @@ def test_every_numba_cuda_kernel_is_compiled(rows):
     costs = len({(cost.value, cost.gradient) for cost in COSTS.values()})  # which differ but in their reduction
     assert len(formulas["softmax_cost"]) == costs
     assert len(formulas["output_delta"]) == activations + costs - 1
+    assert formulas["update"] == set(RULES)
 
 
 def test_float64_in_a_numba_cuda_kernel_is_seen(tools):
     """A literal that is not T(...), which Numba makes a float64; the simulator can not see it."""
     text = numba_runner.source("update")
-    assert text.count("step = -eta * g\n") == 1
-    changed = {"update": text.replace("step = -eta * g\n", "step = -1.0 * eta * g\n")}
-    job = numba_static.Job("momentum", "", {}, "float32", ("sm_75",))
+    assert text.count("gi *= factor\n") == 1
+    changed = {"update": text.replace("gi *= factor\n", "gi *= 1.0 * factor\n")}
+    job = numba_static.Job("update", "", {"rule": rules.text_of_row("momentum")}, "float32", ("sm_75",))
     for sources, seen in (({}, False), (changed, True)):
         shim = importlib.import_module("bpgpu.kernels.numba_cuda.library")
         (row,) = numba_static.compile_job(job, numba_runner.load(sources, shim=shim))
@@ -225,10 +229,9 @@ def doubles(source):
 @pytest.mark.parametrize("file", cuda_kernels.FORMULAS)
 def test_no_double_in_the_source(file):
     """The compiler silently narrows `1.0 - x`, so SASS shows only the doubles that it could not be rid of."""
-    formulas = {
-        name: {"sigma": ACTIVATIONS["gelu"].value, "sigma_prime": ACTIVATIONS["gelu"].derivative}.get(name, "0.5 * a")
-        for name in cuda_kernels.FORMULAS[file]
-    }
+    sigma = ACTIVATIONS["gelu"]
+    longest = {"sigma": sigma.value, "sigma_prime": sigma.derivative, "rule": rules.text_of_row("adamw")}
+    formulas = {name: longest.get(name, "0.5 * a") for name in cuda_kernels.FORMULAS[file]}
     assert doubles(cuda_kernels.module_source(file, np.dtype(np.float32), formulas)) == []
 
 

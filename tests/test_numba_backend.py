@@ -205,7 +205,7 @@ def test_a_gradient_that_overflows_is_not_taken(target, rule, threads):
     for net in pair((5, 3), "identity", "squared_error"):
         net.parameters[:15] *= 1e-37
         plan = Plan(net.architecture, 16, net.backend, rule).allocate()
-        given = net._data(X, np.repeat([0.0, target, 0.0], 16)[:, None] * np.ones(3))  # only the second batch's
+        given = net.checked_data(X, np.repeat([0.0, target, 0.0], 16)[:, None] * np.ones(3))  # only the second batch's
         try:
             net.backend.run_epoch(plan, given, None, parameters=net.parameters, learning_rates=[1e-38] * 3, epoch=0)
             found.append("none")
@@ -222,7 +222,7 @@ def test_a_gradient_that_overflows_is_not_taken(target, rule, threads):
 def test_parameters_that_could_not_be_trained_in_place_are_refused(change):
     net, _ = pair()
     plan = Plan(net.architecture, 16, net.backend, bpgpu.SGD(0.1)).allocate()
-    given = net._data(*data(16))
+    given = net.checked_data(*data(16))
     parameters = change(net.parameters)
     before = parameters.copy()
     with pytest.raises(TypeError, match=r"^parameters must be a contiguous and aligned array of float32, got float"):

@@ -289,7 +289,7 @@ def test_update(name, clip_norm):
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "rmsprop", "adamw"])
 def test_update_with_a_beta_near_1_is_right_on_average(name):
     checks.test_update_with_a_beta_near_1_is_right_on_average(name, 1e-6)
 
@@ -304,6 +304,17 @@ def test_update_of_a_fault(name):
 @pytest.mark.parametrize("name", checks.RULES)
 def test_update_that_overflows(name):
     checks.test_update_that_overflows(name)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam"])
+def test_an_infinite_state_stays_what_it_is(name):
+    checks.test_an_infinite_state_stays_what_it_is(name)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_update_with_as_much_state_as_there_may_be():
+    checks.test_update_with_as_much_state_as_there_may_be()
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -14,6 +14,7 @@ from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS, CROSS_ENTROPY
 from tests import test_cuda_kernels as checks
 from tests.simgpu import gemm_cases, numba_runner, numba_sim
+from tests.test_cuda_mutants import RULE_MUTANTS, with_mutated_rule
 
 F32 = np.float32
 SOFTMAX = ACTIVATIONS["softmax"]
@@ -242,7 +243,7 @@ MUTANTS = [
     Mutant("two threads have the largest", OUTPUT, "if owner != T(lane)", "if owner == T(-2)", binary),
     Mutant("Jacobian without its sum", OUTPUT, "- ai * (sum_top + (sum_others - ga))", "- ai", any_cost),
     Mutant("order from its beginning", ROWS, "source = order[source]", "source = order[row]", gather),
-    Mutant("wrong column of the schedule", ROWS, "schedule[s, 3]", "schedule[s, 2]", gather),
+    Mutant("weight of another batch", ROWS, "inverse_weight[s]", "inverse_weight[s + 1]", gather),
     Mutant(
         "latch not closed",
         ROWS,
@@ -267,25 +268,30 @@ MUTANTS = [
         call("test_update", "sgd", None, F32),
     ),
     Mutant(
-        "velocity of the step before",
+        "weight of the first batch",
         UPDATE,
-        "step + mu * velocity",
-        "step + mu * m[i] * mu",
-        call("test_update", "nesterov", None, F32),
+        "inverse_weight[step]",
+        "inverse_weight[0]",
+        call("test_update", "sgd", None, F32),
+    ),
+    Mutant("state forgotten", UPDATE, "s0[i] = x0", "s0[i] = T(0)", call("test_update", "momentum", None, F32)),
+    Mutant("states swapped", UPDATE, "x1 = s1[i]", "x1 = s0[i]", call("test_update", "adam", None, F32)),
+    Mutant(
+        "the last state forgotten",
+        UPDATE,
+        "s3[i] = x3",
+        "s3[i] = x2",
+        call("test_update_with_as_much_state_as_there_may_be"),
     ),
     Mutant(
-        "biases decay too",
-        UPDATE,
-        "if decoupled and is_weight",
-        "if decoupled",
-        call("test_update", "adamw", None, F32),
+        "biases are weights", UPDATE, "T(1) if i < n_weights else T(0)", "T(1)", call("test_update", "adamw", None, F32)
     ),
     Mutant(
-        "epsilon under the root",
+        "faults of the second state pass",
         UPDATE,
-        "(math.sqrt(vi) + epsilon)",
-        "math.sqrt(vi + epsilon)",
-        call("test_update", "rmsprop", None, F32),
+        " and is_finite(x1)",
+        "",
+        call("test_update_that_overflows", "adam"),
     ),
     Mutant(
         "smallest index left to chance",
@@ -334,6 +340,14 @@ def test_checks_pass_without_a_bug(threads, monkeypatch):
     numba_runner.use(monkeypatch, kernels, checks)
     for check in dict.fromkeys(mutant.check for mutant in MUTANTS if mutant.threads == threads):
         check(kernels)
+
+
+@pytest.mark.parametrize("mutant", RULE_MUTANTS, ids=lambda mutant: f"{mutant.file}: {mutant.name}")
+def test_bug_in_a_rule_is_caught(mutant, monkeypatch):
+    numba_runner.use(monkeypatch, numba_runner.load(threads=64), checks)
+    with_mutated_rule(monkeypatch, mutant)
+    with pytest.raises(AssertionError):
+        mutant.check()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=identity)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bpgpu.backends.cuda.numba_launch import Launcher
+from bpgpu.kernels import rules
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from tests.simgpu import numba_device
@@ -25,6 +26,7 @@ FORMULAS = {
     "cost_value": COSTS["squared_error"].value,
     "cost_gradient": COSTS["squared_error"].gradient,
     "cost_delta": COSTS["squared_error"].gradient,
+    "rule": rules.text_of_row("adamw"),
 }
 ROWS, N_IN, N_OUT, COUNT = 3, 4, 5, 7
 SCALARS = {
@@ -34,7 +36,8 @@ SCALARS = {
 }  # fmt: skip
 SHAPES = {
     "W": (N_IN, N_OUT), "dW": (N_IN, N_OUT), "a_prev": (ROWS, N_IN), "x": (ROWS, N_IN), "X": (9, N_IN), "Y": (9, N_OUT),
-    "schedule": (4, 4), "b": (N_OUT,), "db": (N_OUT,), "order": (9,), "labels": (0,), "sample_weight": (9,),
+    "schedule": (4, rules.count_of_numbers(FORMULAS["rule"])), "inverse_weight": (4,), "b": (N_OUT,), "db": (N_OUT,),
+    "order": (9,), "labels": (0,), "sample_weight": (9,),
     "clip": (1,), "penalty": (4,), "total_cost": (2 * ROWS,), "partial": (4,), "out": (ROWS, N_OUT), "ctl": (8,),
 }  # fmt: skip
 
@@ -88,7 +91,7 @@ def run(kernels, cuda):
 SCRIPT = """
 import sys
 import numpy
-from bpgpu.kernels import numba_cuda
+from bpgpu.kernels.numba_cuda import kernels as numba_cuda
 from tests import test_numba_cudasim as t
 assert "simulator" in numba_cuda.cuda.jit.__module__
 launcher = t.Launcher(numba_cuda, numba_cuda.cuda, 0)

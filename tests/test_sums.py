@@ -1,5 +1,6 @@
 """Long sums, and constants that are small beside 1: what float32 loses of them, unless one takes care."""
 
+import ctypes
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import sparse
 import bpgpu
 from bpgpu.backends import sums
 from bpgpu.backends.plan import Plan
-from bpgpu.kernels.cpu import columns as k
+from bpgpu.kernels.cpu import formulas as compiled
 from bpgpu.kernels.cpu import sums as numba_cpu_sums
 from bpgpu.kernels.cpu import update as numba_cpu_update
 
@@ -49,48 +50,58 @@ def test_penalty_of_inputs_that_no_sample_has():
 # Rules whose beta is near 1
 
 RULES = {
-    "MOMENTUM": lambda beta: bpgpu.SGD(1.0, momentum=beta),
-    "NESTEROV": lambda beta: bpgpu.SGD(1.0, momentum=beta, nesterov=True),
-    "RMSPROP": lambda beta: bpgpu.RMSprop(1.0, rho=beta, epsilon=1.0),
-    "ADAM": lambda beta: bpgpu.Adam(1.0, beta, beta, 1.0),
-    "ADAMW": lambda beta: bpgpu.AdamW(1.0, beta, beta, 1.0),
+    "momentum": lambda beta: bpgpu.SGD(1.0, momentum=beta),
+    "nesterov": lambda beta: bpgpu.SGD(1.0, momentum=beta, nesterov=True),
+    "rmsprop": lambda beta: bpgpu.RMSprop(1.0, rho=beta, epsilon=1.0),
+    "adam": lambda beta: bpgpu.Adam(1.0, beta, beta, 1.0),
+    "adam_hat": lambda beta: bpgpu.Adam(1.0, beta, beta, 1.0, epsilon_hat=True),
+    "adamw": lambda beta: bpgpu.AdamW(1.0, beta, beta, 1.0),
+    "adamw_hat": lambda beta: bpgpu.AdamW(1.0, beta, beta, 1.0, epsilon_hat=True),
 }
 
 
+def compiled_update(rule, p, g, state):
+    """Take the first step of a rule in compiled code."""
+    address = compiled.rule(rule.compiled.text, p.dtype)
+    arrays = np.array([x.ctypes.data for x in (p, g, *state)])
+    (numbers,) = rule.compiled.schedule([1.0], 1, p.dtype)
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(address)
+    function(arrays.ctypes.data, numbers.ctypes.data, 0, p.size, 0)
+
+
 @pytest.mark.parametrize("missing", [2e-8, 1e-6])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("in_compiled_code", [False, True])
 @pytest.mark.parametrize("name", RULES)
-def test_state_of_a_rule_with_a_beta_near_1_is_right_on_average(name, compiled, missing):
+def test_state_of_a_rule_with_a_beta_near_1_is_right_on_average(name, in_compiled_code, missing):
     """A beta rounded to float32 would shrink it by 0 or by 1.013e-6."""
-    T, size, rng, momentum = np.float32, 4000, np.random.default_rng(0), name in ("MOMENTUM", "NESTEROV")
+    T, size, rng, momentum = np.float32, 4000, np.random.default_rng(0), name in ("momentum", "nesterov")
     start, g = rng.uniform(1, 2, size).astype(T), rng.uniform(-1, 1, size).astype(T)
     g *= T(1e-6 if momentum else 10)
-    rule, p, none = RULES[name](1 - missing), np.zeros(size, T), np.empty(0, T)
-    m, v = (start.copy() if kept else none for kept in (name != "RMSPROP", not momentum))
-    if compiled:
-        h = (1 - missing, 0, 0, 0, missing, 0) if momentum else (1 - missing, 1 - missing, 1, 0, missing, missing)
-        h = (1 - missing, 1, 0, 0, missing, 0) if name == "RMSPROP" else h
-        numbers = np.array([*h, 0, 0, 0, 0], T)
-        rates = np.ones(4)
-        numba_cpu_update.change(0, size, p, g, m, v, False, getattr(k, name), numbers, rates)
+    rule, p = RULES[name](1 - missing), np.zeros(size, T)
+    state = [start.copy() for _ in range(rule.n_state)]
+    if in_compiled_code:
+        compiled_update(rule, p, g, state)
     else:
-        state = [x for x in (m, v) if x.size]
         bpgpu.get_backend("numpy").update(rule, p, g, state, t=1, learning_rate=1.0, n_weights=0)
     g, start = g.astype(float), start.astype(float)
-    for state, added in ((m, -g if momentum else missing * g), (v, missing * g**2)):
-        if state.size:
-            assert abs(np.mean(state - ((1 - missing) * start + added))) < 5e-9
+    added = [-g] if momentum else [missing * g**2] if name == "rmsprop" else [missing * g, missing * g**2]
+    for found, more in zip(state, added, strict=True):
+        assert abs(np.mean(found - ((1 - missing) * start + more))) < 5e-9
 
 
+@pytest.mark.parametrize("in_compiled_code", [False, True])
 @pytest.mark.parametrize("name", RULES)
-def test_state_of_a_rule_without_memory_is_what_the_gradient_says(name):
+def test_state_of_a_rule_without_memory_is_what_the_gradient_says(name, in_compiled_code):
     """Where beta is 0, or nearly, the state must not keep a trace of what was large before."""
     rule = RULES[name](1e-3)
-    g, momentum = np.full(3, 1e-3, np.float32), name in ("MOMENTUM", "NESTEROV")
+    p, g, momentum = np.zeros(3, np.float32), np.full(3, 1e-3, np.float32), name in ("momentum", "nesterov")
     state = [np.full(3, 1.0, np.float32) for _ in range(rule.n_state)]
-    bpgpu.get_backend("numpy").update(rule, np.zeros(3, np.float32), g, state, t=1, learning_rate=1.0, n_weights=0)
+    if in_compiled_code:
+        compiled_update(rule, p, g, state)
+    else:
+        bpgpu.get_backend("numpy").update(rule, p, g, state, t=1, learning_rate=1.0, n_weights=0)
     squares = 1e-3 + (1 - 1e-3) * 1e-6
-    expected = [1e-3 - 1e-3] if momentum else [squares] if name == "RMSPROP" else [1e-3 + (1 - 1e-3) * 1e-3, squares]
+    expected = [1e-3 - 1e-3] if momentum else [squares] if name == "rmsprop" else [1e-3 + (1 - 1e-3) * 1e-3, squares]
     for found, wanted in zip(state, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=8 * EPS, atol=1e-9)
 
@@ -125,7 +136,7 @@ def test_many_equal_inputs_are_summed_as_exactly_as_promised(backend, given):
     n = 100_000
     X, W = np.full((2, n), 0.1, np.float32), np.full((n, 2), 0.1, np.float32)
     net = bpgpu.MLP([n, 2], "identity", "half_squared_error", bias=False, init=[W], backend=backend)
-    data = net._data(given(X), np.zeros((2, 2), np.float32))
+    data = net.checked_data(given(X), np.zeros((2, 2), np.float32))
     plan = Plan(net.architecture, 2, net.backend, nonzeros=data.nonzeros).allocate()
     net.backend.gradients(plan, data, net.parameters)
     exact = n * float(np.float32(0.1)) ** 2
@@ -172,7 +183,7 @@ def test_softmax_of_many_equal_outputs_keeps_the_promise(backend, cost):
     costs = []
     for dtype in ("float32", "float64"):
         net = bpgpu.MLP([1, n], "softmax", cost, init=[(np.zeros((1, n)), b)], dtype=dtype, backend=backend)
-        data = net._data(np.zeros((2, 1)), y.astype(dtype))
+        data = net.checked_data(np.zeros((2, 1)), y.astype(dtype))
         plan = Plan(net.architecture, 2, net.backend).allocate()
         costs.append(net.backend.gradients(plan, data, net.parameters))
     assert costs[0] == pytest.approx(costs[1], rel=16 * EPS * math.sqrt(n / 64))

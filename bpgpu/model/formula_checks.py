@@ -1,5 +1,7 @@
 """Checks of a user's own formulas: a name, finite numbers wherever there are some, and the right derivative."""
 
+import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.errors import FormulaError, short_repr
-from bpgpu.kernels import formulas
+from bpgpu.kernels import formulas, rules
 
 # The types to try formulas in, each with the next wider one.
 DTYPES: tuple[tuple[np.dtype[Any], np.dtype[Any]], ...] = (
@@ -25,6 +27,12 @@ _SIZES = [
 POINTS = np.unique(np.concatenate([*_SIZES, *(-sizes for sizes in map(np.asarray, _SIZES)), [0, 1 - 2.0**-24]]))
 OFF_KINKS = 0.00123  # added to points where derivatives are compared, because the usual kinks are at integers
 _FAR = POINTS[np.abs(POINTS) >= 0.25] + OFF_KINKS
+# p and g at which the formulas of an optimizer are tried, and the steps, each from the state that the last one left.
+_SMALL = np.array([0, 1e-30, 1e-10, 1e-5, 1e-3, 0.1, 1, 10, 1e3])
+_SIGNED = np.concatenate([-_SMALL, _SMALL])
+_P, _G = (grid.ravel() for grid in np.meshgrid(_SIGNED, _SIGNED))
+_STEPS = (1, 2, 3, 4, 5, 100, 10_000, 1_000_000)
+_ETA = 0.01
 _ENDS = (0.0, 1.0)  # of probabilities; z is also 0 if all inputs or weights are
 
 
@@ -185,3 +193,48 @@ def _evaluate(expression: str, dtype: np.dtype[Any], known: dict[str, Any]) -> A
         warnings.simplefilter("ignore")  # from SciPy's functions
         values = function(*(known.get(key) for key in ("z", "a", "y")))
     return np.broadcast_to(values, np.broadcast_shapes(*(np.shape(x) for x in known.values())))
+
+
+@functools.lru_cache(maxsize=256)  # a search makes an optimizer again and again
+def optimizer(what: str, given: tuple[tuple[str, str], ...], rule: rules.Rule) -> None:
+    """Take steps with an optimizer in float32 and float64; it must give finite numbers.
+
+    Parameters
+    ----------
+    what : str
+        Its name, for the error.
+    given : tuple of (name, expression)
+        Its formulas, as the user wrote them.
+    rule : Rule
+        What has become of them.
+
+    Raises
+    ------
+    FormulaError
+        With the first formula that gives something else, and where; or if none reads the gradient.
+    """
+    names = rules.names(rule.text)
+    if not any("g" in formulas.names_used(line.expression, names) for line in rules.lines(rule.text)):
+        raise FormulaError(f"optimizer {what}: none of its formulas reads the gradient g, without which nothing trains")
+    for (dtype, _), is_weight in itertools.product(DTYPES, (0, 1)):
+        known: dict[str, Any] = dict.fromkeys(names, np.zeros(_P.shape, dtype))
+        known |= {"p": _P.astype(dtype), "is_weight": dtype.type(is_weight)}
+        for count, t in enumerate(_STEPS):
+            known["g"] = np.roll(_G, count).astype(dtype)
+            before, (numbers,) = known.copy(), rule.schedule([_ETA], t, dtype)
+            known |= {f"n{k}": number for k, number in enumerate(numbers)}
+            for (name, expression), line in zip(given, rules.lines(rule.text), strict=True):
+                with np.errstate(all="ignore"), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of SciPy's functions
+                    values = formulas.numpy_function(line.expression, dtype, names)(**known)
+                known[line.name] = values = np.broadcast_to(values, _P.shape)
+                if not np.isfinite(values).all():
+                    bad = np.flatnonzero(~np.isfinite(values))
+                    at = bad[np.argmin(np.abs(before["g"][bad]))]
+                    state = "".join(f", {own} = {before[f's{k}'][at]:.3g}" for k, own in enumerate(rule.states))
+                    raise FormulaError(
+                        f"optimizer {what}: in step {t} in {dtype}, with p = {before['p'][at]:.3g}, g = "
+                        f"{before['g'][at]:.3g}{state} and eta = {_ETA}, the formula of {name} "
+                        f"{formulas.cut(expression)!r} gives {values[at]:.3g}; keep quotients and logarithms from 0, "
+                        "as in g / (sqrt(v) + epsilon), and exp() from overflowing"
+                    )

@@ -4,21 +4,27 @@ A rule knows nothing of networks: it sees the parameters, the gradients and its 
 length, of which the first `n_weights` entries are weights and the rest biases. Rules hold numbers only; the state
 lives in the plan of a training run, so one rule object serves any number of networks.
 
-Each `apply` changes the parameters in one last operation: an interrupt finds them before the step or after it.
+A rule is given by `formulas`, which run compiled on every backend, or else by `apply` in Python. Each `apply` changes
+the parameters in one last operation: an interrupt finds them before the step or after it.
 """
 
 import math
+import numbers
 import sys
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from bpgpu.checks import MAX_STEPS, flag, fraction, function, held, integer, not_negative, positive
 from bpgpu.errors import lookup
+from bpgpu.kernels import rules
+from bpgpu.kernels.formulas import RULES
+from bpgpu.model import formula_checks
 
 Schedule = Callable[[int], float]
+BLOCK = 2**16  # parameters that a formula computes at a time, whose intermediate results fit into a cache
 
 
 def _check(rule: Any, check: Callable[[str, Any], Any], *names: str) -> None:
@@ -37,7 +43,10 @@ def _step(value: Any) -> int:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What all rules share.
+    """What all rules share, and what a rule of your own derives from.
+
+    A rule is a frozen dataclass whose fields are its numbers, with `formulas`, or with `apply` and `n_state` if no
+    formula can say it.
 
     Parameters
     ----------
@@ -50,6 +59,22 @@ class Optimizer:
     ------
     ValueError, TypeError
         If a number is out of range, with its name, or a schedule does not take a step.
+    FormulaError
+        If a formula reads a name that is not there, or gives no finite number where it should.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... class Lion(bpgpu.Optimizer):
+    ...     beta1: float = 0.9
+    ...     beta2: float = 0.99
+    ...
+    ...     @property
+    ...     def formulas(self):
+    ...         return {
+    ...             "p": "p - eta * sign(beta1 * m + (1 - beta1) * g)",
+    ...             "m": "decayed(m, beta2, (1 - beta2) * g)",
+    ...         }
     """
 
     learning_rate: float | Schedule = 1e-2
@@ -63,17 +88,39 @@ class Optimizer:
             _check(self, positive, "learning_rate")
         if self.clip_norm is not None:
             _check(self, positive, "clip_norm")
+        if self.formulas not in RULES.values() and self.compiled is not None:  # the tests do that for the table
+            formula_checks.optimizer(type(self).__name__, tuple(self.formulas.items()), self.compiled)
+
+    @property
+    def formulas(self) -> Mapping[str, str]:
+        """The new values of each state and of p, computed one after another; empty for a rule that has `apply`.
+
+        An expression is made of ``p`` (the parameter), ``g`` (its gradient), the names of the state, the rule's own
+        fields that are numbers, ``eta`` (the learning rate), ``t`` (the step, from 1), ``is_weight`` (1 for weights,
+        0 for biases), and the operators and functions of `bpgpu.kernels.formulas`. A name whose formula stands above
+        means its new value. State begins as 0, and there are at most four.
+        """
+        return {}
+
+    @property
+    def compiled(self) -> rules.Rule | None:
+        """What the kernels are made of; None if the rule is written as `apply`."""
+        if not self.formulas or type(self).apply is not Optimizer.apply:
+            return None
+        named = ((each.name, getattr(self, each.name)) for each in fields(self) if each.name not in _NOT_IN_FORMULAS)
+        values = tuple((name, float(value)) for name, value in named if _is_number(value))
+        return rules.rule(tuple(self.formulas.items()), values)
 
     @property
     def n_state(self) -> int:
         """Number of flat buffers of state."""
-        return 0
+        return max(len(self.formulas) - 1, 0)
 
     def check_dtype(self, dtype: np.dtype[Any]) -> None:
         """Raise ValueError if a number of the rule would become infinity, or 0 where it may not be, in a dtype."""
-        for name, above_0 in (("epsilon", True), ("weight_decay", False)):
-            if isinstance(value := getattr(self, name, None), float):
-                held(name, value, dtype, above_0=above_0)
+        for each in fields(self):
+            if each.name not in _NOT_IN_FORMULAS and _is_number(value := getattr(self, each.name)):
+                held(each.name, value, dtype, above_0=each.name == "epsilon")
 
     def norm_limit(self, dtype: np.dtype[Any]) -> float | None:
         """Return `clip_norm` as a normal number of a dtype, which would round it to 0 or infinity outside of them."""
@@ -93,7 +140,7 @@ class Optimizer:
         return [self.rate(step) for step in range(first, first + steps)]
 
     def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
-        """Take one step, in place on `p` and `state`.
+        """Take one step, in place on `p` and `state`: that of `formulas`, unless a rule of your own overrides it.
 
         Parameters
         ----------
@@ -110,16 +157,28 @@ class Optimizer:
         xp : module
             The array module, NumPy or one with its interface.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no apply()")
+        rule = self.compiled
+        if rule is None:
+            raise NotImplementedError(f"{type(self).__name__} has no apply() and no formulas; give it one of the two")
+        T, after = p.dtype.type, xp.empty_like(p)
+        step, numbers = rules.numpy_function(rule.text, p.dtype), tuple(rule.schedule([eta], t, p.dtype)[0])
+        missing = [None] * (rules.MAX_STATES - len(state))
+        with np.errstate(all="ignore"):  # what is not finite is found by whoever calls this
+            for is_weight, first, last in ((T(1), 0, n_weights), (T(0), n_weights, p.size)):
+                for start in range(first, last, BLOCK):
+                    part = slice(start, min(start + BLOCK, last))
+                    now = [x[part] for x in state]
+                    after[part], *new = step(p[part], g[part], is_weight, *now, *missing, numbers)
+                    for x, value in zip(now, new, strict=False):
+                        x[...] = value
+        p[...] = after
 
 
-def _decay(x: Any, beta: float, added: Any, xp: Any) -> None:
-    """Make ``beta x + added`` of x in place; near 1, beta rounded to float32 would have lost part of 1 - beta."""
-    if beta > 0.5:
-        x += added - (1 - beta) * xp.minimum(x, np.finfo(x.dtype).max)  # an infinite x stays what it is
-    else:
-        x *= beta
-        x += added
+_NOT_IN_FORMULAS = ("learning_rate", "clip_norm")  # eta is the first, and g has been clipped
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -140,23 +199,15 @@ class SGD(Optimizer):
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check(self, fraction, "momentum")
         _check(self, flag, "nesterov")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, got 0; pass momentum=0.9")
+        super().__post_init__()
 
     @property
-    def n_state(self) -> int:
-        return 1 if self.momentum else 0
-
-    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
-        change = -eta * g
-        if self.momentum:
-            (v,) = state
-            _decay(v, self.momentum, change, xp)
-            change = change + self.momentum * v if self.nesterov else v
-        p += change
+    def formulas(self) -> Mapping[str, str]:
+        return RULES["nesterov" if self.nesterov else "momentum"] if self.momentum else RULES["sgd"]
 
 
 @dataclass(frozen=True)
@@ -177,19 +228,14 @@ class RMSprop(Optimizer):
     rho: float = 0.9
     epsilon: float = 1e-8
 
-    @property
-    def n_state(self) -> int:
-        return 1
-
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check(self, fraction, "rho")
         _check(self, positive, "epsilon")
+        super().__post_init__()
 
-    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
-        (v,) = state
-        _decay(v, self.rho, (1 - self.rho) * g * g, xp)
-        p -= eta * g / (xp.sqrt(v) + self.epsilon)
+    @property
+    def formulas(self) -> Mapping[str, str]:
+        return RULES["rmsprop"]
 
 
 @dataclass(frozen=True)
@@ -218,27 +264,15 @@ class Adam(Optimizer):
     epsilon: float = 1e-8
     epsilon_hat: bool = field(default=False, kw_only=True)
 
-    @property
-    def n_state(self) -> int:
-        return 2
-
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check(self, fraction, "beta1", "beta2")
         _check(self, positive, "epsilon")
         _check(self, flag, "epsilon_hat")
+        super().__post_init__()
 
-    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
-        p -= eta * self._direction(g, state, t, xp)
-
-    def _direction(self, g: Any, state: list[Any], t: int, xp: Any) -> Any:
-        m, v = state
-        _decay(m, self.beta1, (1 - self.beta1) * g, xp)
-        _decay(v, self.beta2, (1 - self.beta2) * g * g, xp)
-        m_hat = m / (1 - self.beta1**t)
-        if self.epsilon_hat:
-            return m_hat * math.sqrt(1 - self.beta2**t) / (xp.sqrt(v) + self.epsilon)
-        return m_hat / (xp.sqrt(v / (1 - self.beta2**t)) + self.epsilon)
+    @property
+    def formulas(self) -> Mapping[str, str]:
+        return RULES["adam_hat" if self.epsilon_hat else "adam"]
 
 
 @dataclass(frozen=True)
@@ -258,13 +292,12 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check(self, not_negative, "weight_decay")
+        super().__post_init__()
 
-    def apply(self, p: Any, g: Any, state: list[Any], *, t: int, eta: float, n_weights: int, xp: Any) -> None:
-        direction = self._direction(g, state, t, xp)
-        direction[:n_weights] += self.weight_decay * p[:n_weights]
-        p -= eta * direction
+    @property
+    def formulas(self) -> Mapping[str, str]:
+        return RULES["adamw_hat" if self.epsilon_hat else "adamw"]
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}

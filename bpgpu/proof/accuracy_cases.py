@@ -15,7 +15,7 @@ from bpgpu.kernels import formulas, philox
 from bpgpu.mlp import MLP
 from bpgpu.model.activations import ACTIVATIONS, Activation
 from bpgpu.model.costs import COSTS, Cost
-from bpgpu.model.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from bpgpu.model.optimizers import OPTIMIZERS, SGD, Adam, AdamW, Optimizer, RMSprop
 from bpgpu.proof.accuracy_sums import one_sided
 from bpgpu.proof.bench import EXTENDED, Bench, Host, Measurement, extended
 
@@ -30,6 +30,9 @@ OPTIMIZER_CASES: dict[str, Optimizer] = {
     "Adam, epsilon hat": Adam(0.1, epsilon=1e-2, epsilon_hat=True),
     "AdamW": AdamW(0.1, epsilon=1e-2, weight_decay=0.1),
     "AdamW, clipped": AdamW(0.1, epsilon=1e-2, clip_norm=0.2),
+}
+OPTIMIZER_CASES |= {
+    kind.__name__: kind(0.1) for kind in OPTIMIZERS.values() if kind not in map(type, OPTIMIZER_CASES.values())
 }
 # Sizes, activations, cost and options of networks; rows and batch size. The last batches have 9, 1 and 5 rows.
 NETWORKS: tuple[tuple[tuple[int, ...], tuple[str, ...], str, dict[str, Any], int, int], ...] = (

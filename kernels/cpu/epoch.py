@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.np.numpy_support import from_dtype
 
 from bpgpu.kernels.cpu import cache
-from bpgpu.kernels.cpu.addresses import EXACT, matrix, vector
+from bpgpu.kernels.cpu.addresses import EXACT, vector
 from bpgpu.kernels.cpu.columns import *
 from bpgpu.kernels.cpu.phases import begin, done, leave, switch, take, wait_for_parts, wait_for_phase
 from bpgpu.kernels.cpu.step import dense_input, forward_and_back, gradient, load
@@ -32,11 +32,9 @@ def batch(step, data, network):
 
 
 @njit(**EXACT)
-def flat_buffers(data, like):
-    """Return parameters, gradients and the rule's state; state that there is not has size 0."""
-    n = data[COUNT]
-    m, v = vector(data[M], n if data[M] else 0, like), vector(data[V], n if data[V] else 0, like)
-    return vector(data[P], n, like), vector(data[G], n, like), m, v
+def flat(entry, data, like):
+    """Return the parameters, the gradients or a state of the optimizer, of size 0 if it is not there."""
+    return vector(data[entry], data[COUNT] if data[entry] else 0, like)
 
 
 # The phases of a step, each on all parts of its data
@@ -61,13 +59,13 @@ def forward(part, parts, data, layers, network, numbers, sums, shares, slabs):
 @njit(**EXACT)
 def descend(part, parts, data, layers, network, numbers, shares, slabs):
     """Compute a part of the gradients; and take the step with it, if it cannot be infinite."""
-    p, g, m, v = flat_buffers(data, numbers)
+    p, g = flat(P, data, numbers), flat(G, data, numbers)
     T = p.dtype.type
     L, now, mine = len(layers) - 1, shares[parts], slabs[part]
     step, decay, at_once, direct = int(now[STEP]), T(now[DECAY]), now[AT_ONCE] != 0, now[DIRECT] != 0
     start, rows = batch(step, data, network)
     x = dense_input(data, start, p, layers)
-    rates = matrix(data[SCHEDULE], data[STEPS], RATES, shares)[step]
+    eta = vector(data[SCHEDULE] + step * network[ROW], 1, p)[0]
     n_weights = mine[L - 1, 1]  # if there is one part
     together = at_once and parts == 1 and p.size <= SMALL_NETWORK
     bad = False
@@ -76,33 +74,30 @@ def descend(part, parts, data, layers, network, numbers, shares, slabs):
         if i < L:
             l, columns = i + 1, layers[i + 1, SIZE]
             k0, k1 = (s0 - layers[l, W]) // columns, (s1 - layers[l, W]) // columns
-            gradient(l, k0, k1, start, rows, x, decay, direct, T(rates[0]), p, g, data, layers, network)
+            gradient(l, k0, k1, start, rows, x, decay, direct, eta, p, g, data, layers, network)
         else:
             l, columns = i - L + 1, layers[i - L + 1, SIZE]
             column_sums(layers[l, DELTA] + (s0 - layers[l, B]) * p.itemsize, rows, columns, g[s0:s1])
         if not at_once:
             bad = bad or not finite(g[s0:s1])
         elif not together and (not direct or i >= L):
-            change(s0, s1, p, g, m, v, network[RULE] == ADAMW and i < L, network[RULE], numbers, rates)
+            change(s0, s1, i < L, step, data, network)
     shares[part, BAD_SHARE] = bad
     if together:
         if not direct:
-            change(0, n_weights, p, g, m, v, network[RULE] == ADAMW, network[RULE], numbers, rates)
-        change(n_weights, p.size, p, g, m, v, False, network[RULE], numbers, rates)
+            change(0, n_weights, True, step, data, network)
+        change(n_weights, p.size, False, step, data, network)
 
 
 @njit(**EXACT)
 def update(part, parts, data, network, numbers, shares, slabs):
     """Take the step with a part of the gradients, which are known by now to be finite."""
-    p, g, m, v = flat_buffers(data, numbers)
     now, mine = shares[parts], slabs[part]
-    rates = matrix(data[SCHEDULE], data[STEPS], RATES, shares)[int(now[STEP])]
     L = len(mine) // 2
     if now[CLIPPING] != 1:
-        scale(g, p.dtype.type(now[CLIPPING]), mine)
+        scale(flat(G, data, numbers), numbers.dtype.type(now[CLIPPING]), mine)
     for i in range(2 * L):
-        decoupled = network[RULE] == ADAMW and i < L
-        change(mine[i, 0], mine[i, 1], p, g, m, v, decoupled, network[RULE], numbers, rates)
+        change(mine[i, 0], mine[i, 1], i < L, int(now[STEP]), data, network)
 
 
 # What comes between
@@ -142,7 +137,7 @@ def go_on(parts, last, data, layers, network, numbers, sums, shares, result):
             C += float(decay) / 2 * float(T(penalty))
         at_once = math.isfinite(T(C)) and numbers[CLIP] == 0 and proven_finite(layers, sums)
         now[COST_IS], now[DECAY], now[AT_ONCE] = C, decay, at_once
-        now[DIRECT] = at_once and network[RULE] == SGD and not network[MASKED] and not decay
+        now[DIRECT] = at_once and network[DESCENT] and not network[MASKED] and not decay
         now[PHASE_IS] = DESCEND
         return True
     if now[PHASE_IS] == DESCEND and not now[AT_ONCE]:
@@ -201,8 +196,8 @@ def epoch(thread, first, last, data, layers, network, numbers, sums, shares, sla
     shared : address of int64
         See `bpgpu.kernels.cpu.phases`.
     result : array of float64
-        Receives the sums of costs and weights of the batches, step + 1 of a fault, after the last step whether p, m
-        and v are finite, and what the roundings of the sums have left out.
+        Receives the sums of costs and weights of the batches, step + 1 of a fault, after the last step whether p and
+        the state are finite, and what the roundings of the sums have left out.
     """
     parts, give_way = len(slabs), network[GIVE_WAY]
     now = shares[parts]
@@ -222,10 +217,10 @@ def epoch(thread, first, last, data, layers, network, numbers, sums, shares, sla
             elif now[PHASE_IS] == DESCEND:
                 descend(part, parts, data, layers, network, numbers, shares, slabs)
             elif now[PHASE_IS] == LARGEST:
-                shares[part, LARGEST_SHARE] = largest(vector(data[G], data[COUNT], numbers), slabs[part])
+                shares[part, LARGEST_SHARE] = largest(flat(G, data, numbers), slabs[part])
             elif now[PHASE_IS] == NORM:
                 unit = numbers.dtype.type(now[LARGEST_IS])
-                shares[part, NORM_SHARE] = squares(vector(data[G], data[COUNT], numbers), unit, slabs[part])
+                shares[part, NORM_SHARE] = squares(flat(G, data, numbers), unit, slabs[part])
             else:
                 update(part, parts, data, network, numbers, shares, slabs)
             done(shared)
@@ -240,8 +235,10 @@ def epoch(thread, first, last, data, layers, network, numbers, sums, shares, sla
         leave(shared)
         return
     if last == data[STEPS]:
-        p, _, m, v = flat_buffers(data, numbers)
-        result[FINITE] = finite(p) and finite(m) and finite(v)
+        all_finite = finite(flat(P, data, numbers))
+        for state in range(STATE, STATES_END):
+            all_finite = all_finite and finite(flat(state, data, numbers))
+        result[FINITE] = all_finite
     switch(shared, 0)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.kernels import formulas
+from bpgpu.kernels import formulas, rules
 from bpgpu.kernels.cpu import cache
 
 _HEAD = """import numpy as np
 from numba import carray, cfunc, njit, types
 
 from bpgpu.kernels.cpu import math
+from bpgpu.kernels.cpu.addresses import vector
 from bpgpu.kernels.cpu.math import select
 from bpgpu.kernels.cpu.softmax import plus
 from bpgpu.kernels.cpu.sums import FEW
@@ -85,6 +86,18 @@ def cost(z, a, y, delta, scale, out, rows, n, factor, total):
     carray(total, 1)[0] = s
 """
 
+# The step of an optimizer for `size` parameters from `start` on. `arrays` are the addresses of p, g and the state.
+_UPDATE = """
+@cfunc(types.void(types.CPointer(N), P, N, N, N), cache=True, fastmath={{"contract"}}, error_model="numpy")
+def update(arrays, numbers, start, size, is_weight):
+    at, n_, w = carray(arrays, {arrays}), carray(numbers, {numbers}), T(is_weight)
+    n = ({taken})
+    p = vector(at[0] + start * {itemsize}, size, n_)
+    g = vector(at[1] + start * {itemsize}, size, n_)
+{states}    for i in range(size):
+        {results} = rule(p[i], g[i], w, {given}, n)
+"""
+
 
 class _Eager(ast.NodeTransformer):
     """Write ``x if c else y`` as ``select(c, x, y)``: a loop that computes something in a branch does not vectorise."""
@@ -95,8 +108,12 @@ class _Eager(ast.NodeTransformer):
 
 
 def _function(name: str, expression: str) -> str:
-    # Inlined by force: LLVM leaves a long one a call, and a loop with a call does not vectorise.
-    tree = _Eager().visit(ast.parse(formulas.numba_source(expression, name)))
+    return _inlined(formulas.numba_source(expression, name))
+
+
+def _inlined(source: str) -> str:
+    # By force: LLVM leaves a long one a call, and a loop with a call does not vectorise.
+    tree = _Eager().visit(ast.parse(source))
     return f'@njit(fastmath={{"contract"}}, error_model="numpy", forceinline=True)\n{ast.unparse(tree)}\n'
 
 
@@ -115,6 +132,27 @@ def _cost_source(value: str, gradient: str, dtype: np.dtype[Any]) -> str:
     return _head(dtype) + _function("value", value) + _function("slope", gradient) + _COST
 
 
+@functools.cache
+def _rule_source(text: str, dtype: np.dtype[Any]) -> str:
+    states = range(rules.count_of_states(text))
+    values = {
+        "arrays": 2 + len(states),
+        "numbers": rules.count_of_numbers(text),
+        "itemsize": dtype.itemsize,
+        "taken": "".join(f"n_[{k}], " for k in range(rules.count_of_numbers(text))),
+        "states": "".join(f"    s{k} = vector(at[{k + 2}] + start * {dtype.itemsize}, size, n_)\n" for k in states),
+        "results": ", ".join(["p[i]", *(f"s{k}[i]" if k in states else "_" for k in range(rules.MAX_STATES))]),
+        "given": ", ".join(f"s{k}[i]" if k in states else "T(0)" for k in range(rules.MAX_STATES)),
+    }
+    return _head(dtype) + _inlined(rules.python_source(text)) + _UPDATE.format(**values)
+
+
+def rule(text: str, dtype: np.dtype[Any]) -> int:
+    """Return the address of `update` of an optimizer, given as `bpgpu.kernels.rules.Rule.text`."""
+    address: int = cache.load(_rule_source(text, dtype)).update.address
+    return address
+
+
 def activation(value: str, derivative: str, dtype: np.dtype[Any]) -> tuple[int, int]:
     """Return the addresses of `activate` and `derive` of an elementwise activation; 0 for the derivative 1."""
     module = cache.load(_activation_source(value, derivative, dtype))
@@ -131,4 +169,5 @@ def table(dtype: np.dtype[Any]) -> list[str]:
     """Return the source of every row of the formula table."""
     rows = [_activation_source(value, slope, dtype) for value, slope in formulas.ACTIVATIONS.values()]
     costs = [_cost_source(value, slope, dtype) for value, slope, _ in formulas.COSTS.values()]
-    return [*rows, *costs, *(_cost_source(value, slope, dtype) for value, slope in formulas.PAIRS.values())]
+    pairs = [_cost_source(value, slope, dtype) for value, slope in formulas.PAIRS.values()]
+    return [*rows, *costs, *pairs, *(_rule_source(text, dtype) for text in rules.table())]

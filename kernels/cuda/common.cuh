@@ -93,6 +93,16 @@ __device__ __forceinline__ bool write_cost(T sum, long long row, T factor, const
     return is_finite(sum);
 }
 
+// Element i of the gradient, with penalty and mask; the first n_weights are weights.
+__device__ __forceinline__ T gradient_at(
+    const T* g, const T* p, const T* mask, long long i, long long n_weights, T decay)
+{
+    T gi = g[i];
+    if (i < n_weights && decay != T(0)) gi += decay * p[i];
+    if (i < n_weights && mask) gi *= mask[i];
+    return gi;
+}
+
 // The control words, ctl, by which the host and the kernels talk:
 //
 //   ctl[0]  the latch: 0 while all is finite, 1 if a z, cost or delta was not, 2 if a gradient was not, 3 if a parameter

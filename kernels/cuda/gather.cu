@@ -3,7 +3,7 @@
 // gather
 // Computes  x, y: the rows of X and Y that `order` names for step s; y from labels as one-hot rows where Y is null.
 //           weight: their sample weights (1 where sample_weight is null); scale = weight / the weight of the batch.
-// Reads     X (n_in wide), Y (n_out wide) or labels, sample_weight, order (null: as the rows stand), schedule[4 s + 3].
+// Reads     X (n_in wide), Y (n_out wide) or labels, sample_weight, order (null: as the rows stand), inverse_weight[s].
 // Writes    x (rows x n_in), y (rows x n_out), scale and weight (rows); ctl[1] = step where step >= 0, else s = ctl[1].
 // Bytes     per row 2 sizeof(T) (n_in + n_out + 1), or n_out once with labels; 128 bits at a time where n_in is a
 //           multiple of 16 / sizeof(T) and x and X are aligned.
@@ -26,7 +26,7 @@ __device__ __forceinline__ void copy(T* out, const T* in, int n, bool vectors)
 // One warp to a row.
 extern "C" __global__ void gather(
     T* x, T* y, T* scale, T* weight, const T* X, const T* Y, const int* labels, const T* sample_weight,
-    const int* order, const T* schedule, int rows, int n_in, int n_out, int batch_size, int step, int* ctl)
+    const int* order, const T* inverse_weight, int rows, int n_in, int n_out, int batch_size, int step, int* ctl)
 {
     if (ctl[0] != 0) {
         if (thread_index() == 0) ctl[4] = 1;
@@ -46,7 +46,7 @@ extern "C" __global__ void gather(
         if (lane_index() == 0) {
             const T w = sample_weight ? sample_weight[source] : T(1);
             weight[row] = w;
-            scale[row] = w * schedule[4 * s + 3];
+            scale[row] = w * inverse_weight[s];
         }
     }
 }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.kernels import formulas as compiler
+from bpgpu.kernels import rules
 
 # file: the formulas that its kernels call.
 FORMULAS: dict[str, tuple[str, ...]] = {
@@ -21,11 +22,12 @@ FORMULAS: dict[str, tuple[str, ...]] = {
     "hidden.cu": ("sigma_prime",),
     "gather.cu": (),
     "gradient.cu": (),
-    "update.cu": (),
+    "norm.cu": (),
+    "update.cu": ("rule",),
     "dropout.cu": (),
     "gemm.cu": ("sigma", "sigma_prime"),
 }
-# formula: its arguments.
+# formula: its arguments. That of an optimizer, "rule", is the text of a `bpgpu.kernels.rules.Rule`.
 NAMES: dict[str, tuple[str, ...]] = {
     "sigma": ("z",),
     "sigma_prime": ("z", "a"),
@@ -52,7 +54,8 @@ def module_source(file: str, dtype: np.dtype[Any], formulas: Mapping[str, str]) 
     dtype : numpy.dtype
         float32 or float64: the working type T.
     formulas : mapping of str to str
-        An expression for each name in ``FORMULAS[file]``, in the arguments that `NAMES` has for it.
+        An expression for each name in ``FORMULAS[file]``, in the arguments that `NAMES` has for it; the text of a
+        `bpgpu.kernels.rules.Rule` for "rule".
 
     Returns
     -------
@@ -71,10 +74,14 @@ def module_source(file: str, dtype: np.dtype[Any], formulas: Mapping[str, str]) 
     return "".join(
         [
             f"typedef {_WORKING_TYPES[np.dtype(dtype)]} T;\n",
-            *(compiler.cuda_source(formulas[name], name, NAMES[name]) for name in FORMULAS[file]),
+            *(_function(name, formulas[name]) for name in FORMULAS[file]),
             *(f'#line 1 "{part}"\n{_text(part)}' for part in (*_SHARED, file)),
         ]
     )
+
+
+def _function(name: str, formula: str) -> str:
+    return rules.cuda_source(formula) if name == "rule" else compiler.cuda_source(formula, name, NAMES[name])
 
 
 def _arguments(declaration: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.kernels import formulas as compiler
+from bpgpu.kernels import rules
 from bpgpu.kernels.cuda.source import NAMES
 from bpgpu.kernels.numba_cuda.device import THREADS, Kind
 from bpgpu.kernels.numba_cuda.gemm import gemm_forward, gemm_gradient, gemm_hidden
@@ -23,17 +24,7 @@ from bpgpu.kernels.numba_cuda.output import (
     softmax_cross_entropy,
 )
 from bpgpu.kernels.numba_cuda.rows import advance, bias_softmax, dropout, gather, hidden_softmax
-from bpgpu.kernels.numba_cuda.update import (
-    adam,
-    adamw,
-    momentum,
-    nesterov,
-    norm_final,
-    norm_partial,
-    rmsprop,
-    sgd,
-    total,
-)
+from bpgpu.kernels.numba_cuda.update import norm_final, norm_partial, total, update
 
 __all__ = ["KERNELS", "THREADS", "Kind", "arguments", "formulas_of", "kernel", "python_function"]
 
@@ -53,12 +44,7 @@ KERNELS: dict[str, Callable[..., Callable[..., None]]] = {
         dropout,
         gather,
         advance,
-        sgd,
-        momentum,
-        nesterov,
-        rmsprop,
-        adam,
-        adamw,
+        update,
         norm_partial,
         norm_final,
         total,
@@ -80,9 +66,17 @@ def arguments(name: str) -> dict[str, Kind]:
     return {parameter: declared.annotation.__metadata__[0] for parameter, declared in parameters.items()}
 
 
-def _device_function(T: Any, name: str, expression: str) -> Any:
+def _device_function(T: Any, name: str, formula: str) -> Any:
+    """Return a formula as a device function; of an optimizer its count of states, then what `rules` makes of it."""
+    if name == "rule":
+        numbers_at = _executed(T, rules.numbers_source(formula), "numbers_at")
+        return rules.count_of_states(formula), numbers_at, _executed(T, rules.python_source(formula), name)
+    return _executed(T, compiler.numba_source(formula, name, NAMES[name]), name)
+
+
+def _executed(T: Any, source: str, name: str) -> Any:
     namespace: dict[str, Any] = {"math": math, "T": T}
-    exec(compiler.numba_source(expression, name, NAMES[name]), namespace)
+    exec(source, namespace)
     return cuda.jit(device=True)(namespace[name])
 
 
@@ -96,7 +90,8 @@ def python_function(name: str, dtype: np.dtype[Any], formulas: Mapping[str, str]
     dtype : numpy.dtype
         float32 or float64: the working type T.
     formulas : mapping of str to str
-        An expression for each of ``formulas_of(name)``; others are left alone.
+        An expression for each of ``formulas_of(name)``, the text of a `bpgpu.kernels.rules.Rule` for "rule"; others
+        are left alone.
 
     Raises
     ------

@@ -119,7 +119,7 @@ def gather(T):
 
     def gather(
         x: Matrix, y: Matrix, scale: Vector, weight: Vector, X: Matrix, Y: Matrix, labels: Ints,
-        sample_weight: Vector, order: Ints, schedule: Matrix, rows: Int, n_in: Int, n_out: Int, batch_size: Int,
+        sample_weight: Vector, order: Ints, inverse_weight: Vector, rows: Int, n_in: Int, n_out: Int, batch_size: Int,
         step: Int, ctl: Ints,
     ):  # fmt: skip
         first = cuda.grid(1) == 0
@@ -145,7 +145,7 @@ def gather(T):
             if lane == 0:
                 w = sample_weight[source] if sample_weight.size > 0 else T(1)
                 weight[row] = w
-                scale[row] = w * schedule[s, 3]
+                scale[row] = w * inverse_weight[s]
 
     return gather
 

@@ -1,6 +1,6 @@
-"""The optimizers in Numba-CUDA, over the flat buffers, with the norm and the sums that go with them.
+"""The step of an optimizer in Numba-CUDA, over the flat buffers, with the norm and the sums that go with it.
 
-What the arguments are, and what the kernels compute, read and write, stands at the top of ``cuda/update.cu``.
+What the arguments are, and what the kernels compute, read and write, stands in ``cuda/update.cu`` and ``norm.cu``.
 """
 
 from bpgpu.kernels.numba_cuda.device import (
@@ -50,82 +50,20 @@ def gradient_part(T):
     return gradient_at
 
 
-# The rules. Each returns a device function that changes parameter i, whose gradient is g, and returns whether it and
-# its state are finite. numbers = (eta, c1, c2, h0, h1, h2, h3, h4, h5).
-
-
-@cuda.jit(device=True)
-def decayed(x, beta, rest, added):
-    """Return beta x + added, of which rest is 1 - beta: near 1, beta rounded would have lost part of that."""
-    if beta > rest:
-        return x + (added - rest * x if is_finite(x) else added)  # an infinite x stays what it is
-    return beta * x + added
-
-
-def _sgd():
-    @cuda.jit(device=True)
-    def change(p, g, m, v, i, is_weight, numbers):
-        p[i] += -numbers[0] * g
-        return is_finite(p[i])
-
-    return change
-
-
-def _momentum(nesterov):
-    @cuda.jit(device=True)
-    def change(p, g, m, v, i, is_weight, numbers):
-        eta, mu, rest = numbers[0], numbers[3], numbers[7]
-        step = -eta * g
-        velocity = decayed(m[i], mu, rest, step)
-        m[i] = velocity
-        p[i] += step + mu * velocity if nesterov else velocity
-        return is_finite(p[i]) and is_finite(velocity)
-
-    return change
-
-
-def _rmsprop():
-    @cuda.jit(device=True)
-    def change(p, g, m, v, i, is_weight, numbers):
-        eta, rho, epsilon, rest = numbers[0], numbers[3], numbers[4], numbers[7]
-        vi = decayed(v[i], rho, rest, rest * g * g)
-        v[i] = vi
-        p[i] -= eta * g / (math.sqrt(vi) + epsilon)
-        return is_finite(p[i]) and is_finite(vi)
-
-    return change
-
-
-def _adam(decoupled):
-    @cuda.jit(device=True)
-    def change(p, g, m, v, i, is_weight, numbers):
-        eta, c1, c2, beta1, beta2, epsilon, weight_decay, rest1, rest2 = numbers
-        mi = decayed(m[i], beta1, rest1, rest1 * g)
-        vi = decayed(v[i], beta2, rest2, rest2 * g * g)
-        m[i] = mi
-        v[i] = vi
-        direction = mi * c1 / (math.sqrt(vi * c2) + epsilon)
-        if decoupled and is_weight:
-            direction += weight_decay * p[i]
-        p[i] -= eta * direction
-        return is_finite(p[i]) and is_finite(mi) and is_finite(vi)
-
-    return change
-
-
-def _update(T, change):
-    """Make the kernel of a rule."""
+def update(T, rule):
+    """Make the kernel: a step of an optimizer."""
     gradient_at, block_sum = gradient_part(T), reduction(T, THREADS, add)
+    states, numbers_at, change = rule or (0, add, add)  # without one only the arguments are looked at
 
     def update(
-        p: Vector, g: Vector, m: Vector, v: Vector, mask: Vector, count: Long, n_weights: Long, decay: Real,
-        clip: Vector, schedule: Matrix, h0: Real, h1: Real, h2: Real, h3: Real, h4: Real, h5: Real,
-        penalty_scale: Real, penalty: Vector, ctl: Ints,
+        p: Vector, g: Vector, s0: Vector, s1: Vector, s2: Vector, s3: Vector, mask: Vector, count: Long,
+        n_weights: Long, decay: Real, clip: Vector, schedule: Matrix, inverse_weight: Vector, penalty_scale: Real,
+        penalty: Vector, ctl: Ints,
     ):  # fmt: skip
         if ctl[LATCH] == 1 or ctl[CLOSED] != 0:
             return
         step = ctl[STEP]
-        numbers = (schedule[step, 0], schedule[step, 1], schedule[step, 2], h0, h1, h2, h3, h4, h5)
+        n = numbers_at(schedule, step)
         factor = clip[0] if clip.size > 0 else T(1)
         squares = T(0)
         for i in range(cuda.grid(1), count, cuda.gridsize(1)):
@@ -135,46 +73,36 @@ def _update(T, change):
             if not is_finite(gi):
                 report(GRADIENT, i, ctl)
             gi *= factor
-            if is_finite(gi) and not change(p, gi, m, v, i, i < n_weights, numbers):
-                report(STATE, i, ctl)
+            if is_finite(gi):
+                x0, x1, x2, x3 = T(0), T(0), T(0), T(0)
+                if states > 0:
+                    x0 = s0[i]
+                if states > 1:
+                    x1 = s1[i]
+                if states > 2:
+                    x2 = s2[i]
+                if states > 3:
+                    x3 = s3[i]
+                pi, x0, x1, x2, x3 = change(p[i], gi, T(1) if i < n_weights else T(0), x0, x1, x2, x3, n)
+                p[i] = pi
+                if states > 0:
+                    s0[i] = x0
+                if states > 1:
+                    s1[i] = x1
+                if states > 2:
+                    s2[i] = x2
+                if states > 3:
+                    s3[i] = x3
+                if not (is_finite(pi) and is_finite(x0) and is_finite(x1) and is_finite(x2) and is_finite(x3)):
+                    report(STATE, i, ctl)
         if penalty.size > 0:
             squares = block_sum(squares)
-            share = schedule[step, 3]
-            weight = T(1) / share if share > T(0) else T(0)  # of the batch
+            inverse = inverse_weight[step]
+            weight = T(1) / inverse if inverse > T(0) else T(0)  # of the batch
             if cuda.threadIdx.x == 0:
                 add_to(penalty, cuda.blockIdx.x, penalty_scale * weight * squares)
 
     return update
-
-
-def sgd(T):
-    """Make the kernel: gradient descent."""
-    return _update(T, _sgd())
-
-
-def momentum(T):
-    """Make the kernel: gradient descent with momentum."""
-    return _update(T, _momentum(False))
-
-
-def nesterov(T):
-    """Make the kernel: gradient descent with Nesterov's momentum."""
-    return _update(T, _momentum(True))
-
-
-def rmsprop(T):
-    """Make the kernel: RMSprop."""
-    return _update(T, _rmsprop())
-
-
-def adam(T):
-    """Make the kernel: Adam."""
-    return _update(T, _adam(False))
-
-
-def adamw(T):
-    """Make the kernel: Adam with decoupled weight decay."""
-    return _update(T, _adam(True))
 
 
 # The norm: largest * sqrt(squares) is that of some numbers, largest the largest of their magnitudes, so that no square

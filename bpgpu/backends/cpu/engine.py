@@ -23,10 +23,10 @@ from bpgpu.backends.data import Data
 from bpgpu.backends.memory import Array
 from bpgpu.backends.non_finite import first_fault, first_layer
 from bpgpu.backends.plan import Plan
-from bpgpu.backends.rule_kernels import RULES, rule_kernel
 from bpgpu.checks import MAX_SIZE
 from bpgpu.errors import NonFiniteError
 from bpgpu.interop import is_sparse
+from bpgpu.kernels import rules
 from bpgpu.kernels.cpu import cache
 from bpgpu.kernels.cpu import columns as k
 from bpgpu.kernels.cpu import epoch as kernels
@@ -40,6 +40,7 @@ from bpgpu.model.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, output_formul
 GRAIN = 2**20
 _log = logging.getLogger("bpgpu")
 INT32 = np.dtype(np.int32)
+DESCENT = rules.text_of_row("sgd")
 CHUNK = 2**30  # multiply-adds in one compiled call, after which Ctrl-C is heard
 
 
@@ -48,6 +49,7 @@ class Prepared:
     """What stays the same from one epoch of a plan to the next; see the tables of `bpgpu.kernels.cpu.epoch`."""
 
     epoch: Callable[..., None]
+    rule: rules.Rule | None
     threads: int
     data: np.ndarray[Any, Any]
     layers: np.ndarray[Any, Any]
@@ -116,7 +118,7 @@ class NumbaBackend(Backend):
         return max(1, min(busy, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
-        if type(plan.rule) in RULES:
+        if plan.rule is not None and plan.rule.compiled is not None:
             with forks.whole:
                 plan.prepared = self._prepare(plan)
 
@@ -130,7 +132,7 @@ class NumbaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-        if type(plan.rule) not in RULES:  # a rule of the user's own is Python
+        if plan.rule is None or plan.rule.compiled is None:  # a rule that is written in Python
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
@@ -156,11 +158,8 @@ class NumbaBackend(Backend):
             with forks.whole:
                 plan.prepared = self._prepare(plan)
         prepared: Prepared = plan.prepared
-        net, kernel = plan.architecture, rule_kernel(plan.rule)
+        net, rule = plan.architecture, prepared.rule
         n, B, steps = len(data), plan.batch_size, -(-len(data) // plan.batch_size)
-        states = iter(plan.state)
-        m = next(states) if kernel.keeps_m else None
-        v = next(states) if kernel.keeps_v else None
         X, y, T, flat = data.X, data.y, net.dtype, parameters.shape
         indptr, indices, values = (X.indptr, X.indices, X.data) if is_sparse(X) else (None, None, X)
         targets, labels = (None, y) if y.ndim == 1 else (y, None)
@@ -173,17 +172,17 @@ class NumbaBackend(Backend):
             ("weight", data.weight, (n,), T),
             ("order", order, (n,), INT32),
         ]
-        trained = [("parameters", parameters), ("gradients", plan.gradients), ("state m", m), ("state v", v)]
-        schedule = kernel.schedule(np.asarray(learning_rates), plan.steps + 1, np.ones(steps))
+        trained = [("parameters", parameters), ("gradients", plan.gradients), *(("state", x) for x in plan.state)]
+        schedule = np.zeros((1, 1), T) if rule is None else rule.schedule(learning_rates, plan.steps + 1, T)
         given = Addresses()
         places = []
         for name, array, shape, dtype in read:
             places.append(
                 given.of(name, None if array is None else np.require(array, dtype, ("C", "A", "E")), shape, dtype)
             )
+        places.append(given.of("schedule", schedule, schedule.shape, T))
         places += [given.of(name, array, flat, T, written=True) for name, array in trained]
-        places.append(given.of("schedule", schedule, (steps, k.RATES), np.dtype(np.float64)))
-        prepared.data[:] = epoch, n, parameters.size, steps, *places
+        prepared.data[:] = epoch, n, parameters.size, steps, *places, *[0] * (rules.MAX_STATES - len(plan.state))
         result = prepared.result
         result[:] = 0
         chunk = max(1, int(CHUNK // (3 * sum(plan.products) + net.n_weights)))
@@ -207,7 +206,8 @@ class NumbaBackend(Backend):
 
     def _prepare(self, plan: Plan) -> Prepared:
         """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
-        net, batch, rule = plan.architecture, plan.batch(plan.batch_size), rule_kernel(plan.rule)
+        net, batch = plan.architecture, plan.batch(plan.batch_size)
+        rule = None if plan.rule is None else plan.rule.compiled
         L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
         if plan.batch_size > MAX_SIZE:
             raise ValueError(
@@ -252,20 +252,23 @@ class NumbaBackend(Backend):
         network[k.MASKED] = any(mask is not None for mask in plan.masks)
         network[k.THRESHOLD] = threshold(net.dropout)
         network[[k.KEY0, k.KEY1]] = net.seed & 0xFFFFFFFF, net.seed >> 32
-        network[[k.BATCH, k.RULE]] = plan.batch_size, getattr(k, rule.name.upper())
+        network[k.BATCH] = plan.batch_size
+        if rule is not None:
+            network[[k.RULE, k.ROW]] = compiled.rule(rule.text, dtype), len(rule.numbers) * dtype.itemsize
+            network[k.DESCENT] = rule.text == DESCENT
         columns = np.zeros((2, _columns(plan)), np.int32)
         network[[k.SEEN, k.MET]] = [addresses.of("columns", x, x.shape, INT32, written=True) for x in columns]
         lost = np.zeros(_lost(plan), dtype)
         network[k.LOST] = addresses.of("lost", lost, lost.shape, dtype, written=True) if lost.size else 0
         shared = np.zeros(TAKEN + threads * LINE, np.int64)
         numbers = np.zeros(k.NUMBERS, dtype)
-        numbers[: k.L2] = rule.numbers
         numbers[k.L2], numbers[k.CLIP] = net.l2, (plan.rule and plan.rule.norm_limit(dtype)) or 0.0
         numbers[k.KEEP] = 1 / (1 - net.dropout) if net.dropout else 0.0
         numbers[k.LARGEST_COST] = net.largest_cost
         numbers[k.FACTOR] = 1 / net.sizes[-1] if cost.reduction == "mean" else 1.0
         return Prepared(
             compiled_epoch(dtype),
+            rule,
             threads,
             np.zeros(k.DATA_ENTRIES, np.int64),
             layers,

@@ -20,7 +20,6 @@ from bpgpu.backends.cuda.launch import Launch, blocks
 from bpgpu.backends.cuda.steps import Steps, control_words, row_chunks
 from bpgpu.backends.data import Batch, Data, Dropout
 from bpgpu.backends.plan import Plan
-from bpgpu.backends.rule_kernels import RULES, rule_kernel
 from bpgpu.interop import dense, is_sparse, on_host
 from bpgpu.model.activations import Activation
 from bpgpu.model.costs import Cost
@@ -68,7 +67,7 @@ class CudaBackend(Device, Backend):
         return cuda_epoch.workspace_nbytes(plan)
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
-        if type(plan.rule) in RULES:
+        if plan.rule is not None and plan.rule.compiled is not None:
             with self.memory.current():
                 cuda_epoch.Epoch.of(plan, self, parameters, contract.samples(plan, data))
 
@@ -179,7 +178,8 @@ class CudaBackend(Device, Backend):
         learning_rate: float,
         n_weights: int,
     ) -> None:
-        if type(rule) not in RULES:  # a rule of the user's own runs as it is written, in the library's operations
+        compiled = rule.compiled if isinstance(rule, Optimizer) else None
+        if compiled is None:  # a rule that has `apply` runs as it is written, in the library's operations
             with self.memory.current():
                 super().update(
                     rule, parameters, gradients, state, t=t, learning_rate=learning_rate, n_weights=n_weights
@@ -187,7 +187,7 @@ class CudaBackend(Device, Backend):
             return
         contract.update(rule, parameters, gradients, state, t, learning_rate, n_weights)
         dtype = parameters.dtype
-        schedule = self.asarray(rule_kernel(rule).schedule(np.array([learning_rate]), t, np.ones(1)), dtype)
+        schedule, inverse_weight = compiled.schedule([learning_rate], t, dtype), np.ones(1, dtype)
         clip, norm = None, list[Launch]()
         limit = rule.norm_limit(dtype)
         if limit is not None:
@@ -195,7 +195,18 @@ class CudaBackend(Device, Backend):
             norms = self.empty((2 * blocks(gradients.size),), dtype)
             norm = self.steps.clip(gradients, parameters, None, 0, 0.0, limit, norms=norms, out=clip)
         update = self.steps.update(
-            rule, parameters, gradients, state, None, n_weights, 0.0, clip, schedule, None, self._at_step(0)
+            compiled,
+            parameters,
+            gradients,
+            state,
+            None,
+            n_weights,
+            0.0,
+            clip,
+            self.asarray(schedule, dtype),
+            self.asarray(inverse_weight, dtype),
+            None,
+            self._at_step(0),
         )
         self._run([*norm, *update])
 
@@ -215,9 +226,9 @@ class CudaBackend(Device, Backend):
             weight = self.to_numpy(data.weight)
             total = float((weight if order is None else weight[rows]).sum(dtype=np.float64))
         batch.weight = total
-        schedule = self.asarray(np.array([[0, 0, 0, 1 / total if total else 0]]), data.X.dtype)
+        inverse_weight = self.asarray(cuda_epoch.inverse(np.array([total])), data.X.dtype)
         unused = self.empty((len(batch.scale),), data.X.dtype)
-        self._run([self.steps.gather(batch, unused, data, order, schedule, 0, self._at_step(0))])
+        self._run([self.steps.gather(batch, unused, data, order, inverse_weight, 0, self._at_step(0))])
         return total
 
     def _from_host(self, batch: Batch, data: Data) -> Data:
@@ -240,7 +251,8 @@ class CudaBackend(Device, Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-        if type(plan.rule) not in RULES or (plan.architecture.by_weight and data.weight is not None):
+        compiled = plan.rule is not None and plan.rule.compiled is not None
+        if not compiled or (plan.architecture.by_weight and data.weight is not None):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )

@@ -12,7 +12,6 @@ from bpgpu.backends.cuda.steps import GRADIENT_FAULT, LATCH, STATE_FAULT, STEP, 
 from bpgpu.backends.data import Batch, Data, Dropout
 from bpgpu.backends.non_finite import first_fault, first_layer
 from bpgpu.backends.plan import Plan
-from bpgpu.backends.rule_kernels import rule_kernel
 from bpgpu.errors import NonFiniteError
 from bpgpu.interop import on_host
 from bpgpu.model.activations import IDENTITY
@@ -41,12 +40,14 @@ class Program:
 def _upload_shapes(plan: Plan, n: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return what goes up before an epoch of n samples, what comes down after it first."""
     dtype, B = plan.architecture.dtype, plan.batch_size
+    rule = None if plan.rule is None else plan.rule.compiled
     return {
         "control": ((8,), np.int32),
         "result": ((1,), dtype),
         "total": ((2 * B,), dtype),  # pairs
         "slots": ((2 * MAX_BLOCKS,), dtype),
-        "schedule": ((-(-n // B), 4), dtype),
+        "schedule": ((-(-n // B), len(rule.numbers) if rule else 0), dtype),
+        "inverse_weight": ((-(-n // B),), dtype),
         "order": ((n,), np.int32),
     }
 
@@ -80,12 +81,18 @@ def staging_nbytes(plan: Plan, data: Data) -> int:
     return NUMBER_OF_SLOTS * nbytes_of(batch_shapes(data, plan.batch_size))
 
 
+def inverse(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return 1 / weight of each batch, 0 where it has none."""
+    result: np.ndarray[Any, Any] = np.divide(1, weights, out=np.zeros(weights.shape), where=weights > 0)
+    return result
+
+
 class Epoch:
     """What a plan needs on the device besides its own workspace, prepared in its first epoch and kept with it.
 
-    One buffer holds all that goes up before an epoch: control words, the accumulators (zero), the schedule and the
-    order of the samples. Its first bytes, control words and the epoch's cost, are all that comes down after it. Data
-    in host memory go up batch by batch besides.
+    One buffer holds all that goes up before an epoch: control words, the accumulators (zero), the schedule, the weights
+    of the batches and the order of the samples. Its first bytes, control words and the epoch's cost, are all that comes
+    down after it. Data in host memory go up batch by batch besides.
 
     If the device has a stream to capture on, which nothing else uses, the step of a full batch is captured there and
     replayed as a graph.
@@ -100,6 +107,9 @@ class Epoch:
         return prepared
 
     def __init__(self, plan: Plan, gpu: Device, parameters: Array, data: Data) -> None:
+        assert plan.rule is not None
+        assert plan.rule.compiled is not None
+        self.rule = plan.rule.compiled
         self.plan, self.gpu, self.parameters, self.data = plan, gpu, parameters, data
         self.steps, memory, n, B = gpu.steps, gpu.memory, len(data), plan.batch_size
         self.n_steps = -(-n // B)
@@ -126,7 +136,6 @@ class Epoch:
     def run(self, order: np.ndarray[Any, Any] | None, learning_rates: list[float], epoch: int) -> float:
         """Train one epoch; see `Backend.run_epoch`."""
         plan = self.plan
-        assert plan.rule is not None
         n, B = len(self.data), plan.batch_size
         rows = np.arange(n) if order is None else order
         sizes = np.minimum(B, n - B * np.arange(self.n_steps))
@@ -135,7 +144,8 @@ class Epoch:
             weights = np.add.reduceat(self.host_weight[rows], B * np.arange(self.n_steps))
         host = self.mirror.host
         host["control"][...] = control_words(epoch=epoch)
-        host["schedule"][...] = rule_kernel(plan.rule).schedule(np.asarray(learning_rates), plan.steps + 1, weights)
+        host["schedule"][...] = self.rule.schedule(learning_rates, plan.steps + 1, plan.architecture.dtype)
+        host["inverse_weight"][...] = inverse(weights)
         if order is not None:
             host["order"][...] = order
         self.mirror.upload()
@@ -189,12 +199,12 @@ class Epoch:
         net, rule = plan.architecture, plan.rule
         assert rule is not None
         parameters, scratch = self.parameters, self.scratch
-        control, schedule = device["control"], device["schedule"]
+        control, inverse_weight = device["control"], device["inverse_weight"]
         batch = plan.batch(rows)
         order = device["order"] if ordered else None
         # Of resident data step s takes the rows from s B on, of a slot those from 0 on.
         data, stride = (self.data, plan.batch_size) if self.staging is None else (self.staging.slots[slot].data, 0)
-        gather = steps.gather(batch, scratch["weight"], data, order, schedule, stride, control)
+        gather = steps.gather(batch, scratch["weight"], data, order, inverse_weight, stride, control)
         launches = self._forward(batch)
         launches += self._backward(batch)
         decay = net.l2 / rows
@@ -206,7 +216,7 @@ class Epoch:
             launches += steps.clip(*arguments, norms=scratch["norms"], out=clip)
         penalty = (decay / 2, device["slots"]) if net.l2 else None
         launches += steps.update(
-            rule,
+            self.rule,
             parameters,
             plan.gradients,
             plan.state,
@@ -214,7 +224,8 @@ class Epoch:
             net.n_weights,
             decay,
             clip,
-            schedule,
+            device["schedule"],
+            inverse_weight,
             penalty,
             control,
         )

@@ -14,7 +14,6 @@ from bpgpu.backends.cuda.backend import CudaBackend
 from bpgpu.backends.cuda.numba_launch import Launcher
 from bpgpu.backends.cuda.steps import Steps
 from bpgpu.backends.numpy_backend import NumpyBackend
-from bpgpu.backends.rule_kernels import RULES
 from bpgpu.errors import BackendUnavailableError
 from bpgpu.interop import dense, on_gpu, same_kind
 from bpgpu.model.activations import IDENTITY
@@ -175,10 +174,10 @@ class NumbaCudaBackend(CudaBackend):
         learning_rate: float,
         n_weights: int,
     ) -> None:
-        if type(rule) in RULES:
+        if not isinstance(rule, Optimizer) or rule.compiled is not None:
             super().update(rule, parameters, gradients, state, t=t, learning_rate=learning_rate, n_weights=n_weights)
             return
-        # A rule of the user's own is written in NumPy's operations, which Numba's device arrays lack.
+        # `apply` is written in NumPy's operations, which Numba's device arrays lack.
         arrays = [parameters, gradients, *state]
         p, g, *s = hosts = [self.to_numpy(array) for array in arrays]
         NumpyBackend().update(rule, p, g, s, t=t, learning_rate=learning_rate, n_weights=n_weights)

@@ -15,12 +15,11 @@ from bpgpu.backends import contract
 from bpgpu.backends.addresses import device_address
 from bpgpu.backends.cuda.launch import MAX_BLOCKS, Binds, Launch, blocks
 from bpgpu.backends.data import Batch, Data, Dropout
-from bpgpu.backends.rule_kernels import rule_kernel
 from bpgpu.backends.sums import MANY_TERMS, blocks_of, in_blocks
 from bpgpu.kernels.philox import threshold
+from bpgpu.kernels.rules import MAX_STATES, Rule
 from bpgpu.model.activations import IDENTITY, Activation
 from bpgpu.model.costs import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, Cost, output_formulas
-from bpgpu.model.optimizers import Optimizer
 
 Array = Any
 Gemm = Literal["auto", "cublas", "fused"]
@@ -286,7 +285,7 @@ class Steps:
 
     def update(
         self,
-        rule: Optimizer,
+        rule: Rule,
         p: Array,
         g: Array,
         state: list[Array],
@@ -295,33 +294,33 @@ class Steps:
         decay: float,
         clip: Array | None,
         schedule: Array,
+        inverse_weight: Array,
         penalty: tuple[float, Array] | None,
         control: Array,
     ) -> list[Launch]:
-        """Penalty, mask and clipping of the gradient, and the rule, in one pass over the flat buffers."""
+        """Penalty, mask and clipping of the gradient, and the rule, in one pass over the flat buffers.
+
+        `schedule` has its numbers, and `inverse_weight` 1 / weight of the batch, for every step.
+        """
         contract.flat(("parameters", p), ("gradients", g), *(("state", array) for array in state))
-        kernel = rule_kernel(rule)
-        rest = iter(state)
-        m = next(rest) if kernel.keeps_m else None
-        v = next(rest) if kernel.keeps_v else None
+        states = [*state, *[None] * (MAX_STATES - len(state))]
         penalty_scale, slots = (0.0, None) if penalty is None else penalty
         arguments = (
             p,
             g,
-            m,
-            v,
+            *states,
             mask,
             p.size,
             n_weights,
             decay,
             clip,
             schedule,
-            *kernel.numbers,
+            inverse_weight,
             penalty_scale,
             slots,
             control,
         )
-        return [self.launcher.bind(kernel.name, p.dtype, (blocks(p.size),), arguments)]
+        return [self.launcher.bind("update", p.dtype, (blocks(p.size),), arguments, formulas={"rule": rule.text})]
 
     def gather(
         self,
@@ -329,7 +328,7 @@ class Steps:
         weight_out: Array,
         data: Data,
         order: Array | None,
-        schedule: Array,
+        inverse_weight: Array,
         stride: int,
         control: Array,
     ) -> Launch:
@@ -342,7 +341,7 @@ class Steps:
         targets = (data.y, None) if data.y.ndim == 2 else (None, data.y)
         outputs = (batch.a[0], batch.y, batch.scale, weight_out)
         sizes = (rows, n_in, n_out, stride, 0)
-        arguments = (*outputs, data.X, *targets, data.weight, order, schedule, *sizes, control)
+        arguments = (*outputs, data.X, *targets, data.weight, order, inverse_weight, *sizes, control)
         return self.launcher.bind("gather", data.X.dtype, (blocks(rows * (n_in + n_out)),), arguments)
 
     def advance(self, control: Array, dtype: np.dtype[Any]) -> Launch:
