@@ -78,7 +78,9 @@ class CsvFile:
             except UnicodeError:
                 raise _not_text(path, encoding) from None
         if "\0" in text:
-            raise ValueError(f"it has zero bytes, so it is not text in {encoding}; for UTF-16 use --encoding utf-16")
+            raise ValueError(
+                f"it contains null bytes, so it is not text in {encoding}; for UTF-16 use --encoding utf-16"
+            )
         usual = "\t" if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes} else ","
         excel = EXCEL.match(text)
         text = text[excel.end() :] if excel else text
