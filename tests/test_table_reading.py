@@ -186,7 +186,7 @@ UNREADABLE = {
     "headless and equal": (["0,0,1", "1,2,0"], "the same name: '0'; rename them, or use --no-header"),
     "empty": (["", ""], "it is empty"),
     "unclosed": (["a,b,y", "1,2,no", '3,"4,no'], "a quotation mark near line 3 is not closed"),
-    "zeros": (["a,b", "1,\0"], "contains null bytes"),
+    "zeros": (["a,b", "1,\0"], "has null bytes"),
 }
 
 
