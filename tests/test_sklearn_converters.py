@@ -83,8 +83,8 @@ def test_other_ways_to_name_scikit_learns_activations(activation):
 @pytest.mark.parametrize(
     ("model", "what"),
     [
-        (lambda: classifier(ours, activation="gelu").fit(X, Y), "activations, got gelu"),
-        (lambda: classifier(ours, activation=["relu", "tanh"]).fit(X, Y), "activations, got relu, tanh"),
+        (lambda: classifier(ours, activation="gelu").fit(X, Y), "one of scikit-learn's, got gelu"),
+        (lambda: classifier(ours, activation=["relu", "tanh"]).fit(X, Y), "one of scikit-learn's, got relu, tanh"),
         (lambda: ours.MLPRegressor("poisson", **OPTIONS).fit(X, Y), "loss='poisson'"),
         (lambda: ours.MLPRegressor(**OPTIONS).fit(X, X[:, :2]), "a regression with several targets"),
         (lambda: classifier(ours).fit(X, (X[:, :2] > 0).astype(int)), "several labels per row"),

@@ -186,7 +186,7 @@ UNREADABLE = {
     "headless and equal": (["0,0,1", "1,2,0"], "the same name: '0'; rename them, or use --no-header"),
     "empty": (["", ""], "it is empty"),
     "unclosed": (["a,b,y", "1,2,no", '3,"4,no'], "a quotation mark near line 3 is not closed"),
-    "zeros": (["a,b", "1,\0"], "has zero bytes"),
+    "zeros": (["a,b", "1,\0"], "has null bytes"),
 }
 
 
@@ -394,7 +394,7 @@ def test_archives_say_what_they_hold(run, tmp_path):
             "has no targets; it holds X (120, 2) float64: add y, the targets, or name a column of X",
         ),
         ("keras.npz", {"x_train": X, "y_train": K}, "it holds x_train (120, 2) float64, y_train (120,) int64"),
-        ("short.npz", {"X": X, "y": K[1:]}, "equally many rows; it holds X (120, 2) float64, y (119,) int64"),
+        ("short.npz", {"X": X, "y": K[1:]}, "the same number of rows; it holds X (120, 2) float64, y (119,) int64"),
     ):
         np.savez(tmp_path / name, **arrays)
         code, _, err = run("train", name, *FAST)

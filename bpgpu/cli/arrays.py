@@ -32,7 +32,7 @@ def read_arrays(path: Path) -> tuple[pd.DataFrame, list[str], list[str], str]:
             if "y" in loaded:
                 y = _plain(loaded, "y")
                 if y.ndim == 0 or len(y) != len(frame):
-                    raise ValueError(f"X and y must have equally many rows; {arrays}")
+                    raise ValueError(f"X and y must have the same number of rows; {arrays}")
                 _refuse_shape(y, "y")
                 y = y.reshape(len(y), -1)
                 if (

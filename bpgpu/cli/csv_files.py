@@ -78,7 +78,7 @@ class CsvFile:
             except UnicodeError:
                 raise _not_text(path, encoding) from None
         if "\0" in text:
-            raise ValueError(f"it has zero bytes, so it is not text in {encoding}; for UTF-16 use --encoding utf-16")
+            raise ValueError(f"it has null bytes, so it is not text in {encoding}; for UTF-16 use --encoding utf-16")
         usual = "\t" if {".tsv", ".tab"} & {suffix.lower() for suffix in path.suffixes} else ","
         excel = EXCEL.match(text)
         text = text[excel.end() :] if excel else text
@@ -125,8 +125,7 @@ class CsvFile:
         Raises
         ------
         ValueError
-            If a line is longer or shorter than the header, or the first line is data where names are expected, or names
-            where data are.
+            If a line is longer or shorter than the header, or the first line is data instead of names, or the reverse.
         """
         missing: dict[str, Any] = (
             {} if reading.na is None else {"keep_default_na": False, "na_values": ["", *reading.na]}
@@ -248,8 +247,8 @@ class CsvFile:
 
     def _too_long(self, line: int, fields: int) -> ValueError:
         title = ", and delete the first line if it is a title" if len(self.names) == 1 else ""
-        entry = f"an entry that holds {_sep_option(self.sep)}, such as a number with a decimal comma"
-        return self._other_width(line, fields, f"put {entry}, in quotation marks, or use another --sep{title}")
+        entry = f"an entry that holds {_sep_option(self.sep)}, such as a number with a decimal comma,"
+        return self._other_width(line, fields, f"put {entry} in quotation marks, or use another --sep{title}")
 
     def _other_width(self, line: int, fields: int, fix: str) -> ValueError:
         width = "the header" if self.header else "the first line"

@@ -78,7 +78,7 @@ def _with_sklearns_activation(estimator: Any, library: str) -> Any:
     obstacle = ""
     if len(names) > 1 or not names <= set(SKLEARNS.values()):
         obstacle = (
-            f"hidden layers unless all have the same of scikit-learn's activations, got {', '.join(sorted(names))}"
+            f"hidden layers unless all have the same activation, one of scikit-learn's, got {', '.join(sorted(names))}"
         )
     elif estimator.out_activation_ == "exp":
         obstacle = "loss='poisson'"
