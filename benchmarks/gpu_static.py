@@ -155,6 +155,11 @@ def compile_job(job: Job) -> list[Row]:
     sass = dict(_SECTION.findall(disassemble(cubin))) if job.disassemble else {}
     warnings = [line for line in text.splitlines() if "warning" in line.lower()]
     rows = []
+
+    def counted(names: str) -> bool:
+        """Whether loads count: what a formula does not need is not loaded, so some have fewer."""
+        return (job.dtype, job.arch) == ("float32", ARCHITECTURES[0]) or set(names.split()) <= set(LONGEST)
+
     for name, block in _ENTRY.findall(text):
         kernel, names = job.kernels[name]
         code = sass[name] if job.disassemble else None
@@ -171,7 +176,7 @@ def compile_job(job: Job) -> list[Row]:
                 spills=sum(_numbers(r"(\d+) bytes spill", block)),
                 warnings=warnings,
                 float64=None if code is None else _FLOAT64.findall(code),
-                loads_128=None if code is None else len(_LOAD_128.findall(code)),
+                loads_128=len(_LOAD_128.findall(code)) if code is not None and counted(names) else None,
             )
         )
     return rows
