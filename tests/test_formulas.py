@@ -40,7 +40,8 @@ EXPRESSIONS = {
     **{f"{name} gradient": gradient for name, (_, gradient, _) in formulas.COSTS.items()},
     **{f"{a}+{c} value": value for (a, c), (value, _) in formulas.PAIRS.items()},
     **{f"{a}+{c} delta": delta for (a, c), (_, delta) in formulas.PAIRS.items()},
-    "every function": "min(erf(z), sin(a)) + max(cos(y), sqrt(abs(z))) + pow(2, -a) + log1p(abs(y)) ** 3",
+    "every function": "min(erf(z), sin(a)) + max(cos(y), sqrt(abs(z))) + pow(2, -a) + log1p(abs(y)) ** 3 "
+    "+ sign(z) * sign(a - 0.5) + decayed(z, 0.9, a) + decayed(a, 0.25, y)",
 }
 
 

@@ -222,7 +222,7 @@ time.sleep(3)
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from bpgpu.kernels import numba_cpu_cache as cache
+from bpgpu.kernels.cpu import cache
 cache.folder = lambda: Path({str(tmp_path)!r})
 time.sleep(max(0, {time.time() + 2} - time.time()))
 cache.keep([{source!r}])
@@ -501,7 +501,7 @@ def test_processes_go_on_while_others_delete(place, tmp_path):
     code = f"""
 from pathlib import Path
 from types import SimpleNamespace
-from bpgpu.kernels import numba_cpu_cache as cache
+from bpgpu.kernels.cpu import cache
 place = Path({str(place)!r})
 cache.folder = lambda: place
 cache.KEPT_DIGESTS = 1

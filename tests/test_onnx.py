@@ -178,6 +178,8 @@ FUNCTIONS = {
     **{name: f"{name}(z)" for name in ("exp", "expm1", "tanh", "sin", "cos", "abs", "erf", "erfc", "sigmoid")},
     **{name: f"{name}(abs(z))" for name in ("log", "log1p", "sqrt")},
     "softplus": "softplus(z)",
+    "sign": "sign(z) * z",
+    "decayed": "decayed(z, 0.9, 2 * z) + decayed(z, 0.1, 1)",
     "pow": "pow(abs(z), 1.5) + abs(z) ** -0.5 + z * pow(z, 3)",
     "max": "max(z, 0.5) + max(-z, z * z)",
     "min": "min(1 - z, 0.5)",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pickle
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import bpgpu
+from bpgpu.kernels import formulas
 
 # Each parameter p descends its own parabola: g(p) = curvature * (p - lowest). The first N_WEIGHTS are weights.
 START = [0.5, -1.0, 2.0, 0.0, -0.25]
@@ -99,6 +101,47 @@ def test_rule(rule, published, numbers, dtype, tolerance):
     p = descend(rule, dtype=dtype)
     assert p.dtype == dtype
     np.testing.assert_allclose(p, expected, rtol=tolerance, atol=tolerance)
+
+
+# Bugs in the rows of the table: each must fail the test above, or one of tests/test_sums.py.
+WRONG = [
+    ("sgd", "p", "- eta", "+ eta"),
+    ("momentum", "v", "-eta * g", "eta * g"),
+    ("momentum", "p", "p + v", "p + momentum * v"),
+    ("nesterov", "p", "-eta * g + momentum * v", "v"),
+    ("rmsprop", "p", "(sqrt(v) + epsilon)", "sqrt(v + epsilon)"),
+    ("rmsprop", "v", "(1 - rho) * g * g", "g * g"),
+    ("adam", "p", "beta1 ** t", "beta1"),
+    ("adam", "p", "1 - beta2 ** t", "1 - beta1 ** t"),
+    ("adam", "m", "beta1, ", "beta2, "),
+    ("adam", "v", "g * g", "g"),
+    ("adam_hat", "p", "sqrt(1 - beta2 ** t)", "1"),
+    ("adamw", "p", "weight_decay * is_weight", "weight_decay"),
+    ("adamw", "p", "* is_weight * p", "* is_weight * m"),
+]
+
+
+@pytest.mark.parametrize(("name", "of", "right", "wrong"), WRONG)
+def test_a_bug_in_a_row_is_caught(name, of, right, wrong, monkeypatch):
+    row = formulas.RULES[name]
+    tried = [case for case in RULES if case[0].formulas == row]
+    assert right in row[of]
+    monkeypatch.setitem(formulas.RULES, name, row | {of: row[of].replace(right, wrong)})
+    failed = 0
+    for case in tried:
+        try:
+            test_rule(*case, np.float64, 1e-13)
+        except AssertionError:
+            failed += 1
+    assert failed
+
+
+def test_state_that_is_read_before_it_is_new_is_the_old_one(monkeypatch):
+    """The order of a row counts: with p above v, momentum takes the velocity of the step before."""
+    monkeypatch.setitem(formulas.RULES, "momentum", dict(reversed(formulas.RULES["momentum"].items())))
+    p = descend(bpgpu.SGD(0.1, momentum=0.8), steps=1)
+    assert p.tolist() == START
+    assert not np.array_equal(descend(bpgpu.SGD(0.1, momentum=0.8), steps=2), START)
 
 
 def test_adamw_decays_weights_and_no_biases():
@@ -200,6 +243,108 @@ def test_own_rule(make_net, data):
     flat = np.concatenate([*(dW.ravel() for dW, _ in gradients), *(db for _, db in gradients)])
     net.fit(X, y, optimizer=SignDescent(0.25), epochs=1, batch_size=20)
     np.testing.assert_allclose(net.parameters, before - 0.25 * np.sign(flat), rtol=1e-14)
+
+
+# Rules of the user's own, as formulas
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(bpgpu.Optimizer):
+    """Takes its formulas as they come."""
+
+    beta: float = 0.9
+    text: str = ""
+    given: tuple[tuple[str, str], ...] = (("m", "decayed(m, beta, (1 - beta) * g)"), ("p", "p - eta * m"))
+
+    @property
+    def formulas(self):
+        return dict(self.given)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_own_formulas_are_what_apply_would_be(make_net, data, backend):
+    class Python(bpgpu.Optimizer):
+        n_state = 1
+
+        def apply(self, p, g, state, *, t, eta, n_weights, xp):
+            state[0][:] = 0.9 * state[0] + (1 - 0.9) * g
+            p -= eta * state[0]
+
+    X, y = data()
+    nets = make_net(backend=backend), make_net(backend="numpy")
+    for net, rule in zip(nets, (Own(0.1), Python(0.1)), strict=True):
+        net.fit(X, y, optimizer=rule, epochs=3, batch_size=7)
+    np.testing.assert_allclose(nets[0].parameters, nets[1].parameters, rtol=1e-12, atol=1e-13)
+
+
+def test_apply_goes_before_formulas(make_net, data):
+    class Still(bpgpu.Adam):
+        def apply(self, p, g, state, *, t, eta, n_weights, xp):
+            assert len(state) == 2
+
+    X, y = data()
+    for backend in ("numpy", "numba"):
+        net = make_net(backend=backend)
+        before = net.parameters.copy()
+        net.fit(X, y, optimizer=Still(), epochs=2)
+        assert np.array_equal(net.parameters, before)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"p": "p - eta * gradient"},
+            "the name 'gradient' is not known here; a formula is made of the names p, g, .* beta",
+        ),
+        ({"p": "p - eta * text * g"}, "the name 'text' is not known here"),
+        ({"p": "p - clip_norm * g"}, "the name 'clip_norm' is not known here"),
+        ({"p": "p.real - g"}, "'p.real' is not allowed"),
+        ({"p": "p - eta * decayed(g, beta)"}, r"decayed\(\) takes 3 arguments, got 2"),
+        ({"m": "g"}, "the formulas of an optimizer must have one of p, got those of m"),
+        ({"p": "p - eta * m", "m": "m"}, "optimizer Own: none of its formulas reads the gradient g"),
+        (
+            {"g": "g", "p": "p - g"},
+            "'g' cannot be the name of a state of an optimizer, as it is no Python name or means",
+        ),
+        ({"beta": "g", "p": "p - g"}, "'beta' cannot be the name of a number of an optimizer"),
+        ({"sqrt": "g", "p": "p - g"}, "'sqrt' cannot be the name of a state"),
+        ({"my m": "g", "p": "p - g"}, "'my m' cannot be the name of a state"),
+        ({"lambda": "g", "p": "p - g"}, "'lambda' cannot be the name of a state"),
+        (
+            {**dict.fromkeys("abcde", "g"), "p": "p - g"},
+            "an optimizer may keep 4 numbers for each parameter, got .* a, b",
+        ),
+        (
+            {"v": "decayed(v, beta, g * g)", "p": "p - eta * g / sqrt(v)"},
+            r"optimizer Own: in step 1 in float32, with p = .*, g = -?0, v = 0 and eta = 0.01, the formula of p "
+            r"'p - eta \* g / sqrt\(v\)' gives nan; keep quotients",
+        ),
+        ({"p": "p - eta * exp(g)"}, "float32, with p = .*, g = 1e\\+03 and .* the formula of p .* gives -inf"),
+        ({"p": "p - eta * g / (1 - beta ** (t - 1))"}, "in step 1 in .* the formula of p .* gives "),
+        ({"m": "log(g * g)", "p": "p - eta * m"}, "in step 1 in float32.* the formula of m 'log.*' gives -inf"),
+    ],
+)
+def test_own_formulas_are_checked_when_the_rule_is_made(given, message):
+    with pytest.raises(bpgpu.FormulaError, match=message):
+        Own(given=tuple(given.items()))
+
+
+def test_own_numbers_may_be_of_any_kind():
+    rule = Own(0.1, beta=np.float32(0.5), given=(("p", "p - eta * (beta + 1) / t * g"),))
+    assert rule.compiled.numbers == ("eta", "eta * (beta + 1) / t")
+    np.testing.assert_allclose(rule.compiled.schedule([0.1, 0.2], 3, np.dtype(float)), [[0.1, 0.05], [0.2, 0.075]])
+
+
+def test_rules_are_equal_and_pickled_as_their_numbers_are():
+    for rule in (bpgpu.SGD(0.1, momentum=0.5), bpgpu.AdamW(0.1), Own(0.1, 0.5)):
+        assert rule.compiled is not None  # nothing of it may stay
+        same = pickle.loads(pickle.dumps(rule))
+        assert same == rule
+        assert hash(same) == hash(rule)
+        assert same.compiled == rule.compiled
+        assert vars(same).keys() == {field.name for field in dataclasses.fields(rule)}
+    assert Own(0.1, 0.5) != Own(0.1, 0.6)
 
 
 ABOVE_0 = "a finite number above 0"
@@ -320,7 +465,7 @@ def test_nesterov_needs_momentum():
 
 
 def test_rule_without_apply():
-    with pytest.raises(NotImplementedError, match="Optimizer has no apply"):
+    with pytest.raises(NotImplementedError, match=r"Optimizer has no apply\(\) and no formulas"):
         bpgpu.Optimizer().apply(None, None, [], t=1, eta=0.1, n_weights=1, xp=SimpleNamespace())
 
 

@@ -133,7 +133,7 @@ def test_a_full_device_is_named():
         write("/dev/full")
 
 
-TO_STDOUT = "from bpgpu.writing import atomic_file\nwith atomic_file({!r}) as file: file.write(b'b')"
+TO_STDOUT = "from bpgpu.files.writing import atomic_file\nwith atomic_file({!r}) as file: file.write(b'b')"
 
 
 @posix
@@ -250,7 +250,7 @@ def test_what_replaces_a_private_file_is_private_from_the_start(target):
 
 HALF = """
 import os, sys, time
-from bpgpu.writing import atomic_file
+from bpgpu.files.writing import atomic_file
 with atomic_file({path!r}) as file:
     file.write(b"half")
     file.flush()

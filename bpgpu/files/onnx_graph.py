@@ -212,6 +212,10 @@ class Functions:
         small = self.graph.node("Where", u == 1, x, x * (log_u / (u - 1)))
         return self.graph.node("Where", x < 1, small, log_u)
 
+    def sign(self, x: Value) -> Value:
+        """Return 1 or -1, and x itself if it is neither above nor below 0."""
+        return self.graph.node("Where", x > 0, 1, self.graph.node("Where", x < 0, -1, x))
+
     def cos(self, x: Value) -> Value:
         """Return the cosine as ``1 - 2 sin(x / 2)^2``, because older versions of onnxruntime lack it in float64."""
         s = self.graph.node("Sin", 0.5 * x)

@@ -8,6 +8,7 @@ from sklearn import neural_network
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from bpgpu.backends import REGISTRY, names
 from bpgpu.backends.base import Backend
 from bpgpu.kernels.formulas import ACTIVATION_ALIASES
 from bpgpu.model.activations import ACTIVATIONS, Activation
@@ -19,6 +20,17 @@ from bpgpu.sklearn.fitting import BackendMixin
 from bpgpu.sklearn.networks import LOSSES
 from bpgpu.training.callbacks import Callback
 
+
+class _BackendName(StrOptions):
+    """The names of backends, those that other packages have registered included."""
+
+    def __init__(self) -> None:
+        super().__init__({"auto", *REGISTRY})
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return isinstance(val, str) and (val == "auto" or val in names())
+
+
 CONSTRAINTS: dict[str, list[Any]] = {
     "activation": [StrOptions({*ACTIVATIONS, *ACTIVATION_ALIASES}), Activation, list, tuple],
     "warm_start": ["boolean", StrOptions({"resume"})],
@@ -27,7 +39,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "scoring": [StrOptions({*get_scorer_names(), "loss"}), callable, None],
     "callbacks": [list, tuple, None],
     "dtype": [StrOptions({"float32", "float64"}), None],
-    "backend": [str, Backend],
+    "backend": [_BackendName(), Backend],
     "n_threads": [Interval(Integral, 1, None, closed="left"), None],
     "progress": ["boolean"],
 }
