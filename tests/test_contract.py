@@ -382,7 +382,7 @@ def test_damaged_rows_are_refused_by_hand(backend, step):
     backend = bpgpu.get_backend(backend)
     net = network(backend)
     plan = Plan(net.architecture, B, backend, bpgpu.SGD(0.1), nonzeros=1.0).allocate()
-    with pytest.raises(ValueError, match="is not a valid sparse matrix: indptr must be non-decreasing"):
+    with pytest.raises(ValueError, match="is not a valid sparse matrix: indptr must not decrease"):
         match step:
             case "forward":
                 backend.forward(X, full(M, N), None, get_activation("tanh"), out=full(B, N))
