@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_static                   a table of all kernels, and of a step of 784-512-10
     python -m benchmarks.gpu_static --json            the same as JSON, one row for each compiled kernel
-    python -m benchmarks.gpu_static --write           update the table that tests/test_gpu_compile.py compares with
+    python -m benchmarks.gpu_static --write           update the table that tests/kernels/test_gpu_compile.py reads
     python -m benchmarks.gpu_static --step-only --sizes 784,512,10 --batch 128 --optimizer adam
 
 Every kernel is compiled by NVRTC with every formula of the tables, in float32 and float64: with all formulas for the

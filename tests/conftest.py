@@ -19,7 +19,7 @@ SIMULATED = ("test_cuda_", "test_cupy_", "test_gpu_step", "test_numba_cuda", "te
 
 
 def pytest_addoption(parser):
-    group = parser.getgroup("fuzz", "random calls (tests/test_fuzz.py)")
+    group = parser.getgroup("fuzz", "random calls (tests/project/test_fuzz.py)")
     group.addoption("--fuzz-calls", type=int, default=1000, help="how many calls each machine makes, about")
     group.addoption("--fuzz-seed", type=int, default=0, help="other calls")
 

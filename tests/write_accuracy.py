@@ -43,7 +43,8 @@ the largest errors allowed and the largest ones measured.
 
 The tolerances leave room for the functions of a GPU, whose `exp`, `tanh` and `erfc` have documented errors a few
 roundings larger than those of a CPU. They are still so tight that a factor of 1.0001 in float32, or float32 within
-float64, is detected in every step with every activation, cost and optimizer (`tests/test_accuracy.py` plants them).
+float64, is detected in every step with every activation, cost and optimizer
+(`tests/proof/test_accuracy.py` plants them).
 
 ## Long sums
 
@@ -75,7 +76,7 @@ The truth is the reference of `bpgpu/backends/base.py` in NumPy's longest floati
 ARM Macs and on Windows that is float64 itself, so errors in float64 are differences from a float64 reference there.
 `erfc`, in gelu, is SciPy's in float64 everywhere. Numbers such as learning rates and 1 / B are float64 in the truth, as
 in training. Other checks show that the reference itself is right: central differences for every activation and cost
-(`bpgpu gradcheck`), and sums written out (`tests/test_backends.py`).
+(`bpgpu gradcheck`), and sums written out (`tests/backends/test_backends.py`).
 
 Inputs avoid values that magnify rounding in any arithmetic: with a cross-entropy behind an activation that has no exact
 pair (all but sigmoid and softmax), outputs closer than 0.25 to 0 or 1. Adam and RMSprop get an epsilon of 0.01, so that
@@ -117,7 +118,7 @@ def page(errors: accuracy.Errors, where: str) -> str:
         f"as an output layer, {len(OPTIMIZER_CASES)} optimizers, {len(SHAPES)} shapes (ragged, with one row, empty), "
         "contiguous, transposed and strided arrays, long sums of one-sided data, and training of "
         f"{len(NETWORKS)} networks. A slow simulation gets each case on two of the shapes, by turns. The cases are "
-        "listed once, in `bpgpu/proof/accuracy_cases.py`, and `tests/test_parity.py` holds every backend to the "
+        "listed once, in `bpgpu/proof/accuracy_cases.py`, and `tests/proof/test_parity.py` holds every backend to the "
         "promise on every change."
     )
     tables = "\n\n".join(accuracy.table(errors, dtype) for dtype in DTYPES)
