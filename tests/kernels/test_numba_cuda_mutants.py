@@ -12,9 +12,10 @@ import pytest
 from bpgpu.kernels.formulas import ACTIVATIONS as FORMULAS
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS, CROSS_ENTROPY
+from tests.kernels import gemm_cases
 from tests.kernels import test_cuda_kernels as checks
 from tests.kernels.test_cuda_mutants import RULE_MUTANTS, with_mutated_rule
-from tests.simgpu import gemm_cases, numba_runner, numba_sim
+from tests.simgpu import numba_runner, numba_sim
 
 F32 = np.float32
 SOFTMAX = ACTIVATIONS["softmax"]

@@ -151,7 +151,7 @@ def test_the_marker_of_simulations():
         *files,
     ]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"^(tests/\w+\.py)::", found, re.MULTILINE)) == {"tests/backends/test_gpu_step.py"}
+    assert set(re.findall(r"^(tests/\w+/\w+\.py)::", found, re.MULTILINE)) == {"tests/backends/test_gpu_step.py"}
 
 
 def test_the_actions_and_templates_are_all_checked():
