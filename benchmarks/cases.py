@@ -1,4 +1,4 @@
-"""The grid of what is timed: each step of backpropagation, the update and a whole epoch on every backend."""
+"""The grid of timed cases: each step of backpropagation, the update and a whole epoch on every backend."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ def group_name(step: str, transfers: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Case:
+class StepCase:
     """One thing to time; with `transfers`, its input starts and its result ends in host memory."""
 
     step: str
@@ -57,8 +57,8 @@ class Case:
         return STEPS[self.step].bytes(self.width, self.batch, self.dtype.itemsize)
 
 
-def cases(step: str, backend: str, transfers: bool) -> list[Case]:
+def cases(step: str, backend: str, transfers: bool) -> list[StepCase]:
     """Return every case of a step on a backend."""
     batches = BATCHES if STEPS[step].has_batch else (1,)
     grid = [(np.dtype(dtype), width, batch) for dtype in DTYPES for width in WIDTHS for batch in batches]
-    return [Case(step, backend, dtype, transfers, width, batch) for dtype, width, batch in grid]
+    return [StepCase(step, backend, dtype, transfers, width, batch) for dtype, width, batch in grid]

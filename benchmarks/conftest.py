@@ -1,4 +1,4 @@
-"""Which cases there are, in which order, and how long they may take."""
+"""The cases, their order, and the time that they may take."""
 
 import math
 import time
@@ -11,9 +11,9 @@ import pytest
 
 import bpgpu
 from benchmarks import measure
-from benchmarks.cases import GPU, STEPS, Case, cases
+from benchmarks.cases import GPU, STEPS, StepCase, cases
 
-BYTE = 10  # FLOPs that a byte weighs in the order of the cases
+BYTE = 10  # FLOPs that one byte counts for in the order of the cases
 BUDGET = pytest.StashKey["Budget"]()
 
 
@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--budget",
         type=float,
         default=180.0,
-        help="seconds of the benchmarks, in equal parts for the backends; inf for the full grid (default: 180)",
+        help="seconds for the benchmarks, shared equally among the backends; inf for the full grid (default: 180)",
     )
 
 
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Budget:
-    """Seconds for each backend; the cases come cheapest first, and one that would exceed what is left is skipped."""
+    """Seconds for each backend; the cheapest cases come first, and one that would exceed the rest is skipped."""
 
     def __init__(self, seconds: float) -> None:
         if not seconds >= 0:
@@ -46,8 +46,8 @@ class Budget:
         self.skipped = Counter[str]()
 
     @contextmanager
-    def spend(self, case: Case) -> Iterator[None]:
-        """Count the time of a case; or skip it."""
+    def spend(self, case: StepCase) -> Iterator[None]:
+        """Count the time of a case, or skip it."""
         start = time.perf_counter()
         try:
             if self.used[case.backend] + measure.estimate(case) > self.share:
@@ -64,7 +64,7 @@ def budget(request: pytest.FixtureRequest) -> Budget:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test all cases of all backends that run here, and one skipped case for each that does not."""
+    """Give a test all cases of all backends that run here, and one skipped case for each other backend."""
     if "case" not in metafunc.fixturenames:
         return
     params = []
@@ -83,13 +83,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def price(item: Any) -> float:
         case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-        return case.flops + BYTE * case.bytes if isinstance(case, Case) else math.inf
+        return case.flops + BYTE * case.bytes if isinstance(case, StepCase) else math.inf
 
     items.sort(key=price)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Save what was not timed, and why."""
+    """Save which cases were not timed, and why."""
     budget = config.stash[BUDGET]
     output_json["bpgpu"] = {
         "version": bpgpu.__version__,

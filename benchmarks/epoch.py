@@ -1,4 +1,4 @@
-"""The update of all parameters and a whole epoch, as things to time."""
+"""Timed steps: the update of all parameters and a whole epoch."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from bpgpu.backends.plan import Plan
 from bpgpu.model.optimizers import SGD, Adam, Optimizer
 
 CLASSES = 10
-SAMPLES = 2048  # of an epoch, or two batches where that is more
+SAMPLES = 2048  # in an epoch, or two batches if that is more
 
 
 class Update(Step):
@@ -21,34 +21,34 @@ class Update(Step):
 
     Parameters
     ----------
-    rule : Optimizer
+    optimizer : Optimizer
     flops : int
         For each parameter.
     """
 
     has_batch = False
 
-    def __init__(self, rule: Optimizer, *, flops: int) -> None:
-        self.rule, self.flops_each = rule, flops
+    def __init__(self, optimizer: Optimizer, *, flops: int) -> None:
+        self.optimizer, self.flops_each = optimizer, flops
 
     def shapes(self, n: int, B: int) -> Shapes:
         flat = (n * n + n,)
-        return {"parameters": flat, "gradients": flat} | {f"state {k}": flat for k in range(self.rule.n_state)}
+        return {"parameters": flat, "gradients": flat} | {f"state {k}": flat for k in range(self.optimizer.n_state)}
 
     def flops(self, n: int, B: int) -> int:
         return self.flops_each * (n * n + n)
 
     def bytes(self, n: int, B: int, itemsize: int) -> int:
-        """All are read, and all but the gradients written."""
+        """All arrays are read, and all but the gradients are written."""
         return (n * n + n) * (2 * len(self.shapes(n, B)) - 1) * itemsize
 
     def prepare(self, backend: Backend, n: int, B: int, dtype: np.dtype[Any], *, transfers: bool) -> Prepared:
         rng = np.random.default_rng(0)
         start, gradients = rng.standard_normal((2, n * n + n), dtype)
         host = start.copy()
-        rule, rate = self.rule, self.rule.rate(0)
+        optimizer, rate = self.optimizer, self.optimizer.rate(0)
         p, g = backend.asarray(start.copy(), dtype), backend.asarray(gradients, dtype)
-        state = [backend.asarray(np.zeros_like(start), dtype) for _ in range(rule.n_state)]
+        state = [backend.asarray(np.zeros_like(start), dtype) for _ in range(optimizer.n_state)]
         result = start
 
         def run() -> None:
@@ -56,15 +56,15 @@ class Update(Step):
             parameters, slopes = (
                 (backend.asarray(host, dtype), backend.asarray(gradients, dtype)) if transfers else (p, g)
             )
-            backend.update(rule, parameters, slopes, state, t=1, learning_rate=rate, n_weights=n * n)
+            backend.update(optimizer, parameters, slopes, state, t=1, learning_rate=rate, n_weights=n * n)
             if transfers:
                 result = backend.to_numpy(parameters)
             backend.synchronize()
 
         def check() -> None:
             found, g64 = result if transfers else backend.to_numpy(p), np.float64(gradients)
-            # At the first step Adam's two moments, corrected, are g and g^2.
-            direction = g64 / (np.abs(g64) + rule.epsilon) if isinstance(rule, Adam) else g64
+            # At the first step, Adam's two corrected moments are g and g^2.
+            direction = g64 / (np.abs(g64) + optimizer.epsilon) if isinstance(optimizer, Adam) else g64
             assert_close(found, start - rate * direction, 8 * np.finfo(dtype).eps)
 
         return run, check
@@ -73,7 +73,7 @@ class Update(Step):
 class Epoch(Step):
     """An epoch of n-n-10, relu and softmax with cross-entropy, by gradient descent in batches of B shuffled rows.
 
-    FLOPs are those of the products, bytes the least that the steps must move (`benchmarks.gpu_step.minimum`).
+    FLOPs are those of the products; bytes are the fewest that the steps must move (`benchmarks.gpu_step.minimum`).
     """
 
     def shapes(self, n: int, B: int) -> Shapes:
@@ -92,8 +92,8 @@ class Epoch(Step):
         return gpu_step.minimum(gpu_step.Step((n, n, CLASSES), B, 0, itemsize))
 
     def prepare(self, backend: Backend, n: int, B: int, dtype: np.dtype[Any], *, transfers: bool) -> Prepared:
-        # A batch is some copies of few rows, so a batch of those rows alone has the same mean gradient: the whole
-        # epoch is checked against a small one in float64.
+        # A batch holds several copies of a few rows, so a batch of those rows alone has the same mean gradient: the
+        # whole epoch is checked against a small one in float64.
         steps, rng = self._steps(B), np.random.default_rng(0)
         few = {
             "X": rng.standard_normal((steps, ROWS, n), dtype),
@@ -102,13 +102,13 @@ class Epoch(Step):
         X = np.tile(few["X"], (1, B // ROWS, 1)).reshape(-1, n)
         y = np.tile(few["y"], (1, B // ROWS)).reshape(-1)
         order = np.concatenate([step * B + rng.permutation(B) for step in range(steps)]).astype(np.int32)
-        rule = SGD(0.5 / n)
+        optimizer = SGD(0.5 / n)
 
-        def network(on: Backend, dtype: np.dtype[Any], batch: int) -> tuple[bpgpu.MLP, Plan]:
+        def network_and_plan(on: Backend, dtype: np.dtype[Any], batch: int) -> tuple[bpgpu.MLP, Plan]:
             net = bpgpu.MLP((n, n, CLASSES), ("relu", "softmax"), "cross_entropy", dtype=dtype, backend=on)
-            return net, Plan(net.architecture, batch, on, rule).allocate()
+            return net, Plan(net.architecture, batch, on, optimizer).allocate()
 
-        net, plan = network(backend, dtype, B)
+        net, plan = network_and_plan(backend, dtype, B)
         start = np.array(backend.to_numpy(net.parameters), np.float64)
 
         def on_device() -> Data:
@@ -123,7 +123,7 @@ class Epoch(Step):
             backend.synchronize()
 
         def check() -> None:
-            reference, small = network(bpgpu.get_backend("numpy"), np.dtype(np.float64), ROWS)
+            reference, small = network_and_plan(bpgpu.get_backend("numpy"), np.dtype(np.float64), ROWS)
             reference.parameters[...] = start
             train(reference, small, Data(np.float64(few["X"]).reshape(-1, n), few["y"].reshape(-1)), None)
             changes = [net.backend.to_numpy(net.parameters) - start for net in (net, reference)]

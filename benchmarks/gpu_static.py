@@ -1,15 +1,16 @@
-"""What the compiler says of every GPU kernel, and what a training step moves; on any machine, with or without a GPU.
+"""The compiler's facts about every GPU kernel, and what a training step moves, on any machine, with or without a GPU.
 
     python -m benchmarks.gpu_static                   a table of all kernels, and of a step of 784-512-10
     python -m benchmarks.gpu_static --json            the same as JSON, one row for each compiled kernel
-    python -m benchmarks.gpu_static --write           update the table that tests/test_gpu_compile.py holds kernels to
+    python -m benchmarks.gpu_static --write           update the table that tests/kernels/test_gpu_compile.py reads
     python -m benchmarks.gpu_static --step-only --sizes 784,512,10 --batch 128 --optimizer adam
 
 Every kernel is compiled by NVRTC with every formula of the tables, in float32 and float64: with all formulas for the
-oldest and the newest architecture, and with the longest ones for the five between. That is 456 compilations, a minute
-on two processors, where all formulas for all seven would be 1,246. SASS is read where it is looked at: of all float32
-kernels with all formulas on the oldest architecture, as a float64 instruction comes from the source and not from the
-architecture; and of the kernels that are to load 128 bits at a time, in both types on all architectures.
+oldest and the newest architecture, and with the longest ones for the five between. A file is compiled once for all
+formulas, and a kernel that calls none is in it once (`benchmarks.gpu_sources`): that is 140 compilations, where one for
+each formula would be 456. SASS is read only where it is examined: for all float32 kernels with all formulas on the
+oldest architecture, because float64 instructions come from the source and not from the architecture; and for the files
+with kernels that must load 128 bits at a time, in both dtypes on all architectures.
 
 The Numba-CUDA kernels, whose names here begin with "numba_cuda.", are compiled by `benchmarks.numba_static`: another
 181 cubins, another half minute on two processors.
@@ -17,6 +18,7 @@ The Numba-CUDA kernels, whose names here begin with "numba_cuda.", are compiled 
 
 import argparse
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -27,6 +29,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu_step, numba_static
+from benchmarks.gpu_sources import combined
 from bpgpu.files.writing import atomic_file
 from bpgpu.kernels import rules
 from bpgpu.kernels.cuda import source as cuda_kernels
@@ -44,8 +48,9 @@ from bpgpu.model.costs import COSTS, output_formulas
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ALL_FORMULAS_ON = ("sm_75", "sm_120")
 LONGEST = ("gelu", "binary_cross_entropy", "adamw")
-# The kernels that are to load 128 bits at a time.
+# The kernels that must load 128 bits at a time.
 VECTOR_LOADS = ("gather", "bias_sigma", "hidden_delta", "dropout", "gemm_forward", "gemm_hidden", "gemm_gradient")
+KERNELS = Path(cuda_kernels.__file__).parents[1]
 TABLE = Path(__file__).parents[1] / "tests" / "gpu_static.json"
 COLUMNS = ("registers", "shared", "spills", "loads_128")
 WORKERS = 2
@@ -60,19 +65,19 @@ _LOAD_128 = re.compile(r"\bLDG\.E\.(?:\w+\.)*128\b")
 
 @dataclass(frozen=True)
 class Job:
-    """One compilation: all kernels of a file with one set of formulas."""
+    """One compilation: all kernels of a file, those that call formulas with each of some sets of them."""
 
     file: str
-    formulas: str  # their names, for people
     dtype: str
     arch: str
     source: str
+    kernels: dict[str, tuple[str, str]]  # name in the source: kernel, and its formulas' names, for people
     disassemble: bool
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one compiled kernel; the last two are None where its SASS was not read."""
+    """The facts about one compiled kernel; the last two are None if its SASS was not read."""
 
     kernel: str
     file: str
@@ -112,17 +117,20 @@ def instances(file: str) -> dict[tuple[str, ...], dict[str, str]]:
 
 
 def jobs(files: Iterable[str] = tuple(cuda_kernels.FORMULAS)) -> list[Job]:
-    """Return all compilations, as the module's docstring chooses them."""
+    """Return all compilations that the module's docstring describes."""
     found = []
     for file in files:
         vectors = any(cuda_kernels.ABI[kernel][0] == file for kernel in VECTOR_LOADS)
-        for names, formulas in instances(file).items():
-            longest = set(names) <= set(LONGEST)
-            for dtype in ("float32", "float64"):
-                source = cuda_kernels.module_source(file, np.dtype(dtype), formulas)
-                for arch in ARCHITECTURES if longest else ALL_FORMULAS_ON:
-                    read = (longest and vectors) or (dtype, arch) == ("float32", ARCHITECTURES[0])
-                    found.append(Job(file, " ".join(names), dtype, arch, source, read))
+        every = instances(file)
+        longest = {names: formulas for names, formulas in every.items() if set(names) <= set(LONGEST)}
+        for dtype in ("float32", "float64"):
+            for arch in ARCHITECTURES:
+                cases = every if arch in ALL_FORMULAS_ON else longest
+                joined = {"__".join(names): formulas for names, formulas in cases.items()}
+                source, kernels = combined(file, np.dtype(dtype), joined)
+                named = {name: (kernel, case.replace("__", " ")) for name, (kernel, case) in kernels.items()}
+                read = vectors or (dtype, arch) == ("float32", ARCHITECTURES[0])
+                found.append(Job(file, dtype, arch, source, named, read))
     return found
 
 
@@ -132,7 +140,7 @@ def compile_job(job: Job) -> list[Row]:
     Raises
     ------
     RuntimeError
-        If the compiler refuses the source; with its log.
+        With the compiler's log, if it refuses the source.
     """
     from cuda.core import Program, ProgramOptions
 
@@ -141,19 +149,25 @@ def compile_job(job: Job) -> list[Row]:
     try:
         cubin = Program(job.source, "c++", options).compile("cubin", logs=log).code
     except Exception as error:
-        what = f"{job.file} ({job.formulas or 'no formulas'}, {job.dtype}, {job.arch})"
+        what = f"{job.file} ({job.dtype}, {job.arch})"
         raise RuntimeError(f"{what} does not compile: {error}\n{log.getvalue()}") from error
     text = log.getvalue()
     sass = dict(_SECTION.findall(disassemble(cubin))) if job.disassemble else {}
     warnings = [line for line in text.splitlines() if "warning" in line.lower()]
     rows = []
-    for kernel, block in _ENTRY.findall(text):
-        code = sass[kernel] if job.disassemble else None
+
+    def counted(names: str) -> bool:
+        """Whether loads count: what a formula does not need is not loaded, so some have fewer."""
+        return (job.dtype, job.arch) == ("float32", ARCHITECTURES[0]) or set(names.split()) <= set(LONGEST)
+
+    for name, block in _ENTRY.findall(text):
+        kernel, names = job.kernels[name]
+        code = sass[name] if job.disassemble else None
         rows.append(
             Row(
                 kernel,
                 job.file,
-                job.formulas,
+                names,
                 job.dtype,
                 job.arch,
                 registers=max(_numbers(r"Used (\d+) registers", block)),
@@ -162,7 +176,7 @@ def compile_job(job: Job) -> list[Row]:
                 spills=sum(_numbers(r"(\d+) bytes spill", block)),
                 warnings=warnings,
                 float64=None if code is None else _FLOAT64.findall(code),
-                loads_128=None if code is None else len(_LOAD_128.findall(code)),
+                loads_128=len(_LOAD_128.findall(code)) if code is not None and counted(names) else None,
             )
         )
     return rows
@@ -189,22 +203,52 @@ def disassemble(cubin: bytes) -> str:
         return subprocess.run([_nvdisasm(), "-c", path], capture_output=True, text=True, check=True).stdout
 
 
-def compile_all() -> list[Row]:
-    """Compile the kernels of both languages, on two processors."""
+def compile_all(folder: Path | None = None) -> list[Row]:
+    """Compile the kernels of both languages, on two processors.
+
+    Parameters
+    ----------
+    folder : Path
+        Keeps the rows of each compilation, for the next time.
+    """
     workers = min(WORKERS, os.cpu_count() or 1)
+    every = [*jobs(), *numba_static.jobs(ARCHITECTURES, ALL_FORMULAS_ON, LONGEST)]
     with ProcessPoolExecutor(workers) as pool:
-        numba = pool.map(numba_static.compile_job, numba_static.jobs(ARCHITECTURES, ALL_FORMULAS_ON, LONGEST))
-        rows = [row for found in pool.map(compile_job, jobs(), chunksize=4) for row in found]
-        return rows + [Row(**fields) for found in numba for fields in found]
+        return [Row(**fields) for found in pool.map(partial(_rows, folder=folder), every) for fields in found]
 
 
+def _rows(job: Job | numba_static.Job, folder: Path | None) -> list[dict[str, Any]]:
+    """Return the fields of a job's rows, from the folder if it has them."""
+    kept = None if folder is None else folder / f"{_digest(job)}.json"
+    if kept is not None and kept.exists():
+        known: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8"))
+        return known
+    if isinstance(job, Job):
+        found = [dataclasses.asdict(row) for row in compile_job(job)]
+    else:
+        found = numba_static.compile_job(job)
+    if kept is not None:
+        with atomic_file(kept) as file:
+            file.write(json.dumps(found).encode())
+    return found
+
+
+def _digest(job: Job | numba_static.Job) -> str:
+    """Return a digest of all that a job's rows depend on: its source, the compilers, and what reads their output."""
+    texts = [compiler(), repr(job), *(Path(file).read_text("utf-8") for file in (__file__, numba_static.__file__))]
+    if isinstance(job, numba_static.Job):
+        texts += [path.read_text("utf-8") for path in sorted(KERNELS.glob("**/*.py"))]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+@cache
 def compiler() -> str:
     """Return the versions of NVRTC, Numba-CUDA and NVVM, on which the table depends.
 
     Raises
     ------
     ImportError, RuntimeError
-        If anything is missing that compiles or disassembles.
+        If a compiler or the disassembler is missing.
     """
     import cuda.core  # noqa: F401
     from cuda.bindings import nvrtc
@@ -215,7 +259,7 @@ def compiler() -> str:
 
 
 def table(rows: list[Row]) -> dict[str, dict[str, list[int | None]]]:
-    """Return the committed part, `COLUMNS` for kernel and dtype and architecture: the worst over the formulas."""
+    """Return the committed part: `COLUMNS` by kernel, dtype and architecture, the worst over the formulas."""
     found: dict[str, dict[str, list[int | None]]] = {}
     by_name = sorted(rows, key=lambda row: (row.kernel, row.dtype, ARCHITECTURES.index(row.arch)))
     for (kernel, dtype, arch), group in groupby(by_name, key=lambda row: (row.kernel, row.dtype, row.arch)):
@@ -231,7 +275,7 @@ def table(rows: list[Row]) -> dict[str, dict[str, list[int | None]]]:
 
 
 def write_table(rows: list[Row], path: Path = TABLE) -> None:
-    """Write the committed table, a line for each kernel and dtype."""
+    """Write the committed table, one line for each kernel and dtype."""
     lines = [f"    {json.dumps(kernel)}: {json.dumps(archs)}" for kernel, archs in table(rows).items()]
     head = f'{{\n  "compiler": {json.dumps(compiler())},\n  "columns": {json.dumps(COLUMNS)},\n'
     body = '  "kernels": {\n' + ",\n".join(lines) + "\n  }\n}\n"
@@ -290,7 +334,7 @@ def _print(grid: Any) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 160  # a log or a pipe takes any width
+        console.width = 160  # a log or a pipe has no width
     console.print(grid)
 
 
@@ -303,14 +347,15 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=n_state, default="adam")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the step")
     parser.add_argument("--no-bias", action="store_true")
-    parser.add_argument("--clip", action="store_true", help="the norm of the gradients is clipped")
+    parser.add_argument("--clip", action="store_true", help="clip the norm of the gradients")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--write", action="store_true", help=f"update tests/{TABLE.name}")
     parser.add_argument("--step-only", action="store_true", help="compile nothing")
+    parser.add_argument("--cache", type=Path, help="a folder that keeps what is found, for the next time")
     arguments = parser.parse_args()
     sizes = tuple(int(size) for size in arguments.sizes.split(","))
     if len(sizes) < 2 or min(*sizes, arguments.batch) < 1:
-        parser.error("--sizes needs two numbers or more, and all of them and --batch must be at least 1")
+        parser.error("--sizes needs at least two numbers, and all of them and --batch must be at least 1")
     step = gpu_step.Step(
         sizes,
         arguments.batch,
@@ -327,7 +372,7 @@ def main() -> None:
             cause = str(error).partition("\n")[0]
             print(f'{cause}; pip install "bpgpu[gpu-static]", or add --step-only', file=sys.stderr)
             sys.exit(TOOLS_MISSING)
-        rows = compile_all()
+        rows = compile_all(arguments.cache)
     if arguments.write and rows:
         write_table(rows)
     if arguments.json:

@@ -1,12 +1,12 @@
-"""What one training step costs on the GPU: launches, bytes and FLOPs, counted from shapes; nothing is run.
+"""The cost of one training step on the GPU: launches, bytes and FLOPs, counted from shapes; nothing is run.
 
-Two ways to make a step: with cuBLAS, 5L + 2 launches for L layers, and with the fused GEMM, 3L + 2 (two fewer with
-cuBLAS where there are no biases, two more in either where the norm of the gradients is clipped). The minimum is what
-a machine that kept everything but data, parameters and optimizer state on the chip would move and compute.
+There are two ways to make a step: with cuBLAS, in 5L + 2 launches for L layers, and with the fused GEMM, in 3L + 2 (two
+fewer with cuBLAS if there are no biases, two more with either if the norm of the gradients is clipped). The minimum is
+what a machine that kept everything but data, parameters and optimizer state on the chip would move and compute.
 
-Each launch counts as reading every operand once and writing every result once, so tiles that are read again come from
-a cache, and each call of cuBLAS counts as one launch. FLOPs are those of the matrix products, 2 for each multiply-add;
-the fused GEMM also computes what lies in its tiles outside of the product, which is counted apart.
+Each launch counts as reading every operand once and writing every result once, so tiles that are read again come from a
+cache, and each call to cuBLAS counts as one launch. FLOPs are those of the matrix products, 2 for each multiply-add;
+the fused GEMM also computes the parts of its tiles outside the product, which are counted separately.
 """
 
 from dataclasses import asdict, dataclass
@@ -76,11 +76,11 @@ def _product(kernel: str, layer: int, rows: int, depth: int, columns: int, *, fu
 
 
 def launches(step: Step, *, fused: bool) -> list[Launch]:
-    """Return the launches of a step in their order, with the fused GEMM or with cuBLAS; hidden layers keep no z."""
+    """Return the launches of a step in order, with the fused GEMM or with cuBLAS; hidden layers keep no z."""
     n, B, L = step.sizes, step.batch, len(step.sizes) - 1
     b = [0, *(n[1:] if step.bias else [0] * L)]
     P, state = step.parameters, step.n_state
-    # Labels become one-hot rows; two numbers a row: its weight and its share of the cost.
+    # Labels become one-hot rows; each row has two more numbers, its weight and its share of the cost.
     found = [Launch("gather", None, B * n[0], B * (n[0] + n[L] + 2), extra_bytes=2 * B * INDEX)]
     for l in range(1, L + 1):
         name = "gemm_forward" if fused else "cublas"
@@ -110,7 +110,7 @@ def launches(step: Step, *, fused: bool) -> list[Launch]:
 
 
 def totals(step: Step, found: list[Launch]) -> dict[str, int]:
-    """Add launches up."""
+    """Add up launches."""
     return {
         "launches": len(found),
         "bytes": sum((one.read + one.written) * step.itemsize + one.extra_bytes for one in found),
@@ -120,7 +120,7 @@ def totals(step: Step, found: list[Launch]) -> dict[str, int]:
 
 
 def minimum(step: Step) -> dict[str, int]:
-    """Return the bytes of the rows of the batch in, parameters and state in and out, and the FLOPs of the products."""
+    """Return the bytes of reading the batch and reading and writing parameters and state, and the FLOPs of products."""
     n, B = step.sizes, step.batch
     numbers = B * n[0] + 2 * step.parameters * (1 + step.n_state)
     products = 3 * sum(m * k for m, k in pairwise(n)) - n[0] * n[1]  # no delta for the input
@@ -134,7 +134,7 @@ def minimum(step: Step) -> dict[str, int]:
 
 
 def report(step: Step) -> dict[str, dict[str, Any]]:
-    """Return the launches of both ways, and the totals of both and of the minimum."""
+    """Return the launches of both ways, and the totals of both ways and of the minimum."""
     ways = {"cublas": launches(step, fused=False), "fused": launches(step, fused=True)}
     return {
         "launches": {way: [asdict(launch) for launch in found] for way, found in ways.items()},

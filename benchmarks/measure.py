@@ -1,4 +1,4 @@
-"""How it is timed, and what the figures are held against."""
+"""How cases are timed, and the ceilings that their figures are compared with."""
 
 import functools
 import shutil
@@ -13,25 +13,25 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 import bpgpu
-from benchmarks.cases import GPU, Case
+from benchmarks.cases import GPU, StepCase
 from bpgpu.model.optimizers import SGD
 
-SECONDS = 0.15  # of timed calls for a case, but 3 calls at least and 50 at most
+SECONDS = 0.15  # of timed calls for a case, but at least 3 and at most 50 calls
 CALLS = (3, 50)
-OVERHEAD = 1e-2  # seconds of a case beside its calls, for the estimate
+OVERHEAD = 1e-2  # seconds of a case in addition to its calls, for the estimate
 EFFICIENCY = 0.5  # share of the ceiling that the estimate expects
-HOST_BYTES = 5e8  # bytes a second at which input is drawn and results are checked, for the estimate
+HOST_BYTES = 5e8  # bytes per second at which input is drawn and results are checked, for the estimate
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The most that a backend was seen to do: FLOP/s in a large square product, bytes/s in a large addition."""
+    """The highest measured speed of a backend: FLOP/s in a large square product, bytes/s in a large addition."""
 
     flops: float
     bytes: float
 
     def attainable(self, flops: int, nbytes: int) -> float:
-        """Return the roofline, in FLOP/s: what so many FLOPs can reach if so many bytes must move."""
+        """Return the roofline in FLOP/s: the speed that these FLOPs can reach if these bytes must move."""
         return min(self.flops, self.bytes * flops / nbytes)
 
 
@@ -39,8 +39,8 @@ class Ceiling:
 def ceiling(name: str, dtype: np.dtype[Any]) -> Ceiling:
     """Measure the ceiling of a backend.
 
-    The product is ``a^T b`` of n x n matrices, n doubled until it takes a tenth of a second. The addition is an SGD
-    update of 64 MiB of parameters and, where arrays are NumPy's, NumPy's own; the faster counts.
+    The product is ``a^T b`` of n x n matrices; n is doubled until it takes a tenth of a second. The addition is an SGD
+    update of 64 MiB of parameters and, if arrays are NumPy's, also NumPy's own addition; the faster counts.
     """
     backend, rng = bpgpu.get_backend(name), np.random.default_rng(0)
 
@@ -68,7 +68,7 @@ def ceiling(name: str, dtype: np.dtype[Any]) -> Ceiling:
     return Ceiling(max(rates), 3 * P * dtype.itemsize / min(map(least, additions)))
 
 
-def estimate(case: Case) -> float:
+def estimate(case: StepCase) -> float:
     """Return the seconds that a case will take."""
     bound = ceiling(case.backend, case.dtype)
     call = case.flops / (EFFICIENCY * bound.attainable(case.flops, case.bytes))
@@ -76,15 +76,15 @@ def estimate(case: Case) -> float:
 
 
 def calls(run: Callable[[], None]) -> int:
-    """Run once, and return how many more calls are timed."""
+    """Run once, and return the number of further calls to time."""
     start = time.perf_counter()
     run()
     least, most = CALLS
     return max(least, min(most, int(SECONDS / (time.perf_counter() - start))))
 
 
-def measure(benchmark: Any, case: Case, run: Callable[[], None]) -> None:
-    """Time what has been run once and checked, and note what the figure means."""
+def measure(benchmark: Any, case: StepCase, run: Callable[[], None]) -> None:
+    """Time a call that has been run once and checked, and record what the figure means."""
     rounds = calls(run)
     backend, bound = bpgpu.get_backend(case.backend), ceiling(case.backend, case.dtype)
     attainable = bound.attainable(case.flops, case.bytes)
@@ -116,7 +116,7 @@ def measure(benchmark: Any, case: Case, run: Callable[[], None]) -> None:
 
 
 def libraries() -> dict[str, Any]:
-    """Return the BLAS libraries of this process, and the most threads that one of its pools has."""
+    """Return the BLAS libraries of this process, and the number of threads in its largest pool."""
     pools = threadpool_info()
     return {
         "blas": [f"{pool['internal_api']} {pool['version']}" for pool in pools if pool["user_api"] == "blas"],
@@ -126,7 +126,7 @@ def libraries() -> dict[str, Any]:
 
 @functools.cache
 def clocks(name: str) -> dict[str, Any]:
-    """Return what can be known of the clocks after the ceiling was measured: ``clocks``, or None and the reason."""
+    """Return the clocks after the ceiling was measured, in ``clocks``, or None and the reason."""
     try:
         return {"clocks": _gpu_clocks() if name in GPU else _cpu_clocks()}
     except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -1,8 +1,9 @@
-"""What the compiler says of the Numba-CUDA kernels, for `benchmarks.gpu_static`; on any machine.
+"""The compiler's facts about the Numba-CUDA kernels, for `benchmarks.gpu_static`, on any machine.
 
-Numba turns a kernel into LLVM IR, which for these kernels is the same for all architectures, NVVM makes PTX of that for
-each, and nvJitLink a cubin. Every kernel is compiled with the longest formulas, in float32 for seven architectures and
-in float64 for the oldest and the newest; and in float32 for the oldest with every activation, cost and optimizer.
+Numba turns a kernel into LLVM IR, which for these kernels is the same for all architectures; for each one, NVVM turns
+that into PTX, and nvJitLink the PTX into a cubin. Every kernel is compiled with the longest formulas, in float32 for
+seven architectures and in float64 for the oldest and the newest; and in float32 for the oldest with every activation,
+cost and optimizer.
 """
 
 import importlib
@@ -22,8 +23,8 @@ from bpgpu.kernels.formulas import RULES
 from bpgpu.model.activations import ACTIVATIONS, SOFTMAX
 from bpgpu.model.costs import COSTS, output_formulas
 
-FILE = "numba_cuda"  # in a row, where the CUDA C++ kernels have the file they are in
-# A float64 instruction of PTX, which unlike SASS also has those that the assembler gets rid of.
+FILE = "numba_cuda"  # in a row, in the place of the CUDA C++ kernels' file
+# A float64 instruction of PTX, which, unlike SASS, also has those that the assembler removes.
 _FLOAT64 = re.compile(r"^\s*(?:@!?%p\d+\s+)?(\w[\w.]*\.f64(?:\.\w+)*)\s", re.MULTILINE)
 
 
@@ -44,7 +45,7 @@ def compiler() -> str:
     Raises
     ------
     ImportError, RuntimeError
-        If anything is missing that compiles.
+        If a compiler is missing.
     """
     import cuda.core  # noqa: F401
     from cuda.pathfinder import load_nvidia_dynamic_lib
@@ -56,7 +57,7 @@ def compiler() -> str:
 
 
 def jobs(architectures: tuple[str, ...], ends: tuple[str, ...], longest: tuple[str, str, str]) -> list[Job]:
-    """Return all compilations, as the module's docstring chooses them."""
+    """Return all compilations that the module's docstring describes."""
     from bpgpu.kernels.numba_cuda import kernels as numba_cuda
 
     found = []
@@ -98,12 +99,12 @@ def compile_job(job: Job, kernels: Any = None) -> list[dict[str, Any]]:
     ----------
     job : Job
     kernels : module
-        In place of `bpgpu.kernels.numba_cuda.kernels`.
+        Instead of `bpgpu.kernels.numba_cuda.kernels`.
 
     Raises
     ------
     RuntimeError
-        If the compiler refuses the kernel; with its message.
+        With the compiler's message, if it refuses the kernel.
     """
     try:
         with warnings.catch_warnings():
@@ -159,10 +160,11 @@ def _capability(arch: str) -> tuple[int, int]:
 
 
 def _library(job: Job, kernels: Any) -> Any:
-    """Return Numba's code library of a kernel: LLVM IR, of which it makes PTX for any architecture.
+    """Return Numba's code library of a kernel: LLVM IR, which it can turn into PTX for any architecture.
 
-    Device functions are compiled for the current device, of which there is none; and `numba.cuda.compile`, which the
-    middle of this is, would begin anew for every architecture. Both are Numba's own, hence the pinned version.
+    Device functions are compiled for the current device, which does not exist here, so it is replaced. The rest is the
+    core of `numba.cuda.compile`, which would start again for every architecture. Both use Numba's internals, hence the
+    pinned version.
     """
     from numba import from_dtype, types, void
     from numba.cuda import compiler, dispatcher

@@ -1,10 +1,10 @@
-"""The same training epoch in bpgpu and in other libraries; `benchmarks.peers` runs each in a process of its own.
+"""The same training epoch in bpgpu and in other libraries; `benchmarks.peers` runs each in its own process.
 
 python -m benchmarks.peer_epochs NETWORK OPTIMIZER PEER SECONDS EXPECTED THREADS
 
 ReLU in the hidden layers; one output is a sigmoid with binary cross-entropy, several are a softmax with cross-entropy.
-float32, no shuffling, every batch full. Only NumPy is imported before a peer asks for more, so that no thread pool of
-another library stands by.
+float32, no shuffling, every batch full. Only NumPy is imported before a peer imports more, so that another library's
+thread pool does not interfere.
 """
 
 import json
@@ -24,7 +24,7 @@ LARGE = 2048  # rows and columns of the product that gives the GEMM rate
 
 
 class Bpgpu(Peer):
-    """`MLP.fit` on the compiled CPU engine; timed are the epochs of one fit, from end to end."""
+    """`MLP.fit` on the compiled CPU engine; the epochs of one fit are timed, from end to end."""
 
     needs = "bpgpu"
 
@@ -41,14 +41,14 @@ class Bpgpu(Peer):
             backend=backend,
         )
         self.net.parameters[...] = problem.flat
-        self.rule = {"SGD": bpgpu.SGD, "Adam": bpgpu.Adam}[problem.optimizer](problem.rate)
+        self.optimizer = {"SGD": bpgpu.SGD, "Adam": bpgpu.Adam}[problem.optimizer](problem.rate)
 
     def epoch(self) -> None:
         self.fit(epochs=1)
 
     def fit(self, **options: Any) -> None:
         data, batch = (self.problem.X, self.problem.targets), self.problem.batch
-        self.net.fit(*data, optimizer=self.rule, batch_size=batch, shuffle=False, **options)
+        self.net.fit(*data, optimizer=self.optimizer, batch_size=batch, shuffle=False, **options)
 
     def parameters(self) -> Array:
         return self.net.parameters.copy()
@@ -68,18 +68,18 @@ class Bpgpu(Peer):
 
 
 def reference(problem: Problem) -> Array:
-    """Return the parameters after the first epoch, by the reference backend in float64: every peer is held to them."""
+    """Return the parameters after the first epoch on the reference backend in float64, which every peer must match."""
     peer = Bpgpu(problem, "numpy", "float64")
     peer.epoch()
     return peer.parameters()
 
 
 class Products(Peer):
-    """The floor: only the step's matrix products, into arrays that are there, by the BLAS that bpgpu calls.
+    """The floor: only the step's matrix products, into existing arrays, by the BLAS that bpgpu calls.
 
-    They are called from compiled code, as bpgpu calls them: through NumPy they would cost the interpreter's time, and
-    NumPy brings a BLAS of its own. bpgpu gives each of its threads a share of a product; here BLAS divides it itself,
-    or does not, whichever is faster.
+    They are called from compiled code, as in bpgpu: through NumPy they would cost the interpreter's time, and NumPy
+    brings its own BLAS. bpgpu gives each of its threads a share of a product; here BLAS divides the product itself, or
+    does not, whichever is faster.
     """
 
     needs = "bpgpu"
@@ -100,10 +100,10 @@ class Products(Peer):
         self.run()
 
     def check(self, expected: Array) -> None:
-        """Raise WrongResult unless each product is what NumPy says; there is no training here to be held against."""
+        """Raise WrongResult unless each product agrees with NumPy's; there is no training to check here."""
         for A, B, C in self.products:
             if not np.allclose(C, A @ B, rtol=1e-3, atol=1e-3 * A.shape[1] ** 0.5):
-                raise WrongResult(f"a product of {A.shape} and {B.shape} is not what NumPy says")
+                raise WrongResult(f"a product of {A.shape} and {B.shape} differs from NumPy's")
 
     def measure(self, seconds: float) -> list[float]:
         from threadpoolctl import threadpool_limits
@@ -120,7 +120,7 @@ class Products(Peer):
 
 
 def compiled_products(products: list[tuple[Array, Array, Array]], times: int) -> Callable[[], None]:
-    """Return a function that computes C = A B of each entry so many times, by the products of bpgpu's engine."""
+    """Return a function that computes C = A B for each entry `times` times, by the products of bpgpu's engine."""
     from numba import njit
 
     from bpgpu.backends.cpu.blas import blas
@@ -130,7 +130,7 @@ def compiled_products(products: list[tuple[Array, Array, Array]], times: int) ->
         transposed = not x.flags.c_contiguous
         return int(transposed), x.ctypes.data, (x.T if transposed else x).shape[1]
 
-    # Of each product op(A), op(B), C and m, n, k.
+    # For each product: op(A), op(B), C and m, n, k.
     table = np.array([[*matrix(A), *matrix(B), *matrix(C)[1:], *A.shape, B.shape[1]] for A, B, C in products], np.int64)
     one, like, function = np.float32(1), products[0][2], blas().gemm[np.dtype(np.float32)]
 
@@ -145,7 +145,7 @@ def compiled_products(products: list[tuple[Array, Array, Array]], times: int) ->
 
 
 class NumPyLoop(Peer):
-    """As one writes it by hand."""
+    """A loop written by hand."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -219,7 +219,7 @@ class ScikitLearn(Peer):
             momentum=0,
             nesterovs_momentum=False,
         )
-        # The first call makes the parameters; ours take their place, and without its optimizer the next makes another.
+        # The first call creates the parameters; ours replace them, and without an optimizer the next call creates one.
         first = slice(problem.batch)
         self.net.partial_fit(problem.X[first], problem.y[first], classes=np.arange(max(problem.sizes[-1], 2)))
         self.net.coefs_, self.net.intercepts_ = ([x.copy() for x in given] for given in (problem.W, problem.b))
@@ -258,15 +258,15 @@ class Torch(Peer):
             return cost(net(x), y)
 
         self.cost = torch.compile(forward) if self.compiled else forward
-        self.rule = getattr(torch.optim, problem.optimizer)(net.parameters(), lr=problem.rate, fused=True)
+        self.optimizer = getattr(torch.optim, problem.optimizer)(net.parameters(), lr=problem.rate, fused=True)
         y = torch.from_numpy(problem.targets)
         self.batches = problem.batches(torch.from_numpy(problem.X), y if one else y.long())
 
     def epoch(self) -> None:
         for x, y in self.batches:
-            self.rule.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             self.cost(x, y).backward()
-            self.rule.step()
+            self.optimizer.step()
 
     def parameters(self) -> Array:
         return flat(
@@ -366,7 +366,7 @@ PEERS: dict[str, type[Peer]] = {
 
 
 def thread_pools() -> Iterator[str]:
-    """Yield the BLAS libraries of this process, and its other thread pools."""
+    """Yield the BLAS libraries and other thread pools of this process."""
     from threadpoolctl import threadpool_info
 
     for pool in threadpool_info():
@@ -376,8 +376,8 @@ def thread_pools() -> Iterator[str]:
 
 
 def main(network: str, optimizer: str, name: str, seconds: str, expected: str, threads: str) -> None:
-    """Check a peer, time it and print what was found as the last line; 0 threads leave the choice to the library."""
-    if int(threads) and hasattr(os, "sched_setaffinity"):  # JAX takes no number, but asks for the processors
+    """Check a peer, time it and print the result as the last line; 0 threads leave the choice to the library."""
+    if int(threads) and hasattr(os, "sched_setaffinity"):  # JAX takes no number, but counts the processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     peer = PEERS[name](Problem(network, optimizer))
     peer.epoch()

@@ -1,4 +1,4 @@
-"""What `benchmarks.peers` lets every library train, how its work is checked, and how it is timed."""
+"""The problem that `benchmarks.peers` gives every library, and how its work is checked and timed."""
 
 import time
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 Array = Any
-# Network: batch, steps in an epoch, and what the changes of the first epoch with Adam may differ by. Adam moves a
-# parameter as far where its gradient is mere rounding, as many are in wide networks, and scikit-learn's adds epsilon
-# before the moments are corrected, not after: but the code that is checked is the same as in small ones.
+# Network: batch, steps in an epoch, and the tolerance for the changes of the first epoch with Adam. Adam moves a
+# parameter just as far if its gradient is mere rounding, as many are in wide networks, and scikit-learn's adds epsilon
+# before the moments are corrected, not after. But the code that is checked is the same as in small networks.
 NETWORKS = {
     "2-4-3-1": (4, 256, 5e-3),
     "64-100-10": (200, 64, 5e-3),
@@ -19,15 +19,15 @@ NETWORKS = {
 }
 SGD_TOLERANCE = 5e-3  # the same with SGD
 RATES = {"SGD": 0.1, "Adam": 1e-3}
-WARM_UP, LEAST = 2, 3  # epochs that are not counted, and that are counted at least
+WARM_UP, LEAST = 2, 3  # epochs that are not counted, and the fewest that are
 
 
 class WrongResult(Exception):  # noqa: N818
-    """A peer did not do the work that is timed."""
+    """A peer did not do the work to be timed."""
 
 
 class Problem:
-    """What every peer trains: data, first parameters, batch and optimizer, the same in every process."""
+    """The problem that every peer trains: data, initial parameters, batch and optimizer, the same in every process."""
 
     def __init__(self, network: str, optimizer: str) -> None:
         self.sizes = tuple(map(int, network.split("-")))
@@ -43,7 +43,7 @@ class Problem:
 
     @property
     def targets(self) -> Array:
-        """Class numbers, or for one output a column of 0 and 1."""
+        """Class numbers, or a column of 0 and 1 for a single output."""
         return self.y if self.sizes[-1] > 1 else self.y[:, None].astype(np.float32)
 
     @property
@@ -55,7 +55,7 @@ class Problem:
         return [tuple(x[i : i + self.batch] for x in arrays) for i in range(0, len(self.X), self.batch)]
 
     def check(self, found: Array, expected: Array) -> None:
-        """Raise WrongResult unless the first epoch changed each W and b as it must, in norm and relative.
+        """Raise WrongResult unless the first epoch changed each W and b as it must, by relative error in the norm.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ def flat(arrays: Any) -> Array:
 
 
 class Peer:
-    """A library that trains a problem: `epoch` is the work, `parameters` what it has changed."""
+    """A library that trains a problem: `epoch` does the work, `parameters` returns its result."""
 
     needs = "numpy"
 
@@ -90,11 +90,11 @@ class Peer:
         raise NotImplementedError
 
     def check(self, expected: Array) -> None:
-        """Raise WrongResult if the epoch that was run first was another than it should be."""
+        """Raise WrongResult if the first epoch did not give the expected parameters."""
         self.problem.check(self.parameters(), expected)
 
     def measure(self, seconds: float) -> list[float]:
-        """Return the seconds of each epoch, for so long."""
+        """Return the seconds of each epoch, measured for `seconds`."""
         return clock(self.epoch, seconds)
 
     def facts(self) -> dict[str, Any]:
@@ -102,13 +102,13 @@ class Peer:
 
 
 class Stopwatch:
-    """Takes the time from mark to mark for so many seconds; what comes first is warm-up and does not count."""
+    """Takes the time from mark to mark for `seconds`; the first marks are warm-up and do not count."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.first, self.marks = seconds, 0, [time.perf_counter()]
 
     def mark(self) -> bool:
-        """Note the end of an epoch; return whether it was enough."""
+        """Record the end of an epoch; return whether that was enough."""
         now, epochs = time.perf_counter(), len(self.marks)
         self.marks.append(now)
         if not self.first and epochs >= WARM_UP and now - self.marks[0] >= self.seconds / 4:
@@ -121,7 +121,7 @@ class Stopwatch:
 
 
 def clock(work: Callable[[], None], seconds: float) -> list[float]:
-    """Return the seconds of each call, for so long."""
+    """Return the seconds of each call, measured for `seconds`."""
     watch = Stopwatch(seconds)
     work()
     while not watch.mark():

@@ -44,7 +44,7 @@ TITLES = {
     "jax": "JAX, each step",
     "jax-scan": "JAX, whole epoch",
 }
-LIBRARIES = ("sklearn", "torch", "torch-compile", "jax", "jax-scan")  # whose fastest counts
+LIBRARIES = ("sklearn", "torch", "torch-compile", "jax", "jax-scan")  # the fastest of them counts
 PACKAGES = ("bpgpu", "numpy", "scipy", "numba", "mkl", "scikit-learn", "torch", "jax", "jaxlib")
 THREADS = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMBA", "BPGPU")
 SETTINGS = (
@@ -61,18 +61,18 @@ SETTINGS = (
     "TORCH",
     "JAX_",
 )
-LIMIT = 900  # seconds of one process, compiling included
+LIMIT = 900  # seconds for one process, including compiling
 MARKERS = "<!-- peers -->", "<!-- /peers -->"
 ABOUT = """Microseconds of a training step; in brackets as a multiple of bpgpu's: above 1, bpgpu is faster. "Only the
-products" is the floor: the step's matrix products by the BLAS that bpgpu calls. The fastest library is that of
-scikit-learn, torch and JAX. Every peer was checked before it was timed; compiling is not in the times."""
+products" is the floor: the step's matrix products by the BLAS that bpgpu calls. The fastest library is the fastest of
+scikit-learn, torch and JAX. Every peer was checked before it was timed; the times do not include compiling."""
 Result = dict[str, Any]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def run_peer(network: str, optimizer: str, peer: str, seconds: float, expected: Path, threads: int | None) -> Result:
-    """Run a peer in a process of its own; return what it measured, or ``error``, the last line that it wrote."""
+    """Run a peer in its own process; return its measurements, or in ``error`` the last line that it wrote."""
     command = ["-m", "benchmarks.peer_epochs", network, optimizer, peer, str(seconds), str(expected), str(threads or 0)]
     environment = dict(os.environ) | {f"{name}_NUM_THREADS": str(threads) for name in THREADS if threads}
     options: Any = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment, "timeout": LIMIT}
@@ -98,7 +98,7 @@ def run_rounds(
             runnable.append(peer)
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
         cases = list(product(networks, RATES))
-        task = progress.add_task("what is right", total=len(cases) * len(runnable) * rounds)
+        task = progress.add_task("expected results", total=len(cases) * len(runnable) * rounds)
         files = {}
         for case in cases:
             files[case] = Path(folder) / f"{'-'.join(case)}.npy"
@@ -111,7 +111,7 @@ def run_rounds(
 
 
 def machine(threads: int | None) -> dict[str, Any]:
-    """Return what a reader must know of machine, libraries and settings."""
+    """Return what a reader must know about machine, libraries and settings."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "processor": processor(),
@@ -128,7 +128,7 @@ def machine(threads: int | None) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's name."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -147,7 +147,7 @@ def _version(package: str) -> str | None:
 def medians(results: list[Result]) -> pd.DataFrame:
     """Return the seconds of a step, the median over rounds, by network and optimizer, with a column for each peer.
 
-    NaN where a peer did not run or failed in any round.
+    A peer that did not run, or failed in any round, has NaN.
     """
     timed = pd.DataFrame([result for result in results if "round" in result])
     timed["seconds"] = timed["seconds"].where(timed["error"].isna()) if "error" in timed else timed["seconds"]
@@ -158,7 +158,7 @@ def medians(results: list[Result]) -> pd.DataFrame:
 
 
 def notes(results: list[Result]) -> list[str]:
-    """Return why a peer has no figure, each reason once."""
+    """Return the reasons why peers have no figure, each once."""
     reasons = [
         " ".join(filter(None, (TITLES[x["peer"]], x.get("network"), x.get("optimizer")))) + f": {x['error']}"
         for x in results
@@ -191,7 +191,7 @@ def _cell(seconds: float, bpgpu: float, peer: str) -> str:
 
 
 def spread(results: list[Result]) -> str:
-    """Return how many rounds there were, and how far they differ."""
+    """Return the number of rounds, and how far they differ."""
     timed = pd.DataFrame([result for result in results if "seconds" in result])
     cells = timed.groupby(["network", "optimizer", "peer"])["seconds"]
     each = (cells.max() / cells.min() - 1) * 100
@@ -224,12 +224,12 @@ def put_between_markers(page: str, text: str) -> str:
     before, start, rest = page.partition(MARKERS[0])
     _, end, after = rest.partition(MARKERS[1])
     if not (start and end):
-        raise ValueError(f"has no place for the table: a line {MARKERS[0]} and, after it, a line {MARKERS[1]}")
+        raise ValueError(f"has no place for the table: it needs a line {MARKERS[0]} and, after it, a line {MARKERS[1]}")
     return f"{before}{start}\n{text.strip()}\n{end}{after}"
 
 
 def choose(option: str, chosen: str | None, known: Any) -> list[str]:
-    """Return the names of a comma-separated list, in the order of the known ones; all if there is no list."""
+    """Return the names in a comma-separated list, in the order of the known names; all of them without a list."""
     names = set(known) if chosen is None else set(chosen.split(","))
     if not names <= set(known):
         raise ValueError(f"{option} must name some of {', '.join(known)}, got {', '.join(sorted(names - set(known)))}")
@@ -238,14 +238,14 @@ def choose(option: str, chosen: str | None, known: Any) -> list[str]:
 
 @app.command()
 def main(
-    out: Annotated[Path | None, typer.Option(help="Folder for peers.json and peers.md; made if not there.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for peers.json and peers.md; created if missing.")] = None,
     readme: Annotated[Path | None, typer.Option(help="A page that receives the report, between its markers.")] = None,
-    saved: Annotated[Path | None, typer.Option(help="A peers.json of an earlier run, in place of a new one.")] = None,
+    saved: Annotated[Path | None, typer.Option(help="A peers.json of an earlier run, instead of a new run.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often every peer runs.")] = 3,
     rows: Annotated[str | None, typer.Option(help=f"Some of {', '.join(NETWORKS)}; default: all.")] = None,
     peers: Annotated[str | None, typer.Option(help=f"Some of {', '.join(PEERS)}; default: all.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="For every library; default: as each chooses.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Of each measurement.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Duration of each measurement.")] = 1.0,
 ) -> None:
     """Time the same training step in bpgpu and in other libraries; exit code 1 if one of them failed."""
     try:
@@ -255,7 +255,7 @@ def main(
             out.mkdir(parents=True, exist_ok=True)
             if saved is None or not same_file(saved, out / "peers.json"):
                 files["--out (peers.json)"] = out / "peers.json"
-        if readme is not None:  # which is found to have no place before a run of twenty minutes
+        if readme is not None:  # a page without markers is refused before a run of twenty minutes
             files["--readme"] = readme
             put_between_markers(readme.read_text(encoding="utf-8"), "")
         check_files({"--saved": [] if saved is None else [saved]}, files)
@@ -278,7 +278,7 @@ def main(
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
-    """Read what an earlier run saved."""
+    """Read the results that an earlier run saved."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content["about"], content["results"]

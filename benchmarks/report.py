@@ -1,4 +1,4 @@
-"""Turn what ``pytest benchmarks --benchmark-json=saved.json`` saved into tables and a picture.
+"""Turn the results of ``pytest benchmarks --benchmark-json=saved.json`` into tables and a picture.
 
 python -m benchmarks.report saved.json --out report
 python -m benchmarks.report saved.json --out report --baseline older.json
@@ -25,9 +25,9 @@ follow from the shapes: 2 FLOPs for each multiply-add, and every array read or w
 
     FLOP/s / min(measured FLOP/s, FLOPs / bytes * measured bytes/s)
 
-where "measured" is what the same backend did with that type in a large square product and in a large addition, at the
-start of the same run. Above 1 the data stayed in a cache, which is faster than the memory of that addition. `-` was not
-measured.
+where "measured" is the speed of the same backend with that dtype in a large square product and in a large addition, at
+the start of the same run. Above 1, the data stayed in a cache, which is faster than the memory of that addition. `-`
+was not measured.
 """
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,7 +43,7 @@ def load(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     Returns
     -------
     (dict, pandas.DataFrame)
-        What the file says of the run, and one row for each case.
+        The file's description of the run, and one row for each case.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def load(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             {name: entry["extra_info"][name] for name in ["backend", "device", "clocks", *KEY, *FIGURES, *CEILINGS]}
             | {"seconds": entry["stats"]["median"], "why": entry["extra_info"].get("why_no_clocks")}
             for entry in saved["benchmarks"]
-            if "step" in entry["extra_info"]  # not the whole networks and fits of the other files
+            if "step" in entry["extra_info"]  # unlike the whole networks and fits of the other files
         ]
         about = {name: saved[name] for name in ("datetime", "machine_info", "bpgpu")}
     except OSError as error:
@@ -64,12 +64,12 @@ def load(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what `pytest benchmarks --benchmark-json={path.name}` writes") from error
     if not rows:
-        raise ValueError(f"{path} has no benchmark of a step in it; was every case skipped?")
+        raise ValueError(f"{path} contains no benchmark of a step; was every case skipped?")
     return about, pd.DataFrame(rows)
 
 
 def table(rows: pd.DataFrame, columns: list[str]) -> str:
-    """Return columns of a table in Markdown."""
+    """Return columns of a data frame as a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows[columns].itertuples(index=False)]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
 
@@ -81,13 +81,13 @@ def _cell(value: Any) -> str:
 
 
 def unit(step: str) -> tuple[str, str]:
-    """Return the figure that is the speed of a step, and its name in units of 1e9: bytes where it has no product."""
+    """Return the figure for the speed of a step, and its unit of 1e9: bytes if the step has no product."""
     by_bytes = step == "output_delta" or step.startswith("update")
     return ("bytes_per_second", "GB/s") if by_bytes else ("flops_per_second", "GFLOP/s")
 
 
 def markdown(about: dict[str, Any], runs: pd.DataFrame) -> str:
-    """Return the page: what ran, and a table for each group."""
+    """Return the page: the backends that ran, and a table for each group."""
     cpu, skipped = about["machine_info"].get("cpu", {}), about["bpgpu"]
     machine = f"{cpu.get('brand_raw', 'unknown processor')}, {cpu.get('count', '?')} processors"
     lines = ["# Benchmarks", "", f"bpgpu {skipped['version']}, {about['datetime']}, {machine}.", "", ABOUT]
@@ -138,7 +138,7 @@ def _group_table(step: str, group: pd.DataFrame) -> str:
 
 
 def compare(runs: pd.DataFrame, baseline: pd.DataFrame) -> str:
-    """Return a table of the ratios of all times to those of an older run, the slowest first."""
+    """Return a table with the ratios of all times to those of an older run, slowest first."""
     both = runs.merge(baseline, on=["backend", *KEY], suffixes=("", "_then"))
     lines = ["## Against the baseline", "", f"Of {len(runs)} cases {len(both)} are in the baseline too."]
     for backend, now, then in both[["backend", "device", "device_then"]].drop_duplicates().itertuples(index=False):
@@ -154,13 +154,13 @@ def compare(runs: pd.DataFrame, baseline: pd.DataFrame) -> str:
 
 
 def common_batch(runs: pd.DataFrame) -> int:
-    """Return the batch with the most cases, the largest of these."""
+    """Return the batch size with the most cases, or the largest of several."""
     counts = runs.loc[runs["batch"] > 1, "batch"].value_counts()
     return int(max(counts.index, key=lambda batch: (counts[batch], batch))) if len(counts) else 1
 
 
 def draw(runs: pd.DataFrame, batch: int, file: BinaryIO) -> None:
-    """Draw speed against width at one batch, as PNG: a panel for each step and type, a line for each backend."""
+    """Draw speed against width at one batch size, as PNG: a panel for each step and dtype, a line for each backend."""
     steps = [step for step in STEPS if step in set(runs["step"])]
     dtypes = sorted(set(runs["dtype"]))
     backends = list(dict.fromkeys(runs["backend"]))
@@ -195,10 +195,12 @@ def draw(runs: pd.DataFrame, batch: int, file: BinaryIO) -> None:
 
 @app.command()
 def main(
-    saved: Annotated[Path, typer.Argument(help="What `pytest benchmarks --benchmark-json=FILE` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder for benchmarks.md and speed.png; made if it is not there.")],
+    saved: Annotated[Path, typer.Argument(help="A file that `pytest benchmarks --benchmark-json=FILE` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for benchmarks.md and speed.png; created if missing.")],
     baseline: Annotated[Path | None, typer.Option(help="An older saved file to compare with.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Batch of the picture; default: that with the most cases.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Batch of the picture; default: the one with the most cases.")
+    ] = None,
 ) -> None:
     """Turn saved benchmarks into Markdown tables and a picture of speed against width."""
     try:

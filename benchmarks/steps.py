@@ -1,4 +1,4 @@
-"""The steps of backpropagation as things to time, on a layer of n inputs and n outputs and a batch of B rows.
+"""Timed steps of backpropagation, on a layer with n inputs and n outputs and a batch of B rows.
 
 FLOPs and bytes follow from the shapes: 2 FLOPs for each multiply-add of a product, and every array once.
 """
@@ -13,17 +13,17 @@ from bpgpu.backends.base import Backend
 from bpgpu.model.activations import get_activation
 from bpgpu.model.costs import CROSS_ENTROPY
 
-ROWS = 32  # of a result that are checked
+ROWS = 32  # rows of a result that are checked
 RELU, SOFTMAX = get_activation("relu"), get_activation("softmax")
 Array = Any
 Arrays = dict[str, Array]
 Shapes = dict[str, tuple[int, ...]]
-# What is timed, and what raises AssertionError unless its first run gave the right result.
+# The function to time, and one that raises AssertionError unless its first run gave the right result.
 Prepared = tuple[Callable[[], None], Callable[[], None]]
 
 
 class Step:
-    """A step on arrays that each are read or written once.
+    """A step on arrays, each of which is read or written once.
 
     ``inputs`` and ``outputs`` give their shapes, ``call`` runs it, and ``expected`` computes rows of every output in
     float64.
@@ -57,7 +57,7 @@ class Step:
         return sum(map(prod, self.shapes(n, B).values())) * itemsize
 
     def prepare(self, backend: Backend, n: int, B: int, dtype: np.dtype[Any], *, transfers: bool) -> Prepared:
-        """Return what is timed, with arrays on the device or, with `transfers`, from and to the host; and its check."""
+        """Return the call to time and its check; arrays are on the device or, with `transfers`, on the host."""
         host = self.numbers(np.random.default_rng(0), self.inputs(n, B), dtype)
         out = {name: backend.empty(shape, dtype) for name, shape in self.outputs(n, B).items()}
 
@@ -74,7 +74,7 @@ class Step:
             backend.synchronize()
 
         def check() -> None:
-            tolerance = 8 * np.finfo(dtype).eps * np.sqrt(max(n, B))  # of a sum of max(n, B) random terms
+            tolerance = 8 * np.finfo(dtype).eps * np.sqrt(max(n, B))  # for a sum of max(n, B) random terms
             for name, array in out.items():
                 found = backend.to_numpy(array)
                 rows = np.unique(np.linspace(0, len(found) - 1, ROWS, dtype=int))
@@ -84,7 +84,7 @@ class Step:
 
 
 def assert_close(found: Array, expected: Array, tolerance: float) -> None:
-    """Raise AssertionError if they differ by more than a part of the largest number."""
+    """Raise AssertionError if the arrays differ by more than this part of the largest number."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
@@ -105,7 +105,7 @@ class Forward(Step):
 
 
 class OutputDelta(Step):
-    """Softmax, cross-entropy and ``delta = (a - y) scale``: no product, and about 9 FLOPs a number."""
+    """Softmax, cross-entropy and ``delta = (a - y) scale``: no product, and about 9 FLOPs per number."""
 
     def inputs(self, n: int, B: int) -> Shapes:
         return {"z": (B, n), "y": (B, n), "scale": (B,)}

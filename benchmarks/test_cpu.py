@@ -1,7 +1,7 @@
 """Whole epochs of the networks of `benchmarks.peers` on the CPU: NumPy against Numba, with SGD and with Adam.
 
-The steps one by one are in test_steps.py, for these two backends too. Like those, each epoch is checked against float64
-before it is timed.
+test_steps.py times the single steps, for these two backends too. As there, each epoch is checked against float64 before
+it is timed.
 """
 
 from itertools import product
@@ -30,7 +30,7 @@ def test_epoch(benchmark, expected, backend):
     benchmark.group = f"epoch of {network}, {problem.steps} batches of {problem.batch}, {problem.optimizer}"
     peer = Bpgpu(problem, backend)
     net = peer.net
-    plan = Plan(net.architecture, problem.batch, net.backend, peer.rule).allocate()
+    plan = Plan(net.architecture, problem.batch, net.backend, peer.optimizer).allocate()
     data = Data(problem.X, problem.targets)
 
     def run():
@@ -39,5 +39,5 @@ def test_epoch(benchmark, expected, backend):
     run()
     problem.check(net.parameters, right)
     benchmark.extra_info.update(network=network, batch=problem.batch, steps=problem.steps, dtype="float32")
-    benchmark.extra_info.update(backend=backend, optimizer=repr(peer.rule), **libraries())
+    benchmark.extra_info.update(backend=backend, optimizer=repr(peer.optimizer), **libraries())
     benchmark.pedantic(run, rounds=calls(run), iterations=1)

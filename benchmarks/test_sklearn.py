@@ -1,10 +1,10 @@
-"""Whole fits of bpgpu's estimators beside scikit-learn's: the same data, parameters and epochs, in one run, in turns.
+"""Whole fits of bpgpu's estimators and scikit-learn's: the same data, parameters and epochs, in one run, in turns.
 
-Each library has a process of its own, and a turn is several fits, of which the median counts: the threads of NumPy's
-BLAS, which scikit-learn has just used, look for work for another tenth of a second, and take a processor meanwhile; and
-a processor that has slept is slow at first.
-Each pair is compared before it is timed. How many times as long scikit-learn takes is in the column of that name with
-``--benchmark-json``; ``-s`` prints the rows of the table in ``docs/sklearn.md``.
+Each library has its own process, and a turn is several fits, of which the median counts: after scikit-learn's fit, the
+threads of NumPy's BLAS look for work for another tenth of a second and occupy a processor meanwhile, and a processor
+that has slept is slow at first.
+Each pair is compared before it is timed. ``--benchmark-json`` saves the factor by which scikit-learn takes longer as
+``scikit_learn_takes``; ``-s`` prints the rows of the table in ``docs/sklearn.md``.
 """
 
 import functools
@@ -23,12 +23,12 @@ from benchmarks.measure import libraries
 from bpgpu.data import load_digits
 
 ROUNDS = 3
-TURN = 0.5  # seconds, and three fits, at the least
+TURN = 0.5  # seconds, and at least three fits
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Samples, inputs and outputs of a problem (more than two outputs: classes; 0: the digits), and what trains it."""
+    """Samples, inputs and outputs of a problem (more than two outputs: classes; 0: the digits), and its training."""
 
     n: int
     inputs: int
@@ -77,7 +77,7 @@ def data(shape: Shape) -> tuple[Any, Any]:
 
 
 def fits_of(library: str, shape: Shape) -> dict[str, Any]:
-    """Return how long a fit takes, how it ends, and where it ran."""
+    """Return the time of a fit, how it ended, and where it ran."""
     if library == "bpgpu":
         from bpgpu import sklearn as module
     else:
@@ -102,7 +102,7 @@ def fits_of(library: str, shape: Shape) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fits():
-    """Return a function for each library: fit a shape in that library's process."""
+    """Return a function for each library that fits a shape in that library's process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as ours, ProcessPoolExecutor(1, context) as theirs:
         yield [

@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType
 
-# What ends a job of a cluster or container, and what a closed terminal sends.
+# The signals that end a job on a cluster or in a container, and the one that a closed terminal sends.
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -15,9 +15,9 @@ def main() -> None:
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt, twice at most: the first ends a training, the second what follows it.
+        """Raise KeyboardInterrupt at most twice: the first ends the training, the second ends what follows it.
 
-        Of the signals that end a job only the first counts, because the model is being saved.
+        Only the first signal that ends a job counts, because the model is being saved by then.
         """
         received.append(number)
         ignored = [signal.SIGINT, *ENDING] if len(received) > 1 else ENDING if number in ENDING else []
@@ -30,8 +30,8 @@ def main() -> None:
             signal.signal(number, interrupt)
     try:
         code = _run()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # or Ctrl-C during Python's own end would be a traceback
-    except KeyboardInterrupt:  # the second, while the first was reported
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # or Ctrl-C while Python exits would print a traceback
+    except KeyboardInterrupt:  # the second, while the first was being reported
         code = 130
     ending = [number for number in received if number in ENDING]
     sys.exit(128 + ending[0] if ending else code)
@@ -39,16 +39,16 @@ def main() -> None:
 
 def _run() -> int:
     """Run the command line with outputs that can be written to; return its exit code."""
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # what the shell closed; else files would take its place
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # fill what the shell closed, or files would get its numbers
         pass
     os.close(spare)
-    if sys.stderr is None:  # or what is printed there would go to standard output
+    if sys.stderr is None:  # or its text would go to standard output
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # text that the terminal's encoding lacks is written as \\u....
+        if hasattr(stream, "reconfigure"):  # characters that the terminal's encoding lacks are written as \\u....
             stream.reconfigure(errors="backslashreplace")
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
-        # By PYTHONUNBUFFERED: a raw file may take only a part of what is written, and the rest would be lost.
+        # With PYTHONUNBUFFERED: a raw file may accept only part of a text, and the rest would be lost.
         sys.stdout = open(  # noqa: SIM115
             sys.stdout.fileno(), "w", 1, sys.stdout.encoding, sys.stdout.errors, closefd=False
         )

@@ -1,8 +1,8 @@
 """Scikit-learn's MLP trained by bpgpu, with no change to the code: ``python -m bpgpu.accel script.py``.
 
 Once installed, ``MLPClassifier`` and ``MLPRegressor`` of ``sklearn.neural_network`` are those of `bpgpu.sklearn`.
-Nothing of scikit-learn is imported before the program itself does so. (For pytest, which may take this module as a
-plugin after its import: PYTEST_DONT_REWRITE.)
+Scikit-learn is not imported before the program itself imports it. (PYTEST_DONT_REWRITE: pytest may load this module as
+a plugin after its import.)
 """
 
 import builtins
@@ -37,16 +37,16 @@ sklearn.neural_network replaced by those of bpgpu.sklearn.
   -m module   a module, such as pytest
   -c code     code
   -           code from standard input
-  --children  in every Python that the program starts, too; by a folder in PYTHONPATH
+  --children  also in every Python that the program starts, by a folder in PYTHONPATH
   --startup   print that folder, for the PYTHONPATH of programs that something else starts
   -h, --help  this text
 
-With BPGPU_LOG=info in the environment a line for each fit says where it ran, and why."""
+With BPGPU_LOG=info in the environment, a line for each fit says where it ran and why."""
 
 STARTUP = str(Path(__file__).with_name("startup"))
 PLAIN = "sklearn.neural_network._multilayer_perceptron"
 ESTIMATORS = ("MLPClassifier", "MLPRegressor")
-# Says in the first or second line of a program how it is encoded, as in PEP 263.
+# The declaration of a program's encoding, in its first or second line (PEP 263).
 CODING = re.compile(rb"(?:\xef\xbb\xbf)?(?:[ \t\f]*(?:#.*)?\r?\n)?[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 
 log = logging.getLogger("bpgpu")
@@ -54,18 +54,18 @@ _undo: list[Callable[[], None]] = []
 
 
 def install(*, children: bool = False) -> None:
-    """Put bpgpu's estimators in the place of scikit-learn's, now and in every later import.
+    """Replace scikit-learn's estimators with bpgpu's, now and in every later import.
 
-    Modules that have imported scikit-learn's classes already, `__main__` among them, get ours under the same
-    names. What cannot be reached stays scikit-learn's: models and subclasses made before, and names inside functions
-    and containers. Processes that `multiprocessing` or joblib start later are set up in the same way. A second call
-    does nothing.
+    Modules that have already imported scikit-learn's classes, including `__main__`, get ours under the same names.
+    Scikit-learn's stay where they cannot be reached: in models and subclasses made before, and under names inside
+    functions and containers. Processes that `multiprocessing` or joblib start later are set up in the same way. A
+    second call does nothing.
 
     Parameters
     ----------
     children : bool
-        Set up every Python that is started later, by `subprocess` too: puts the folder of a ``sitecustomize.py`` in
-        front of ``PYTHONPATH`` in the environment.
+        Also set up every Python that is started later, by `subprocess` too: puts the folder of a ``sitecustomize.py``
+        at the front of ``PYTHONPATH`` in the environment.
     """
     if children:
         _install_by_environment()
@@ -74,9 +74,9 @@ def install(*, children: bool = False) -> None:
 
 
 def uninstall() -> None:
-    """Put back everything that `install` changed.
+    """Undo everything that `install` changed.
 
-    What was imported in between keeps bpgpu's classes, and models that they made work on.
+    Names imported in between keep bpgpu's classes, and models made with them keep working.
     """
     if _watch in sys.meta_path:
         sys.meta_path.remove(_watch)
@@ -111,17 +111,17 @@ def dask_setup(server: Any) -> None:
     install()
 
 
-# What is changed in other modules
+# Changes to other modules
 
 
 def _put(table: MutableMapping[Any, Any], key: Any, new: Any) -> None:
-    """Write to a table, names of a module or os.environ, until `uninstall`; what others write later is left alone."""
+    """Set an entry of a module's names or of os.environ until `uninstall`, unless others set it again later."""
     missing = object()
     old = table.get(key, missing)
     table[key] = new
 
     def undo() -> None:
-        if (table.get(key) == new) is True:  # os.environ makes its strings anew
+        if (table.get(key) == new) is True:  # os.environ returns new strings
             if old is missing:
                 del table[key]
             else:
@@ -131,15 +131,15 @@ def _put(table: MutableMapping[Any, Any], key: Any, new: Any) -> None:
 
 
 def _load_ours(module: ModuleType) -> None:
-    """Act after the import of sklearn.neural_network, which may be bpgpu.sklearn's own."""
+    """Run after the import of sklearn.neural_network, possibly by bpgpu.sklearn itself."""
     try:
-        import bpgpu.sklearn  # noqa: F401  # what comes after its import replaces the estimators
+        import bpgpu.sklearn  # noqa: F401  # the action after its import replaces the estimators
     except ImportError as error:
-        log.warning("scikit-learn's MLP is left as it is: %s", error)
+        log.warning("scikit-learn's MLP is not replaced: %s", error)
 
 
 def _replace_estimators(ours: ModuleType) -> None:
-    """Act after the import of bpgpu.sklearn."""
+    """Run after the import of bpgpu.sklearn."""
     for name in ESTIMATORS:
         old, new = getattr(sys.modules[PLAIN], name), getattr(ours, name)
         if old is not new:
@@ -149,8 +149,8 @@ def _replace_estimators(ours: ModuleType) -> None:
 
 
 def _names_of(cls: type) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield where loaded modules name the class, bpgpu's own apart."""
-    names = vars(ModuleType)["__dict__"].__get__  # modules that load when they are looked at are not to do so
+    """Yield where loaded modules name the class, except those of bpgpu."""
+    names = vars(ModuleType)["__dict__"].__get__  # lazy modules must not load because we look at them
     for module_name, module in list(sys.modules.items()):
         if isinstance(module, ModuleType) and module_name.partition(".")[0] != "bpgpu":
             for key, value in list(names(module).items()):
@@ -159,12 +159,12 @@ def _names_of(cls: type) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _reduce(estimator: Any) -> tuple[Any, ...]:
-    """Pickle an object of scikit-learn's own class, whose name leads to ours at present."""
+    """Pickle an object of scikit-learn's own class, whose name leads to ours while we are installed."""
     return _Plain(type(estimator)), (), estimator.__getstate__()
 
 
 class _Plain:
-    """Makes an object of the class; in a pickle, the class by its name, for which nobody needs bpgpu."""
+    """Makes an object of the class; pickled as the class's name, so that unpickling does not need bpgpu."""
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
@@ -177,7 +177,7 @@ class _Plain:
 
 
 def _install_in_children(module: ModuleType) -> None:
-    """Act after the import of the module that tells a new process how to begin."""
+    """Run after the import of the module that tells a new process how to start."""
     prepare = module.get_preparation_data
 
     @functools.wraps(prepare)
@@ -188,7 +188,7 @@ def _install_in_children(module: ModuleType) -> None:
 
 
 def _install_by_environment() -> None:
-    """Let Pythons that are started later find our sitecustomize.py, which does no more than to wait for sklearn."""
+    """Let Pythons that are started later find our sitecustomize.py, which only waits for sklearn."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if STARTUP not in paths:
         _put(os.environ, "PYTHONPATH", os.pathsep.join([STARTUP, *paths]))
@@ -248,13 +248,13 @@ def main() -> None:
             sys.argv[:] = [path, *arguments]
             run = functools.partial(_run_path, path)
         case [option, *_] if option not in ("-m", "-c", "--"):
-            sys.exit(_complain(f"unknown option {option}; python's own go before -m bpgpu.accel"))
+            sys.exit(_complain(f"unknown option {option}; python's own options go before -m bpgpu.accel"))
         case _:
             sys.exit(_complain("a script, -m module, -c code or - is needed"))
     install(children=children)
-    fresh = ModuleType("__main__")  # the program's own
+    fresh = ModuleType("__main__")  # for the program
     vars(fresh).update(__builtins__=builtins)
-    if hasattr(sys.modules["__main__"], "__annotations__"):  # as Python before 3.14 has it
+    if hasattr(sys.modules["__main__"], "__annotations__"):  # before Python 3.14
         vars(fresh).update(__annotations__={})
     sys.modules["__main__"] = fresh
     try:
@@ -270,12 +270,12 @@ def _complain(message: str) -> int:
 
 
 def _run_module(name: str) -> None:
-    """Run a module as the interpreter does for -m; "__main__" is that of a folder, which leaves sys.argv alone."""
+    """Run a module as the interpreter does for -m; "__main__" means that of a folder, which leaves sys.argv alone."""
     runpy._run_module_as_main(name, alter_argv=name != "__main__")  # type: ignore[attr-defined]
 
 
 def _run_text(text: str | bytes, name: str, **names_of_a_file: str | None) -> None:
-    """Run code that is in no file."""
+    """Run code that does not come from a file."""
     if not sys.flags.safe_path:
         sys.path[0] = ""
     names = vars(sys.modules["__main__"])
@@ -284,7 +284,7 @@ def _run_text(text: str | bytes, name: str, **names_of_a_file: str | None) -> No
 
 
 def _run_input() -> None:
-    """Run what comes from standard input; a person types it into Python's prompt."""
+    """Run code from standard input; at a terminal, show Python's prompt."""
     if not sys.stdin.isatty():
         return _run_text(sys.stdin.buffer.read(), "<stdin>", __file__="<stdin>", __cached__=None)
     import code
@@ -321,9 +321,9 @@ def _run_path(path: str) -> None:
 
 
 def _code(text: str | bytes, name: str) -> CodeType:
-    """Compile a program, with the errors of the interpreter's own reader of files for bytes that are not text.
+    """Compile a program; bytes that are not text raise the interpreter's own errors for files.
 
-    `compile` has others, and none for comments.
+    `compile` raises others, and none for comments.
     """
     coding = CODING.match(text) if isinstance(text, bytes) else None
     if isinstance(text, bytes) and coding is None and not text.startswith(codecs.BOM_UTF8):
@@ -345,7 +345,7 @@ def _code(text: str | bytes, name: str) -> CodeType:
 
 
 def _compiled(content: bytes) -> CodeType:
-    """Return the code of a .pyc file, which begins with four words."""
+    """Return the code of a .pyc file, which has a header of four words."""
     if content[:4] != importlib.util.MAGIC_NUMBER:
         raise RuntimeError("Bad magic number in .pyc file")
     code = marshal.loads(content[16:])
@@ -355,18 +355,18 @@ def _compiled(content: bytes) -> CodeType:
 
 
 def _hide_ourselves(error: BaseException) -> None:
-    """Show the traceback of an error from where the program begins, when the interpreter comes to show it."""
-    shown, hook = error.__traceback__, sys.excepthook
-    while shown is not None and shown.tb_frame.f_code.co_filename == __file__:
-        shown = shown.tb_next
+    """Let the interpreter show the traceback of an error from where the program begins."""
+    traceback, hook = error.__traceback__, sys.excepthook
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
 
     def excepthook(kind: type[BaseException], value: BaseException, _: TracebackType | None) -> None:
-        hook(kind, value.with_traceback(shown), shown)
+        hook(kind, value.with_traceback(traceback), traceback)
 
     sys.excepthook = excepthook
 
 
 if __name__ == "__main__":
-    from bpgpu.accel import main as _main  # the module that others import, not a second copy of it
+    from bpgpu.accel import main as _main  # the module that others import, not a second copy
 
     _main()

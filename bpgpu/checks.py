@@ -1,4 +1,4 @@
-"""Checks of plain arguments. Each raises one sentence: the argument, what was expected, what came, the fix."""
+"""Checks of plain arguments. Each error is one sentence: the argument, what was expected, what came, the fix."""
 
 import errno
 import inspect
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ma  # now: NumPy 2.0 would import it on first use, and a fork of the process could cut that in two
 
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 
 MAX_COUNT = 2**32 - 1  # of epochs and steps: dropout counts them in 32 bits
 MAX_SIZE = 2**31 - 1  # of a layer: BLAS counts rows and columns in 32 bits
@@ -20,30 +21,30 @@ Matrix = np.ndarray[Any, Any]
 
 
 def path(name: str, value: Any) -> Path:
-    """Return `value` as a path, which need not lead anywhere yet.
+    """Return `value` as a path, which need not exist.
 
     Raises
     ------
     TypeError
-        If it is no path.
+        If it is not a path.
     ValueError
-        If it holds a null character, which no name of a file can.
+        If it contains a null character, which no file name can.
     """
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{name} must be a path, got {shown(value)}")
+        raise TypeError(f"{name} must be a path, got {short_repr(value)}")
     found = Path(value)
     if "\0" in str(found):
-        raise ValueError(f"{name} must hold no null characters, got {shown(str(found))}; give another name")
+        raise ValueError(f"{name} must not contain null characters, got {short_repr(str(found))}; give another name")
     return found
 
 
 def file_name(name: str, value: Any) -> Path:
-    """Return what `path` does, for a file that is opened after long work only.
+    """Return what `path` does, for a file that is opened only after long work.
 
     Raises
     ------
     TypeError, ValueError
-        As `path`; and ``ValueError`` if it is longer than the file system takes.
+        As `path`; also ``ValueError`` if it is longer than the file system allows.
     """
     found = path(name, value)
     try:
@@ -51,7 +52,7 @@ def file_name(name: str, value: Any) -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(
-                f"{name} must be a name that the file system can hold, got {shown(str(found))}: {error.strerror}; "
+                f"{name} must be a name that the file system allows, got {short_repr(str(found))}: {error.strerror}; "
                 "give a shorter one"
             ) from None
     return found
@@ -67,7 +68,7 @@ def numeric(name: str, value: Any) -> Matrix:
     ValueError
         If its rows differ in length.
     """
-    if np.ma.is_masked(value):
+    if ma.is_masked(value):
         raise ValueError(f"{name} must have no masked entries; fill or drop them")
     of_pandas = hasattr(value, "to_numpy") and hasattr(value, "isna")
     kinds = getattr(value, "dtypes" if value.ndim == 2 else "dtype", None) if of_pandas else None
@@ -78,7 +79,7 @@ def numeric(name: str, value: Any) -> Matrix:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be a rectangular array of numbers: {error}") from None
-    except (TypeError, RuntimeError) as error:  # of another library, such as torch, that does not give its numbers
+    except (TypeError, RuntimeError) as error:  # of another library, such as torch, that refuses
         kind, reason = type(value), str(error).partition("\n")[0].partition(". ")[0]
         raise TypeError(
             f"{name} must be an array that NumPy can read, got {kind.__module__.partition('.')[0]}.{kind.__name__} "
@@ -92,9 +93,9 @@ def numeric(name: str, value: Any) -> Matrix:
 
 
 def _of_pandas(value: Any, columns: list[Any]) -> Matrix:
-    """Return numbers of pandas in the dtype that holds those of all columns, NaN where one is missing.
+    """Return the numbers of a pandas object in a dtype that holds all columns, NaN where one is missing.
 
-    NumPy itself makes objects of columns of several kinds, and of pandas' own dtypes, which wrap one of NumPy.
+    NumPy itself would return objects for columns of several kinds, and for pandas' own dtypes, which wrap NumPy's.
     """
     dtype = np.result_type(*(getattr(d, "numpy_dtype", getattr(d, "subtype", d)) for d in columns))
     if not np.any(value.isna()):
@@ -107,7 +108,7 @@ def _of_pandas(value: Any, columns: list[Any]) -> Matrix:
 def finite(
     name: str, array: Matrix, dtype: np.dtype[Any], place: Callable[[int], tuple[int, ...]] | None = None
 ) -> Matrix:
-    """Return `array` in `dtype`, C-contiguous and aligned; `place` says where in the argument an element stands.
+    """Return `array` in `dtype`, C-contiguous and aligned; `place` gives an element's index in the argument.
 
     Raises
     ------
@@ -130,23 +131,23 @@ def finite(
 def flag(name: str, value: Any) -> bool:
     """Return `value`, or raise ``TypeError`` if it is not True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return bool(value)
 
 
 def function(name: str, value: Any, arguments: Sequence[str], hint: str = "") -> Any:
-    """Return `value`, or raise ``TypeError`` if it is not a function that takes such arguments, by position."""
+    """Return `value`, or raise ``TypeError`` if it is not a function that takes these arguments by position."""
     expected = f"{name} must be a function of {' and '.join(arguments)}"
-    if not callable(value) or isinstance(value, type):  # a class would only make an object
-        raise TypeError(f"{expected}, got {shown(value)}{hint}")
+    if not callable(value) or isinstance(value, type):  # calling a class would only make an object
+        raise TypeError(f"{expected}, got {short_repr(value)}{hint}")
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # of a function in C, which does not tell
+    except (TypeError, ValueError):  # a function in C may have no signature
         return value
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise TypeError(f"{expected}, got {shown(value)}: {error}{hint}") from None
+        raise TypeError(f"{expected}, got {short_repr(value)}: {error}{hint}") from None
     return value
 
 
@@ -161,12 +162,12 @@ def integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> i
         If it is too small or too large.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer of at least {minimum}, got {shown(value)}")
+        raise TypeError(f"{name} must be an integer of at least {minimum}, got {short_repr(value)}")
     whole = int(value)
     if whole < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {shown(whole)}")
+        raise ValueError(f"{name} must be at least {minimum}, got {short_repr(whole)}")
     if whole > maximum:
-        raise ValueError(f"{name} must be at most {maximum}, got {shown(whole)}")
+        raise ValueError(f"{name} must be at most {maximum}, got {short_repr(whole)}")
     return whole
 
 
@@ -181,13 +182,13 @@ def not_negative(name: str, value: Any) -> float:
 
 
 def held(name: str, value: float, dtype: np.dtype[Any], *, above_0: bool = False) -> float:
-    """Return a number, 0 or more, or raise ValueError if `dtype` makes infinity of it, or 0 where that is wrong."""
+    """Return a number of 0 or more; raise ValueError if it is infinite in `dtype`, or 0 there despite `above_0`."""
     limits = np.finfo(dtype)
     if value > float(limits.max):
         raise ValueError(f"{name} must be at most {limits.max:.2g}, the largest number of {dtype}, got {value}")
     with np.errstate(under="ignore"):
         if above_0 and dtype.type(value) == 0:
-            raise ValueError(f"{name} must be at least {limits.tiny:.2g}, as {dtype} makes 0 of it, got {value}")
+            raise ValueError(f"{name} must be at least {limits.tiny:.2g}, got {value}, which is 0 in {dtype}")
     return value
 
 
@@ -198,13 +199,13 @@ def fraction(name: str, value: Any) -> float:
 
 def _in_range(name: str, value: Any, good: Callable[[float], bool], expected: str, where: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {expected}, got {shown(value)}{where}")
+        raise TypeError(f"{name} must be {expected}, got {short_repr(value)}{where}")
     try:
         number = float(value)
     except OverflowError:
         number = value = math.inf
     if not good(number):
-        raise ValueError(f"{name} must be {expected}, got {shown(value)}{where}")
+        raise ValueError(f"{name} must be {expected}, got {short_repr(value)}{where}")
     return number
 
 
@@ -216,14 +217,16 @@ def layer_sizes(sizes: Any) -> tuple[int, ...]:
     TypeError, ValueError
     """
     if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray) or getattr(sizes, "shape", None) == ():
-        raise TypeError(f"sizes must be a sequence of integers, input layer first, got {shown(sizes)}")
+        raise TypeError(f"sizes must be a sequence of integers, input layer first, got {short_repr(sizes)}")
     if len(sizes) < 2:
-        raise ValueError(f"sizes must name two layers at least, the input and the output, got {shown(list(sizes))}")
+        raise ValueError(
+            f"sizes must name at least two layers, the input and the output, got {short_repr(list(sizes))}"
+        )
     return tuple(integer(f"sizes[{l}]", size, 1, MAX_SIZE) for l, size in enumerate(sizes))
 
 
 def within_memory(what: str, nbytes: int) -> None:
-    """Raise ``MemoryError`` if something takes more bytes than the machine has in all; say nothing where it may fit."""
+    """Raise ``MemoryError`` if something takes more bytes than the machine's whole memory."""
     try:
         has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # Windows
@@ -245,5 +248,5 @@ def floating_dtype(dtype: Any) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         resolved = np.dtype(np.void)
     if dtype is None or resolved not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {short_repr(dtype)}")
     return resolved

@@ -16,7 +16,7 @@ __all__ = ["BackendUnavailableError", "FormulaError", "GradientError", "ModelFil
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run here.
+    """A backend that was asked for by name cannot run here.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class BackendUnavailableError(RuntimeError):
 
     def __init__(self, backend: str, reason: str) -> None:
         self.backend, self.reason = backend, reason
-        super().__init__(backend, reason)  # the arguments, so that it can cross to another process
+        super().__init__(backend, reason)  # the arguments, so that it can be pickled
 
     def __str__(self) -> str:
         return f"backend {self.backend!r} cannot run here: {self.reason}; backend='auto' takes one that can"
@@ -64,8 +64,8 @@ class ModelFileError(ValueError):
     """A file is not a model that bpgpu saved, or it is damaged."""
 
 
-class _Short(reprlib.Repr):
-    """What `shown` prints with; integers of thousands of digits have no text of their own."""
+class _ShortRepr(reprlib.Repr):
+    """Cuts long values; Python refuses to print integers of thousands of digits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,14 +76,14 @@ class _Short(reprlib.Repr):
 
 
 MAX_SHOWN = 200  # characters, and bits of an integer
-_SHORT = _Short()
+_SHORT_REPR = _ShortRepr()
 
 
-def shown(value: object) -> str:
-    """Return the repr of what came, for a message; cut where it is long."""
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message, cut if it is long."""
     try:
-        text = _SHORT.repr(value)
-    except Exception:  # the repr of a stranger's object may raise anything
+        text = _SHORT_REPR.repr(value)
+    except Exception:  # the repr of another library's object may raise anything
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
@@ -94,7 +94,7 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     text = name.lower() if isinstance(name, str) else ""
     near = difflib.get_close_matches(text[:MAX_SHOWN], known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {shown(name)}{hint}")
+    return ValueError(f"{what} must be one of {', '.join(map(repr, known))}, got {short_repr(name)}{hint}")
 
 
 def lookup(what: str, name: object, table: Mapping[str, T]) -> T:

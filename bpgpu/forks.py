@@ -1,30 +1,32 @@
-"""Work that must not be cut in two by a fork of the process: its child would wait for locks of threads it lacks."""
+"""Work that a fork must not interrupt: the child would wait for locks of threads that it does not have."""
 
-import logging  # noqa: F401  # its hooks come before ours, so that a fork takes its lock after ours, as imports do
+import logging  # noqa: F401  # registers its hooks before ours, so that a fork takes its lock after ours, as imports do
 import os
 import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-# Held while modules are imported or kernels compiled, by import's locks and LLVM's: a fork waits until that is done.
+# Held while modules are imported or kernels compiled, under the locks of import and LLVM: a fork waits for the end.
 whole = threading.RLock()
-_PATIENCE = 60.0  # seconds; then it goes on as if we were not there, because whoever holds a lock may wait for it
-_locks: dict[int, AbstractContextManager[Any]] = {}  # of each thread that has been in BLAS, held while it is
-_gate = threading.RLock()  # held by the thread that forks; not `whole`, whose holder may wait for whoever waits here
+_PATIENCE = 60.0  # seconds; then the fork goes ahead anyway, because whoever holds a lock may be waiting for it
+_locks: dict[int, AbstractContextManager[Any]] = {}  # by thread that has used BLAS, held while it is there
+_gate = (
+    threading.RLock()
+)  # held by the thread that forks; not `whole`, whose holder may wait for a thread that waits here
 _forking = False
 _taken: list[Any] = []  # by the thread that forks
 
 
 def in_blas() -> AbstractContextManager[Any]:
-    """Return what a thread holds while it is in BLAS, which has locks of its own: a fork waits until none is.
+    """Return the lock that a thread holds while it is in BLAS, which has locks of its own: a fork waits for all.
 
-    Each thread has its own lock, so that none waits for another. It is held for a step or a few, never while something
-    of the user's runs.
+    Each thread has its own, so that none waits for another. It is held for one or a few steps, never while user code
+    runs.
     """
     thread = threading.get_ident()
     lock = _locks.get(thread) or _locks.setdefault(thread, threading.RLock())  # before the fork asks for all of them
-    if _forking:  # a thread that takes its lock again at once would never let the fork have it
+    if _forking:  # a thread that takes its lock again at once would never leave it to the fork
         with _gate:
             pass
     return lock
@@ -45,7 +47,7 @@ def _before() -> None:
 
 def _after() -> None:
     global _forking
-    with suppress(RuntimeError, IndexError):  # they are another thread's, if this one had no patience left
+    with suppress(RuntimeError, IndexError):  # another thread holds them if this one gave up waiting
         while _taken:
             _taken[-1].release()
             _taken.pop()
@@ -53,7 +55,7 @@ def _after() -> None:
 
 
 def _after_in_child() -> None:
-    """Leave no lock closed that a thread of the parent has held for longer than the fork had patience."""
+    """Replace the locks that a thread of the parent held for longer than the fork waited."""
     global whole, _gate, _forking
     _after()
     _gate, _forking = threading.RLock(), False

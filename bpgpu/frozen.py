@@ -1,4 +1,4 @@
-"""Arrays of indices that have been checked and that nobody can write to since, so that no call checks them again."""
+"""Arrays of indices that were checked and are read-only since, so that no call checks them again."""
 
 import weakref
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# By id, the arrays that own the memory, and below what their entries are. That an array is read-only proves nothing:
-# anyone can set that flag.
+# By id: the arrays that own the memory, and the bound that their entries stay below. A read-only flag alone proves
+# nothing, because anyone can set it.
 _ours: dict[int, tuple[weakref.ref[Array], int]] = {}
-POINTERS = -1  # in the place of a bound: the entries are an `indptr`
+POINTERS = -1  # instead of a bound: the entries are an `indptr`
 
 
 def freeze(array: Array, bound: int) -> Array:
-    """Let nobody write to an int32 array that is ours alone, whose entries are 0 ... `bound` - 1; return it."""
+    """Make an int32 array read-only that nobody else holds and whose entries are 0 ... `bound` - 1; return it."""
     owner = array if array.base is None else array.base
     array.flags.writeable = False
     if isinstance(owner, np.ndarray):
@@ -25,7 +25,7 @@ def freeze(array: Array, bound: int) -> Array:
 
 
 def is_frozen(array: Any, bound: int) -> bool:
-    """Return whether this is an array of `freeze`, or part of one, with this bound or a lower one."""
+    """Return whether an array comes from `freeze`, or is part of one that does, with this bound or a lower one."""
     if not isinstance(array, np.ndarray):
         return False
     owner = array if array.base is None else array.base

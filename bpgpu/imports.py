@@ -1,4 +1,4 @@
-"""Actions after the import of modules of others, whenever that is, without importing them."""
+"""Actions to run after other packages' modules are imported, whenever that is, without importing them."""
 
 import importlib.abc
 import importlib.machinery
@@ -11,19 +11,19 @@ Action = Callable[[ModuleType], None]
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Finds modules as the other finders do, and acts after their import.
+    """Finds modules as the other finders do, and runs actions after their import.
 
     Parameters
     ----------
     actions : mapping of str to function of a module
-        By the name of the module.
+        Keys are names of modules.
     """
 
     def __init__(self, actions: Mapping[str, Action]) -> None:
         self.actions = actions
 
     def start(self) -> None:
-        """Act on the modules that are loaded, and on the others when they are."""
+        """Act on the modules that are loaded now, and on the others once they are."""
         sys.meta_path.insert(0, self)
         for name, action in self.actions.items():
             module = sys.modules.get(name)
@@ -44,7 +44,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads as another loader does, leaves the module to that one, and acts on what was loaded."""
+    """Loads with another loader, leaves the module to it, and runs the action on the loaded module."""
 
     def __init__(self, loader: importlib.abc.Loader, action: Action) -> None:
         self.loader, self.action = loader, action

@@ -1,4 +1,4 @@
-"""Checks of the arrays that a user passes in, where they lie: on the host, or in the memory of a backend."""
+"""Checks of the arrays that a user passes in, where they lie: on the host or in the memory of a backend."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,16 +8,16 @@ import numpy as np
 
 from bpgpu.backends.memory import Array, Memory
 from bpgpu.checks import Matrix, finite, numeric
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.interop import is_sparse, on_gpu
 from bpgpu.model.costs import Cost
 from bpgpu.sparse import compressed_rows
 
 
 def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any], backend: Memory) -> Array:
-    """Return the input as an array of shape (n, columns), n at least 1, finite, of `dtype`, where it lies.
+    """Return the input as a finite array of `dtype` and shape (n, columns), n at least 1, where it lies.
 
-    A sparse one of SciPy becomes a CSR array; see `bpgpu.sparse.compressed_rows`.
+    A sparse matrix of SciPy becomes a CSR array; see `bpgpu.sparse.compressed_rows`.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def samples(name: str, X: Any, columns: int, dtype: np.dtype[Any], backend: Memo
 
 
 def _finite_in_place(name: str, array: Array, dtype: np.dtype[Any], backend: Memory) -> Array:
-    """Return what `finite` does, on the device for an array that lies there."""
+    """Return what `finite` does; an array on the device stays there."""
     if on_gpu(array) and array.dtype.kind in "buif":
         converted = backend.asarray(array, dtype)
         if backend.all_finite(converted):
@@ -100,8 +100,8 @@ def sample_weights(name: str, weights: Any, n: int, dtype: np.dtype[Any], backen
         raise ValueError(f"{name} must be 0 or more, got {array[row]} in row {row}")
     if not array.any():
         raise ValueError(f"{name} must not all be 0: there would be nothing to learn from")
-    # Only their ratios matter; scaled by a power of two, which changes no bits of them, their sum cannot overflow. That
-    # comes first, because `dtype` may not reach as far as they do.
+    # Only the ratios matter. A power of two scales without rounding, so that the sum cannot overflow. Scaling comes
+    # before the conversion, because `dtype` may have a smaller range.
     with np.errstate(under="ignore"):
         scaled: Matrix = np.ldexp(array, -np.frexp(array.max())[1]).astype(dtype)
     return scaled
@@ -119,7 +119,8 @@ def connectivity(masks: Any, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> li
         return [None] * len(shapes)
     if not isinstance(masks, Sequence) or len(masks) != len(shapes):
         raise ValueError(
-            f"connectivity must be a list with one mask or None for each of {len(shapes)} layers, got {_short(masks)}"
+            f"connectivity must be a list with one mask or None for each of {len(shapes)} layers, got "
+            f"{_length_or_repr(masks)}"
         )
     checked: list[Matrix | None] = []
     for l, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
@@ -141,10 +142,10 @@ def thetas(matrices: Any) -> list[Matrix]:
     Raises
     ------
     TypeError, ValueError
-        If there is none, or one is no matrix or does not take the outputs of the one before.
+        If there are none, or one is not a matrix or does not take the outputs of the one before.
     """
     if not hasattr(matrices, "__len__"):
-        raise TypeError(f"thetas must be a sequence of matrices, one for each layer, got {shown(matrices)}")
+        raise TypeError(f"thetas must be a sequence of matrices, one for each layer, got {short_repr(matrices)}")
     if len(matrices) == 0:
         raise ValueError("thetas must hold one matrix for each layer, got none")
     arrays = [numeric(f"thetas[{l}]", theta) for l, theta in enumerate(matrices)]
@@ -159,5 +160,5 @@ def thetas(matrices: Any) -> list[Matrix]:
     return arrays
 
 
-def _short(value: Any) -> str:
-    return f"{type(value).__name__} of length {len(value)}" if hasattr(value, "__len__") else shown(value)
+def _length_or_repr(value: Any) -> str:
+    return f"{type(value).__name__} of length {len(value)}" if hasattr(value, "__len__") else short_repr(value)

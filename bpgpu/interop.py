@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# DLPack's numbers of devices whose memory the CPU reads: its own, and page-locked.
+# DLPack's numbers for memory that the CPU can read: its own, and page-locked.
 _HOST = (1, 3)
 
 
@@ -23,25 +23,25 @@ def on_gpu(value: Any) -> bool:
 
 
 def is_sparse(value: Any) -> bool:
-    """Return whether it is a sparse matrix or array of SciPy; one that is not imported has made none."""
-    sparse = sys.modules.get("scipy.sparse")
+    """Return whether a value is a sparse matrix or array of SciPy."""
+    sparse = sys.modules.get("scipy.sparse")  # there are none before it is imported
     return sparse is not None and bool(sparse.issparse(value))
 
 
 def on_host(array: Any) -> bool:
-    """Return whether an array is one of NumPy, or sparse."""
+    """Return whether an array is NumPy's or sparse."""
     return isinstance(array, np.ndarray) or is_sparse(array)
 
 
 def dense(array: Any) -> Any:
-    """Return a sparse array as one of NumPy, all others as they are."""
+    """Return a sparse array as a NumPy array, any other unchanged."""
     return array.toarray() if is_sparse(array) else array
 
 
 def same_kind(result: Any, like: Any) -> Any:
     """Return `result` as an array of the library that `like` comes from, on the same memory.
 
-    It stays as it is where that library makes no arrays of others, or `like` is no array at all.
+    It is returned unchanged if that library takes no arrays of others, or `like` is not an array.
     """
     if isinstance(like, type(result)) or not (hasattr(like, "__dlpack__") or on_gpu(like)):
         return result
@@ -53,7 +53,7 @@ def same_kind(result: Any, like: Any) -> Any:
         library = sys.modules[type(like).__module__.partition(".")[0]]
     if hasattr(result, "__dlpack__"):
         return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
-    # Numba's device arrays have only __cuda_array_interface__; torch takes that in as_tensor, for a device it is told.
+    # Numba's device arrays have only __cuda_array_interface__; torch's as_tensor takes that, given the device.
     if hasattr(library, "as_tensor"):
         return library.as_tensor(result, device=like.device)
     return library.asarray(result) if hasattr(library, "asarray") else result

@@ -1,4 +1,4 @@
-"""BPGPU_LOG: what the logger "bpgpu" writes to standard error."""
+"""BPGPU_LOG: the level of what the logger "bpgpu" writes to standard error."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure() -> None:
-    """Do what the environment variable BPGPU_LOG says: a level, from which on the logger writes to standard error.
+    """Let the logger write to standard error, from the level that the environment variable BPGPU_LOG names.
 
     A program that sets up logging itself, for the root or for "bpgpu", decides where the lines go.
     """

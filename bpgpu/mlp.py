@@ -41,14 +41,13 @@ class MLP(Network):
         Where a mask is 0 there is no connection: the weight is 0 and stays 0.
     dtype : {"float32", "float64"}
     seed : int or None
-        Of the initial weights, the shuffling and the dropout, in [0, 2**64); None draws one, kept in
-        ``architecture.seed``.
+        For the initial weights, shuffling and dropout, in [0, 2**64); None draws one, kept in ``architecture.seed``.
     backend : str or Backend
         See `bpgpu.get_backend`.
     init : str or list
-        Initial weights: "glorot", "he", "lecun" (each also with _uniform or _normal), "zeros"; "auto" for He's with
-        relu and its relatives and Glorot's elsewhere; or given, as one pair (W, b) a layer (W alone without biases).
-        Initial biases are 0 unless given.
+        Initial weights: "glorot", "he", "lecun" (each also with _uniform or _normal), "zeros"; "auto" means He's with
+        relu and its relatives and Glorot's elsewhere; a list holds one pair (W, b) for each layer (only W without
+        biases). Initial biases are 0 unless given.
 
     Attributes
     ----------
@@ -59,7 +58,7 @@ class MLP(Network):
     epoch : int
         Epochs trained so far.
     metadata : dict
-        Anything JSON can hold; kept in the saved file.
+        Anything that JSON can hold; kept in the saved file.
 
     Raises
     ------
@@ -98,8 +97,8 @@ class MLP(Network):
         y : array, shape (n, n_L), or (n,)
             As in `loss`.
         optimizer : str or Optimizer
-            "sgd", "rmsprop", "adam", "adamw", or an object with its numbers, such as ``bpgpu.Adam(1e-3)``. Its state
-            starts anew in every call.
+            "sgd", "rmsprop", "adam", "adamw", or an object with its numbers, such as ``bpgpu.Adam(1e-3)``. Every call
+            starts with a new state.
         epochs : int
             At least 1.
         batch_size : int
@@ -108,7 +107,7 @@ class MLP(Network):
             Its loss, without the penalty, is computed after each epoch.
         sample_weight : array, shape (n,), optional
         shuffle : bool
-            Whether each epoch takes the samples in a new order, from ``numpy.random.default_rng([seed, 1, epoch])``.
+            Whether each epoch takes the samples in a new order, by ``numpy.random.default_rng([seed, 1, epoch])``.
         callbacks : sequence of Callback
         progress : bool
             Show a progress bar (needs the package rich).
@@ -120,8 +119,8 @@ class MLP(Network):
         Raises
         ------
         ValueError, TypeError
-            If an argument is not as described; the network is unchanged. If a schedule gives a wrong learning rate, or
-            raises, in a later epoch: the network is as the last finished epoch left it.
+            If an argument is not as described; the network is unchanged. If a schedule returns a wrong learning rate
+            or raises in a later epoch; the network is as the last finished epoch left it.
         NonFiniteError
             If a cost or gradient is not finite; the weights are those of the last finite epoch.
         """
@@ -156,7 +155,7 @@ class MLP(Network):
         Raises
         ------
         OSError
-            If the file cannot be written; an older file of that name is then untouched.
+            If the file cannot be written; an older file of that name is left untouched.
         """
         saving.save(self, path)
 
@@ -172,7 +171,7 @@ class MLP(Network):
         Raises
         ------
         ModelFileError
-            If the file is damaged or something else.
+            If the file is damaged or is not a saved network.
         OSError
             If it cannot be read.
         """
@@ -181,11 +180,11 @@ class MLP(Network):
 
     @classmethod
     def from_sklearn(cls, estimator: Any, *, backend: str | Backend = "auto") -> Self:
-        """Build the network of a fitted scikit-learn estimator, or of one of `bpgpu.sklearn`.
+        """Build the network of a fitted estimator of scikit-learn or `bpgpu.sklearn`.
 
-        Its cost and penalty have the gradients that the estimator descends along. What `predict` gives is what the
-        estimator computes from: probabilities (of the second class, if there are two) or numbers. The labels are in
-        ``metadata["classes"]``, and the command line can predict with the network when it is saved.
+        Its cost and penalty have the gradients that the estimator descends. `predict` returns the numbers that the
+        estimator predicts from: probabilities (of the second class, if there are two) or values. The labels are in
+        ``metadata["classes"]``, and the command line can predict with the saved network.
 
         Parameters
         ----------
@@ -195,13 +194,13 @@ class MLP(Network):
         Raises
         ------
         TypeError
-            If it is something else.
+            If it is another object.
         sklearn.exceptions.NotFittedError
             If it is not fitted.
         """
         from bpgpu.sklearn import as_network  # which needs scikit-learn
 
-        net: Self = as_network.network(cls, estimator, backend)
+        net: Self = as_network.from_estimator(cls, estimator, backend)
         return net
 
     def to_onnx(
@@ -213,20 +212,20 @@ class MLP(Network):
         dtype: Any = None,
         X: Array | None = None,
     ) -> None:
-        """Write the network to an ONNX file, which other programs can predict with.
+        """Write the network to an ONNX file, with which other programs can predict.
 
-        It takes any number of rows. What `save` keeps besides the weights is in the file's
-        metadata, as JSON under the key ``bpgpu``. Before the file is written, onnxruntime must give the same numbers
-        with it as `predict`, up to rounding. Needs the packages onnx and onnxruntime.
+        The file's network takes any number of rows. Apart from the weights, everything that `save` keeps is in the
+        file's metadata, as JSON under the key ``bpgpu``. Before the file is written, onnxruntime must return the same
+        numbers from it as `predict`, up to rounding. Needs the packages onnx and onnxruntime.
 
         Parameters
         ----------
         path : path-like
         input_name, output_name : str
         dtype : {"float32", "float64"}, optional
-            Of the file's numbers; the network's own if not given.
+            Of the numbers in the file; by default the network's own.
         X : array, shape (n, n_0), optional
-            Rows to check the file with; random ones, of sizes around 0.01 to 100, if not given.
+            Rows to check the file with; by default random ones, of sizes around 0.01 to 100.
 
         Raises
         ------
@@ -235,9 +234,9 @@ class MLP(Network):
         ValueError, TypeError
             If an argument is not as described, or the parameters take more than the 2 GiB of such a file.
         RuntimeError
-            If onnxruntime gives other numbers; no file is written, and an older one is untouched.
+            If onnxruntime returns other numbers; no file is written, and an older one is left untouched.
         OSError
-            If the file cannot be written; an older one is then untouched.
+            If the file cannot be written; an older one is left untouched.
         """
         onnx_export.export(self, path, input_name=input_name, output_name=output_name, dtype=dtype, X=X)
 
@@ -256,7 +255,7 @@ class MLP(Network):
         ----------
         thetas : sequence of array, shape (n_l, n_{l-1} + 1)
         activations, cost, **options
-            As in `MLP`; the defaults are the note's.
+            As in `MLP`; the defaults are those of the note.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Modules by their earlier names, which still work and say where their contents are now."""
+"""Earlier names of modules, which still work and say where the contents are now."""
 
 import importlib
 import importlib.abc

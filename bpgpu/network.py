@@ -27,7 +27,7 @@ CHUNK = 4096  # rows that `predict` and `loss` take at a time, which bounds thei
 
 
 def ordered(method: Callable[P, R]) -> Callable[P, R]:
-    """Let a method of `Network` come after what the caller has given to the device, and before what comes next."""
+    """Order a method of `Network` on the device: after the caller's earlier work there, before the later."""
 
     @functools.wraps(method)
     def in_order(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -39,7 +39,7 @@ def ordered(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class Network:
-    """A dense neural network, without training and files: what `bpgpu.MLP`, which documents it, is built on."""
+    """A dense neural network without training and files; the base of `bpgpu.MLP`, which documents it."""
 
     def __init__(
         self,
@@ -70,8 +70,8 @@ class Network:
         output = net.activations[-1]
         if leaves_domain(output, net.cost):
             warnings.warn(
-                f"cost {net.cost.name!r} is defined for outputs in [0, 1], but {output.name!r} also gives others, "
-                "where its gradient is 0; use sigmoid or softmax for the output layer",
+                f"cost {net.cost.name!r} is defined for outputs in [0, 1], but {output.name!r} also gives other "
+                "values, where its gradient is 0; use sigmoid or softmax for the output layer",
                 stacklevel=2,
             )
         self.backend = get_backend(backend)
@@ -92,7 +92,7 @@ class Network:
 
     @classmethod
     def of(cls, architecture: Architecture, backend: Backend, parameters: Array, epoch: int = 0) -> Self:
-        """Return a network without masks that has these very parameters, which the constructor would copy."""
+        """Return a network without masks on these parameters themselves, which the constructor would copy."""
         net = object.__new__(cls)
         net.architecture, net.backend, net.parameters, net.epoch = architecture, backend, parameters, epoch
         net.masks, net.metadata = [None] * len(architecture.activations), {}
@@ -106,7 +106,7 @@ class Network:
         backend : Backend, optional
         dtype : numpy.dtype, optional
         parameters : array, shape (n_parameters,), optional
-            Of the backend and the dtype.
+            An array of the new backend and dtype.
         """
         other = copy.copy(self)
         other.backend = backend = self.backend if backend is None else backend
@@ -150,7 +150,7 @@ class Network:
         Returns
         -------
         list of array, shape (n, n_l)
-            a_0 ... a_L; a_0 is X in the network's dtype, the same array if it had that dtype already, and CSR if X is
+            a_0 ... a_L; a_0 is X in the network's dtype: the same array if it has that dtype already, and CSR if X is
             sparse and the backend takes it.
 
         Raises
@@ -224,7 +224,7 @@ class Network:
         X, y, sample_weight
             As in `loss`: one batch.
         step : int
-            With the seed and `epoch` it chooses what dropout drops; count it up in a loop of your own.
+            With the seed and `epoch`, it determines what dropout drops; increase it in a loop of your own.
 
         Returns
         -------
@@ -243,7 +243,7 @@ class Network:
         plan = Plan(self.architecture, len(data), self.backend, masks=self.masks, nonzeros=data.nonzeros).allocate()
         batch = plan.batch(len(data))
         self.backend.load_batch(batch, self.backend.place(data, plan), slice(None))
-        with np.errstate(all="ignore"):  # what is not finite shows in the result
+        with np.errstate(all="ignore"):  # non-finite numbers show in the result
             C = self.backend.batch_gradients(plan, batch, self.parameters, epoch=epoch, step=step)
         return C, list(zip(plan.dW, plan.db, strict=True))
 
@@ -251,7 +251,7 @@ class Network:
         a = [self.backend.asarray(X, self.architecture.dtype)]
         for W, b, sigma in zip(self.weights, self.biases, self.architecture.activations, strict=True):
             out = self.backend.empty((X.shape[0], W.shape[1]), self.architecture.dtype)
-            with np.errstate(all="ignore"):  # what is not finite shows in the result
+            with np.errstate(all="ignore"):  # non-finite numbers show in the result
                 self.backend.forward(a[-1], W, b, sigma, out=out)
             a.append(out)
         return a
@@ -267,7 +267,7 @@ class Network:
         for rows in _chunks(len(data), plan.batch_size):
             batch = plan.batch(rows.stop - rows.start)
             batch_weight = self.backend.load_batch(batch, data, rows)
-            with np.errstate(all="ignore"):  # the cost itself says if it is not finite
+            with np.errstate(all="ignore"):  # a non-finite cost shows in the result
                 cost = self.backend.batch_forward(plan, batch, self.parameters, epoch=0, step=0)
             total_cost += batch_weight * cost
             total_weight += batch_weight
@@ -276,13 +276,13 @@ class Network:
         return total_cost / total_weight + self.backend.penalty(self.parameters[: net.n_weights], decay)
 
     def checked_samples(self, X: Array, name: str = "X") -> Array:
-        """Check input, where it is, and the parameters that it meets, which a user may have replaced."""
+        """Check input where it lies, and the parameters, which a user may have replaced."""
         net = self.architecture
         net.check_parameters(self.parameters)
         return inputs.samples(name, self.backend.adopt(name, X), net.sizes[0], net.dtype, self.backend)
 
     def checked_data(self, X: Array, y: Array, sample_weight: Array | None = None, *, prefix: str = "") -> Data:
-        """Check data, where they are."""
+        """Check data where they lie."""
         net, backend = self.architecture, self.backend
         X = self.checked_samples(X, f"{prefix}X")
         n = X.shape[0]

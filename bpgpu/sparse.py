@@ -1,4 +1,4 @@
-"""Sparse matrices of SciPy, whose compiled code, as ours, goes wherever their indices point: checked before it does."""
+"""Checks of SciPy's sparse matrices; compiled code, SciPy's and ours, would follow their indices anywhere."""
 
 import numbers
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ Array = np.ndarray[Any, Any]
 
 
 def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
-    """Return a sparse matrix as a CSR array of `dtype` with int32 indices, those of a row ascending, none twice.
+    """Return a sparse matrix as a CSR array of `dtype` with int32 indices, unique and ascending in each row.
 
-    Its `indices` and `indptr` are copies that nobody can write to, so what has been checked stays true while the
-    caller's arrays change. The values are only copied if they must be.
+    Its `indices` and `indptr` are read-only copies, so the checks stay true while the caller's arrays change. The
+    values are copied only if necessary.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
     _check_compressed(name, values, indices, indptr, X.shape)  # the copies: another thread may have changed X
     rows = csr_array((values, indices.astype(np.int32, copy=False), indptr.astype(np.int32, copy=False)), X.shape)
     if not rows.has_canonical_format:
-        rows.data = np.array(values)  # sorted in place, they would be sorted under the caller's hands
+        rows.data = np.array(values)  # because sorting in place would reorder the caller's values
         rows.sum_duplicates()
 
     def place(entry: int) -> tuple[int, int]:
@@ -54,14 +54,14 @@ def compressed_rows(name: str, X: Any, dtype: np.dtype[Any]) -> Any:
 
 
 def frozen(X: Any) -> Any:
-    """Let nobody write to the index arrays of a CSR array that is ours alone, and checked; return it."""
+    """Make the index arrays of a checked CSR array that nobody else holds read-only; return it."""
     freeze(X.indices, X.shape[1])
     freeze(X.indptr, POINTERS)
     return X
 
 
 def is_checked(X: Any) -> bool:
-    """Return whether a CSR array has the index arrays of one that `frozen` has returned."""
+    """Return whether the index arrays of a CSR array come from `frozen`."""
     return (
         isinstance(X.data, np.ndarray)
         and X.data.ndim == 1
@@ -76,7 +76,7 @@ def is_checked(X: Any) -> bool:
 def check(name: str, X: Any) -> None:
     """Raise ValueError if a sparse matrix would lead SciPy's compiled code out of its arrays.
 
-    SciPy's own full check lets some pass, for one a CSR matrix whose `indptr` ends in 0.
+    SciPy's own full check misses some, such as a CSR matrix whose `indptr` ends in 0.
     """
     if X.format == "csr" and is_checked(X):
         return
@@ -97,17 +97,17 @@ def check(name: str, X: Any) -> None:
             _need(name, fits, f"coords must be {len(X.shape)} arrays")
             for axis, (coords, size) in enumerate(zip(X.coords, X.shape, strict=True)):
                 _check_array(name, f"coords[{axis}]", coords, 1)
-                _need(name, len(coords) == len(X.data), "coords and data must be of one length")
+                _need(name, len(coords) == len(X.data), "coords and data must have the same length")
                 _check_range(name, f"coords[{axis}]", coords, size)
         case "dia":
             fits = X.offsets.shape == X.data.shape[:1] and X.offsets.dtype.kind in "iu"
-            _need(name, fits, "offsets must have one entry for each row of data, an integer")
+            _need(name, fits, "offsets must hold one integer for each row of data")
             _need(name, len(np.unique(X.offsets)) == len(X.offsets), "offsets must not repeat")
         case "lil":
             lists = (isinstance(row, list) for row in (*X.rows, *X.data))
             fits = X.rows.shape == X.data.shape == X.shape[:1] and all(lists)
             fits = fits and all(map(lambda row, values: len(row) == len(values), X.rows, X.data))
-            _need(name, fits, "rows and data must have one list for each row, both of one length")
+            _need(name, fits, "rows and data must have one list for each row, both of the same length")
             _check_objects(name, chain.from_iterable(X.rows), chain.from_iterable(X.data), X.dtype)
         case "dok":
             keys = (key if isinstance(key, tuple) else (key,) for key in X.keys())  # noqa: SIM118  # it has no iterator
@@ -119,7 +119,7 @@ def check(name: str, X: Any) -> None:
             check(name, coo)
 
 
-# What the formats keep in arrays of NumPy, and of how many dimensions.
+# The NumPy arrays of each format, and their numbers of dimensions.
 _COMPRESSED = {"data": 1, "indices": 1, "indptr": 1}
 _ARRAYS = {
     "csr": _COMPRESSED,
@@ -132,11 +132,11 @@ _ARRAYS = {
 
 
 def _check_objects(name: str, indices: Iterable[Any], values: Iterable[Any], dtype: np.dtype[Any]) -> None:
-    """Check what the formats keep in Python's lists and dicts; SciPy cuts it to integers without a word."""
+    """Check what the formats keep in Python's lists and dicts; SciPy silently truncates it to integers."""
     number = numbers.Real if dtype.kind == "f" else numbers.Integral
     _check_types(name, "indices must be integers", indices, numbers.Integral)
     if dtype.kind in "buif":
-        _check_types(name, f"values must be those of {dtype}", values, number)
+        _check_types(name, f"values must fit dtype {dtype}", values, number)
 
 
 def _check_types(name: str, what: str, objects: Iterable[Any], kind: type) -> None:
@@ -147,7 +147,7 @@ def _check_types(name: str, what: str, objects: Iterable[Any], kind: type) -> No
 def _check_array(name: str, what: str, array: Any, dimensions: int) -> None:
     fits = isinstance(array, np.ndarray) and array.ndim == dimensions
     got = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    _need(name, fits, f"{what} must be a NumPy array, with {dimensions} dimension(s), got {got}")
+    _need(name, fits, f"{what} must be a NumPy array with {dimensions} dimension(s), got {got}")
 
 
 def _check_compressed(name: str, values: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> None:
@@ -157,7 +157,7 @@ def _check_compressed(name: str, values: Array, indices: Array, indptr: Array, s
     _need(name, indptr[0] == 0, f"indptr must begin with 0, got {indptr[0]}")
     falls = indptr[1:] < indptr[:-1]
     fall = int(np.argmax(falls)) if falls.any() else None
-    _need(name, fall is None, f"indptr must be non-decreasing, and falls after entry {fall}")
+    _need(name, fall is None, f"indptr must not decrease, but does after entry {fall}")
     _need(
         name,
         indptr[-1] == len(indices) == len(values),
@@ -177,4 +177,4 @@ def _check_range(name: str, what: str, indices: Array, size: int) -> None:
 
 def _need(name: str, fits: Any, problem: str) -> None:
     if not fits:
-        raise ValueError(f"{name} is not a valid sparse matrix: {problem}; build it anew from its entries")
+        raise ValueError(f"{name} is not a valid sparse matrix: {problem}; rebuild it from its entries")

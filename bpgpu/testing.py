@@ -1,14 +1,14 @@
-"""Proof for a backend of one's own: the checks that bpgpu's backends pass, to run at once or one by one in pytest.
+"""Checks for a backend of your own: those that bpgpu's backends pass, to run at once or one by one in pytest.
 
-A backend derives from `bpgpu.Backend`, the readable reference, and overrides what it does faster. A package that has
-one registers it as an entry point, and then every ``backend=`` of bpgpu takes its name:
+A backend derives from `bpgpu.Backend`, the readable reference, and overrides what it does faster. Its package
+registers it as an entry point; then every ``backend=`` of bpgpu takes its name:
 
 .. code-block:: toml
 
     [project.entry-points."bpgpu.backends"]
     mine = "my_package.my_module:MyBackend"
 
-Its tests are these:
+These are its tests:
 
 .. code-block:: python
 
@@ -49,7 +49,7 @@ class Check:
     Attributes
     ----------
     name : str
-    run : function of a backend, and of how much is measured
+    run : function of a backend, `largest` and `crossed`
     """
 
     name: str
@@ -59,13 +59,13 @@ class Check:
         return self.name
 
     def __call__(self, backend: Backend | str, *, largest: int = 2**24, crossed: bool = True) -> None:
-        """Raise AssertionError, with what is wrong, if the backend does not do it.
+        """Raise AssertionError, saying what is wrong, if the backend does not do it.
 
         Parameters
         ----------
         backend : Backend or str
         largest : int
-            Multiply-adds of a product at most; larger shapes are left out, for backends on a slow simulation.
+            The most multiply-adds of a product; larger shapes are left out, for backends on a slow simulation.
         crossed : bool
             Whether every case is measured on every shape; otherwise each on two of them.
         """
@@ -77,9 +77,9 @@ def check_backend(
 ) -> None:
     """Check that a backend does what all backends of bpgpu do.
 
-    That is: the signatures of its methods; the accuracy of every step, of every activation, cost and rule, and of whole
-    training, in both dtypes, against extended precision; gradients against finite differences; the same bits for the
-    same seed; refusals of what does not fit; what is not finite is found where it is.
+    It checks the signatures of the methods; the accuracy of every step, of every activation, cost and optimizer, and of
+    whole training, in both dtypes, against extended precision; gradients against finite differences; the same bits for
+    the same seed; that arguments that do not fit are refused; that non-finite numbers are found where they arise.
 
     Parameters
     ----------
@@ -87,12 +87,12 @@ def check_backend(
     largest, crossed
         See `Check`.
     say : function, optional
-        Called with the name of each check before it is run, as `print` or the update of a progress bar.
+        Called with the name of each check before it runs, such as `print` or the update of a progress bar.
 
     Raises
     ------
     AssertionError
-        If a check fails; with a line for each that does.
+        If any check fails; with one line for each.
     """
     failures = []
     for check in CHECKS:
@@ -139,14 +139,14 @@ def _accuracy(case: Any, dtype: str) -> Callable[[Backend, int, bool], None]:
     return run
 
 
-def _gradients(case: gradcheck.Case, dtype: str) -> Callable[[Backend, int, bool], None]:
+def _gradients(case: gradcheck.GradientCase, dtype: str) -> Callable[[Backend, int, bool], None]:
     def run(backend: Backend, largest: int, crossed: bool) -> None:
         gradcheck.check_case(case, backend, dtype)  # whose GradientError is an AssertionError
 
     return run
 
 
-def _network(
+def _network_and_data(
     backend: Backend, dtype: str, hidden: str = "tanh"
 ) -> tuple[MLP, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     rng = np.random.default_rng(0)
@@ -158,38 +158,38 @@ def _same_bits(dtype: str) -> Callable[[Backend, int, bool], None]:
     def run(backend: Backend, largest: int, crossed: bool) -> None:
         found = []
         for _ in range(2):
-            net, X, y = _network(backend, dtype)
+            net, X, y = _network_and_data(backend, dtype)
             history = net.fit(X, y, epochs=2, batch_size=8)
             found.append((history.loss, net.backend.to_numpy(net.parameters).tobytes()))
-        assert found[0] == found[1], "the same fit, twice, gave other bits"
+        assert found[0] == found[1], "two runs of the same fit gave different bits"
 
     return run
 
 
-def _what_is_not_finite(dtype: str) -> Callable[[Backend, int, bool], None]:
+def _non_finite(dtype: str) -> Callable[[Backend, int, bool], None]:
     def run(backend: Backend, largest: int, crossed: bool) -> None:
-        net, X, y = _network(backend, dtype, "relu")
-        net.weights[0][...] = backend.asarray(np.full((5, 4), np.finfo(dtype).max), net.architecture.dtype)
+        net, X, y = _network_and_data(backend, dtype, "relu")
+        backend.assign(net.weights[0], np.finfo(dtype).max)
         before = backend.to_numpy(net.parameters).copy()
         try:
             net.fit(np.full_like(X, 3.0), y, optimizer=SGD(1.0), epochs=1, batch_size=8)
         except NonFiniteError as error:
             assert (error.epoch, error.step) == (1, 1), f"it was found in epoch {error.epoch}, step {error.step}"
         else:
-            raise AssertionError("weights that overflow were trained without an error")
-        assert np.array_equal(backend.to_numpy(net.parameters), before), "the weights have changed all the same"
+            raise AssertionError("weights that overflow raised no error in training")
+        assert np.array_equal(backend.to_numpy(net.parameters), before), "the weights have changed nevertheless"
 
     return run
 
 
 def _refusals(backend: Backend, largest: int, crossed: bool) -> None:
-    """Refuse by hand what `MLP` refuses for its users: compiled code would read and write beyond the arrays."""
+    """Check that direct calls, too, refuse what `MLP` refuses: compiled code would read and write beyond the arrays."""
     dtype = np.dtype(np.float32)
-    net, X, y = _network(backend, "float32")
-    rule = Adam()
+    net, X, y = _network_and_data(backend, "float32")
+    optimizer = Adam()
     data = Data(backend.asarray(X, dtype), backend.asarray(y, np.dtype(np.int32)))
     beyond = Data(data.X, backend.asarray(y + 3, np.dtype(np.int32)))
-    plan = Plan(net.architecture, 8, backend, rule).allocate()
+    plan = Plan(net.architecture, 8, backend, optimizer).allocate()
     order, rates = np.arange(23, dtype=np.int32), [0.1] * 3
     good = {
         "plan": plan,
@@ -200,16 +200,16 @@ def _refusals(backend: Backend, largest: int, crossed: bool) -> None:
         "epoch": 0,
     }
     wrong: dict[str, dict[str, Any]] = {
-        "an order that leads beyond the data": {"order": order + 1},
+        "an order that points beyond the data": {"order": order + 1},
         "an order of another length": {"order": order[:-1]},
         "learning rates for other steps": {"learning_rates": rates[:-1]},
         "parameters of another length": {"parameters": net.parameters[:-1]},
         "X of another width": {"data": Data(data.X[:, :-1], data.y)},
     }
-    if isinstance(beyond.y, np.ndarray):  # those on a device are trusted, because to look at them would stop it
+    if isinstance(beyond.y, np.ndarray):  # labels on a device are trusted, because reading them would stall it
         wrong["labels that do not exist"] = {"data": beyond}
     for what, change in wrong.items():
-        _refused(f"run_epoch takes {what}", partial(backend.run_epoch, **(good | change)))
+        _refused(f"run_epoch accepts {what}", partial(backend.run_epoch, **(good | change)))
     a, W, out = (backend.asarray(np.ones(shape), dtype) for shape in ((2, 3), (3, 4), (2, 4)))
     sigma = net.architecture.activations[0]
     for what, given in {
@@ -217,7 +217,7 @@ def _refusals(backend: Backend, largest: int, crossed: bool) -> None:
         "out of another width": (a, W, out[:, :-1]),
         "out that is an input": (a, W[:, :3], a),
     }.items():
-        _refused(f"forward takes {what}", partial(backend.forward, *given[:2], None, sigma, out=given[2]))
+        _refused(f"forward accepts {what}", partial(backend.forward, *given[:2], None, sigma, out=given[2]))
 
 
 def _refused(what: str, call: Callable[[], Any]) -> None:
@@ -228,7 +228,7 @@ def _refused(what: str, call: Callable[[], Any]) -> None:
     raise AssertionError(what)
 
 
-def _all() -> Iterable[Check]:
+def _checks() -> Iterable[Check]:
     yield Check("signatures", _signatures)
     yield Check("refusals", _refusals)
     for dtype in DTYPES:
@@ -239,7 +239,7 @@ def _all() -> Iterable[Check]:
                 name = f"gradients, {dtype}: {network.activation}, {network.cost}"
                 yield Check(name, _gradients(network, dtype))
         yield Check(f"same bits, {dtype}", _same_bits(dtype))
-        yield Check(f"what is not finite, {dtype}", _what_is_not_finite(dtype))
+        yield Check(f"non-finite numbers, {dtype}", _non_finite(dtype))
 
 
-CHECKS = tuple(_all())
+CHECKS = tuple(_checks())

@@ -1,5 +1,8 @@
 """Fixtures that several test files share."""
 
+import contextlib
+import functools
+import os
 import signal
 
 import numpy as np
@@ -8,13 +11,39 @@ import pytest
 
 import bpgpu
 from bpgpu.__main__ import ENDING
+from bpgpu.kernels import philox
+from bpgpu.proof import gradcheck
 from tests.simgpu.state import forget_backends
+
+SIMULATED = ("test_cuda_", "test_cupy_", "test_gpu_step", "test_numba_cuda", "test_simgpu_")  # names of files begin so
 
 
 def pytest_addoption(parser):
-    group = parser.getgroup("fuzz", "random calls (tests/test_fuzz.py)")
+    group = parser.getgroup("fuzz", "random calls (tests/project/test_fuzz.py)")
     group.addoption("--fuzz-calls", type=int, default=1000, help="how many calls each machine makes, about")
     group.addoption("--fuzz-seed", type=int, default=0, help="other calls")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of GPU kernels, which take long and depend on no library but NumPy and g++."""
+    for item in items:
+        name = item.path.stem
+        if name.startswith(SIMULATED) and not name.endswith("_probe"):  # what a machine without a GPU says of it
+            item.add_marker("simulated")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    """Let two processes of a run of everything compile the CPU engine first, each for one dtype.
+
+    Left to the tests, one would compile for 40 seconds while the other waits for the same.
+    """
+    mine = {"gw0": np.float32, "gw1": np.float64}.get(os.environ.get("PYTEST_XDIST_WORKER", ""))
+    if mine is not None and len(session.items) > 5000:
+        from bpgpu.backends.cpu import engine
+
+        with contextlib.suppress(Exception):  # which the tests meet too
+            engine.compiled_epoch(np.dtype(mine))
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +71,34 @@ def threads(request, monkeypatch):
 
     monkeypatch.setattr(numba_backend.NumbaBackend, "_threads", lambda self, plan: min(request.param, plan.batch_size))
     return request.param
+
+
+@pytest.fixture
+def differences_once(monkeypatch):
+    """Compute the differences of a network once for all backends that are checked, and each of its dropout masks.
+
+    They are the reference's in float64 whatever is checked, and most of the time of a gradient check.
+    """
+    float64_cost, known = gradcheck._float64_cost, {}
+
+    def remembering(net, data):
+        cost, parameters = float64_cost(net, data)
+        arrays = [net.backend.to_numpy(x) for x in (data.X, data.y, data.weight, *net.masks) if x is not None]
+        network = repr((net.architecture, net.epoch)), *(x.tobytes() for x in arrays)
+        if known.get("network") != network:
+            known.clear()
+            known["network"] = network
+
+        def remembered(flat):
+            key = flat.tobytes()
+            if key not in known:
+                known[key] = cost(flat)
+            return known[key]
+
+        return remembered, parameters
+
+    monkeypatch.setattr(gradcheck, "_float64_cost", remembering)
+    monkeypatch.setattr(philox, "keep_mask", functools.lru_cache(8)(philox.keep_mask))
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def backends() -> list[BackendInfo]:
 
 def _infos() -> Iterator[BackendInfo]:
     """Yield every backend, each made only when it is asked for: to import Numba takes longer than a small training."""
-    for name in _names():
+    for name in names():
         try:
             backend = _construct(name)
         except BackendUnavailableError as error:
@@ -65,7 +65,7 @@ def _infos() -> Iterator[BackendInfo]:
             yield BackendInfo(name, True, "ready", backend.device)
 
 
-def _names() -> Iterator[str]:
+def names() -> Iterator[str]:
     """Yield the names of all backends; the metadata of other packages are read only if those of bpgpu do not do."""
     yield from REGISTRY
     yield from _registered()
@@ -96,8 +96,8 @@ def get_backend(name: str | Backend = "auto") -> Backend:
         return name
     if name == "auto":
         return _construct(next(info.name for info in _infos() if info.available))
-    if not isinstance(name, str) or name not in _names():
-        raise unknown_name("backend", name, ["auto", *_names()])
+    if not isinstance(name, str) or name not in names():
+        raise unknown_name("backend", name, ["auto", *names()])
     return _construct(name)
 
 

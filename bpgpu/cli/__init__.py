@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # or [onnx] would be taken for markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-GONE = (errno.EPIPE, errno.EIO)  # the reader of the output has gone, as `head` does, or the terminal was closed
+GONE = (errno.EPIPE, errno.EIO)  # the reader of the output left, as `head` does, or the terminal was closed
 COMPLETION = "_BPGPU_COMPLETE"  # set by the shell's completion
 
 
@@ -46,14 +46,14 @@ FAILURES = (ValueError, TypeError, ArithmeticError, RuntimeError, OSError, Impor
 def run(arguments: list[str]) -> int:
     """Run the command line; return the command's exit code, or 2 after an error of one line; Ctrl-C passes through."""
     try:
-        with np.errstate(all="ignore"):  # what is not finite shows in results, which are checked
+        with np.errstate(all="ignore"):  # non-finite numbers show in the results, which are checked
             code = _invoke(arguments)
-        if sys.stdout is not None:  # as it is where the shell closed it, with >&-
+        if sys.stdout is not None:  # it is None if the shell closed it, with >&-
             sys.stdout.flush()
         return code
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            _forget_what_cannot_be_written()
+            _discard_unwritable_output()
             if error.errno in GONE:
                 return 1
         if hasattr(error, "format_message"):  # the argument parser's own errors
@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
-def _forget_what_cannot_be_written() -> None:
+def _discard_unwritable_output() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -79,7 +79,7 @@ def _forget_what_cannot_be_written() -> None:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """Parse the arguments and run their command. Calling `app` would do that too, but keep Ctrl-C to itself."""
+    """Parse the arguments and run their command. Calling `app` would do so too, but swallow Ctrl-C."""
     command = typer.main.get_command(app)
     if COMPLETION in os.environ:
         command(prog_name="bpgpu")  # answers the shell and exits

@@ -1,4 +1,4 @@
-"""Arrays of NumPy's files as the columns of a table."""
+"""NumPy's files as tables."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ Array = np.ndarray[Any, Any]
 
 
 def read_arrays(path: Path) -> tuple[pd.DataFrame, list[str], list[str], str]:
-    """Return what a .npy or .npz holds: the table, its targets, notes, and why there is no target to take, if so.
+    """Return the table in a .npy or .npz file, its targets, notes, and, if there is no target, the reason.
 
     Raises
     ------
     ValueError
-        If its arrays are no columns.
+        If its arrays cannot be columns.
     """
-    loaded = np.load(path, allow_pickle=False)  # which of the two it is, its content says
+    loaded = np.load(path, allow_pickle=False)  # the content tells which of the two it is
     target, notes, hint = [], [], ""
     if isinstance(loaded, np.ndarray):
         _refuse_shape(loaded, "it")
@@ -32,7 +32,7 @@ def read_arrays(path: Path) -> tuple[pd.DataFrame, list[str], list[str], str]:
             if "y" in loaded:
                 y = _plain(loaded, "y")
                 if y.ndim == 0 or len(y) != len(frame):
-                    raise ValueError(f"X and y must have as many rows as each other; {arrays}")
+                    raise ValueError(f"X and y must have the same number of rows; {arrays}")
                 _refuse_shape(y, "y")
                 y = y.reshape(len(y), -1)
                 if (
@@ -52,7 +52,7 @@ def read_arrays(path: Path) -> tuple[pd.DataFrame, list[str], list[str], str]:
 
 
 def _plain(archive: Any, name: str) -> Array:
-    """Return an array of an archive; one of Python objects cannot be read without running what the file says."""
+    """Return an array of an archive; reading one of Python objects could run code from the file."""
     try:
         array: Array = archive[name]
     except ValueError as error:
@@ -64,7 +64,7 @@ def _plain(archive: Any, name: str) -> Array:
 
 
 def _shapes(archive: Any) -> str:
-    """Return the arrays of an archive, by their headers alone."""
+    """Describe the arrays of an archive, reading only their headers."""
     found = []
     for name in archive.files:
         with archive.zip.open(f"{name}.npy") as file:
@@ -76,14 +76,14 @@ def _shapes(archive: Any) -> str:
 
 
 def _native(array: Array) -> Array:
-    """Return an array in this machine's byte order, the same one if it is."""
+    """Return an array in this machine's byte order, without a copy if it already is."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def matrix(array: Array, names: list[str] | None = None) -> pd.DataFrame:
-    """Return a table on the memory of a matrix; what belongs to one row, such as an image, becomes one row."""
+    """Return a table on the memory of a matrix; each entry along the first axis, such as an image, becomes one row."""
     if array.ndim == 0:
-        raise ValueError("expected an array of one row a sample, got a single number")
+        raise ValueError("expected an array with one row per sample, got a single number")
     if array.dtype.names is not None:
         return pd.DataFrame({str(name): _native(array[name]) for name in array.dtype.names})
     rows = _native(array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0))
@@ -91,11 +91,11 @@ def matrix(array: Array, names: list[str] | None = None) -> pd.DataFrame:
 
 
 def _refuse_shape(array: Array, said: str) -> None:
-    """Raise if an array has more than rows and columns: which of its entries are targets, nobody can know."""
+    """Raise if an array has more axes than rows and columns, because it is unclear which entries are targets."""
     if array.ndim > 2:
         raise ValueError(
             f"{said} must have one or two dimensions, got the shape {array.shape}; "
-            "reshape it to one row a sample, as in array.reshape(len(array), -1)"
+            "reshape it to one row per sample, as in array.reshape(len(array), -1)"
         )
     if said == "y" and array.ndim == 2 and array.shape[1] == 0:
-        raise ValueError(f"y must have one column at least, got the shape {array.shape}; leave it out or fill it")
+        raise ValueError(f"y must have at least one column, got the shape {array.shape}; leave it out or fill it")

@@ -15,7 +15,7 @@ from bpgpu.cli.tables import Table
 
 BLOCK = 1 << 20  # numbers that are converted at a time
 AUTO = "auto"
-FEW = 20  # different entries; more must repeat themselves to be taken for categories without being asked
+FEW = 20  # distinct entries; more must repeat to be taken for categories without being asked
 Matrix = np.ndarray[Any, Any]
 
 
@@ -38,17 +38,17 @@ def _hashable(column: "pd.Series[Any]") -> bool:
 
 
 def as_text(label: Any) -> str:
-    """Return a label as text; a whole number without a decimal point."""
+    """Return a label as text, a whole number without a decimal point."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def texts(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return a column as text, its missing entries as they are."""
+    """Return a column as text; missing entries stay missing."""
     return column.astype(object).map(as_text, na_action="ignore")
 
 
 def written_numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Say which entries of a text column are numbers to a reader, such as 1,234 or $5 or 12 %."""
+    """Return which entries of a text column a person would read as numbers, such as 1,234 or $5 or 12 %."""
     sign = "[$€£¥]"
     return (
         texts(column)
@@ -59,7 +59,7 @@ def written_numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def many(distinct: int, rows: int) -> bool:
-    """Whether there are too many different entries for categories."""
+    """Return whether there are too many distinct entries for categories."""
     return distinct > FEW and 2 * distinct > rows
 
 
@@ -69,7 +69,7 @@ def remedy(entry: str) -> str:
     if entry.startswith("#"):
         return "if it is a comment, use --comment '#'"
     if re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", entry):
-        return "use --thousands ',' (or --decimal ',' if the comma is a decimal one)"
+        return "use --thousands ',' (or --decimal ',' if it is a decimal comma)"
     entry = re.sub(f"[{BLANKS}]", " ", entry)
     if re.fullmatch(r"[+-]?[1-9]\d{0,2}([. ']\d{3})+(,\d*)?", entry):
         mark = next(mark for mark in ". '" if mark in entry)
@@ -78,7 +78,7 @@ def remedy(entry: str) -> str:
         return "use --decimal ','"
     if re.search(r"\d", entry):
         return "write it as a plain number"
-    return f"if it means missing, use --na {entry!r}; else correct it"
+    return f"if it means missing, use --na {entry!r}; otherwise correct it"
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Inputs:
     ----------
     columns : list of str
     categories : dict of list
-        Of each column of text its different entries in training; each becomes a 1 in a column of its own, and an
-        entry that training did not see becomes zeros. None is a missing entry.
+        The distinct entries of each text column in training. Each becomes a 1 in a column of its own; an entry that
+        training did not see becomes zeros. None is a missing entry.
     fill : dict of float
-        What takes the place of missing numbers: the mean of the training rows.
+        The values that replace missing numbers: means of the training rows.
     """
 
     columns: list[str]
@@ -101,7 +101,7 @@ class Inputs:
 
     @classmethod
     def find(cls, table: Table, columns: list[str], encode: list[str], rows: Matrix) -> "Inputs":
-        """Learn from the training rows of a table how the columns become numbers; `encode` names those to help.
+        """Learn from the training rows of a table how columns become numbers; `encode` names those to encode or fill.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Inputs:
         Raises
         ------
         ValueError
-            If they are not what `describe` gives.
+            If it is not what `describe` returns.
         """
         inputs = cls(about["columns"], about.get("categories", {}), about.get("fill", {}))
         names, categories, fill = inputs.columns, inputs.categories, inputs.fill
@@ -158,13 +158,13 @@ class Inputs:
         return inputs
 
     def describe(self) -> dict[str, Any]:
-        """Return what the metadata of a model file say, without the keys that say nothing."""
+        """Return the metadata for a model file, without empty entries."""
         extra = {"categories": self.categories, "fill": self.fill}
         return {"columns": self.columns} | {key: value for key, value in extra.items() if value}
 
     @property
     def names(self) -> list[str]:
-        """What each input of the network is: a column, or a column and the entry for which it is 1."""
+        """The meaning of each network input: a column, or a column and the entry for which it is 1."""
         return [
             name if name not in self.categories else f"{name}={'' if entry is None else entry}"
             for name in self.columns
@@ -177,8 +177,8 @@ class Inputs:
         Raises
         ------
         ValueError
-            If columns are missing, not numeric, or have entries that are missing (then `fix` is what to do) or too
-            large; all are named, and the first of their entries is quoted.
+            If columns are missing or not numeric, or have missing entries (then `fix` says what to do) or too large
+            ones. The message names all columns and quotes the first entry.
         """
         missing = [name for name in self.columns if name not in table.frame]
         if missing:
@@ -216,12 +216,12 @@ class Inputs:
             yield block
 
     def _numbers(self, table: Table, rows: Matrix, step: int) -> Iterator[Matrix]:
-        """Yield the numeric columns of these rows, float64, with what is missing filled in."""
+        """Yield the numeric columns of these rows, float64, with missing entries filled in."""
         names = [name for name in self.columns if name not in self.categories]
         filled = [i for i, name in enumerate(names) if name in self.fill]
         values = np.array([self.fill[names[i]] for i in filled])
         for start in range(0, len(rows), step):
-            # The rows first: to choose among columns would copy them whole.
+            # Rows first, because selecting columns would copy them whole.
             part = table.frame.iloc[rows[start : start + step]][names]
             block: Matrix = part.to_numpy(dtype=np.float64, na_value=np.nan, copy=bool(filled))
             for i, value in zip(filled, values, strict=True):
@@ -231,7 +231,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table as blocks of a float64 matrix, which are made anew in each loop and never stand together."""
+    """Rows of a table as blocks of a float64 matrix; each loop makes them again, one at a time."""
 
     inputs: Inputs
     table: Table
@@ -250,7 +250,7 @@ def _different_texts(names: Any) -> bool:
 
 
 def _codes(column: "pd.Series[Any]", seen: list[str | None]) -> Matrix:
-    """Return the number of each entry among those of training, or -1."""
+    """Return the index of each entry among those seen in training, or -1."""
     known = {entry: code for code, entry in enumerate(seen)}
     found, entries = pd.factorize(texts(column))  # -1 where an entry is missing
     codes: Matrix = np.array([*(known.get(entry, -1) for entry in entries), known.get(None, -1)], dtype=np.intp)
@@ -266,12 +266,12 @@ def _unseen(table: Table, name: str, seen: list[str | None]) -> list[str]:
     names = quoted(["" if entry is None or entry != entry else entry for entry in entries], 5)
     return [
         f"{table.source}: {name!r} holds entries that training did not see, in {new.sum():,} rows: {names}; "
-        "they count as none of those that it saw"
+        "they count as none of the known ones"
     ]
 
 
 def _refuse_text(table: Table, names: list[str], told: bool = True) -> None:
-    """Raise if there are such columns; `told` says that options of training can help."""
+    """Raise because of columns that are not numeric, if there are any; `told`: options of training can help."""
     if not names:
         return
     name = names[0]
@@ -298,7 +298,7 @@ def _refuse_text(table: Table, names: list[str], told: bool = True) -> None:
 
 
 def _refuse_guess(table: Table, name: str) -> None:
-    """Raise if a column of text is more likely something else than categories."""
+    """Raise if a text column probably does not hold categories."""
     column = table.frame[name]
     if 2 * (written_numbers(column) | table.numbers(name).notna()).sum() > column.notna().sum():
         _refuse_text(table, [name])
@@ -306,13 +306,13 @@ def _refuse_guess(table: Table, name: str) -> None:
     if many(distinct, len(column)):
         raise ValueError(
             f"{table.source}: the text column {name!r} has {distinct:,} different entries in {len(column):,} rows, the "
-            f"first {table.first(name, column.notna())}; leave it out with --drop {name!r}, or ask for it by name with "
+            f"first {table.first(name, column.notna())}; leave it out with --drop {name!r}, or name it with "
             f"--encode {name!r}"
         )
 
 
 def _refuse_holes(table: Table, names: list[str], dtype: np.dtype[Any], fix: str) -> None:
-    """Raise if there are such columns, which are not finite in `dtype`."""
+    """Raise because of columns that are not finite in `dtype`, if there are any."""
     bad = {name: table.frame[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
     holes = [name for name, column in bad.items() if not np.isfinite(column).all()]
     if holes:

@@ -1,4 +1,4 @@
-"""The files that a command reads and writes, looked at before any work."""
+"""Checks of the files that a command reads and writes, before any work."""
 
 import os
 import tempfile
@@ -10,28 +10,28 @@ from pathlib import Path
 from bpgpu import checks
 from bpgpu.files.writing import real_target
 
-# What the end of a name says of a file, to bpgpu or to others.
+# Endings of names that mean a kind of file to bpgpu or to other programs.
 TABLES = (".csv", ".tsv", ".tab", ".parquet", ".npy", ".npz", ".xlsx", ".json")
 ARCHIVES = (".gz", ".bz2", ".xz", ".zip", ".zst", ".tar", ".7z", ".lz4")
 KNOWN = (*TABLES, *ARCHIVES, ".safetensors", ".onnx", ".png", ".svg", ".pdf")
-STDOUT = Path("/dev/stdout")  # where a system has it
+STDOUT = Path("/dev/stdout")  # not every system has it
 
 
 def check_files(
     inputs: Mapping[str, Iterable[str | Path]], outputs: Mapping[str, Path | None], *, devices: bool = False
 ) -> None:
-    """Raise if an input is no file or comes twice, or an output cannot be written, or is an input or another output.
+    """Raise if an input is not a file or is given twice, or an output cannot be written, is an input or is given twice.
 
-    Nothing is left behind.
+    No files are left behind.
 
     Parameters
     ----------
     inputs : mapping
-        From what the user calls them, such as "--validation", to the files that the command reads.
+        From the user's word, such as "--validation", to the files that the command reads.
     outputs : mapping
-        From the option to the file that the command writes, None if none.
+        From the option to the file that the command writes, or None.
     devices : bool
-        Whether a pipe or a device will do for an output.
+        Whether an output may be a pipe or a device.
 
     Raises
     ------
@@ -45,8 +45,7 @@ def check_files(
     for name, other in others:
         if other.exists() and not other.is_file() and not other.is_dir():
             raise ValueError(
-                f"{name} must name a file, got the pipe or device {other}; write to a file what comes from it, and "
-                "name that"
+                f"{name} must name a file, got the pipe or device {other}; write its content to a file, and name that"
             )
         if same_file(STDOUT, other):
             raise ValueError(f"standard output goes to {other}, which is read as {name}; send it to another file")
@@ -63,21 +62,21 @@ def check_files(
 
 
 def check_ending(option: str, path: str | Path | None, *good: str) -> None:
-    """Raise if the name of an output ends as that of a file of another kind does."""
+    """Raise if the name of an output has the ending of another kind of file."""
     ending = Path(path or "").suffix.lower()
     if ending in KNOWN and ending not in good:
         raise ValueError(
-            f"{option} must not end in {ending}, which it does not write, got {path}; "
-            f"let the name end in {' or '.join(good)}"
+            f"{option} must not end in {ending}, a kind that it does not write, got {path}; "
+            f"end the name in {' or '.join(good)}"
         )
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file, by links of either kind, or would on a system that ignores case."""
+    """Return whether two paths lead to the same file, through links or on a system that ignores case."""
     try:
         if one.samefile(other):
             return True
-    except OSError:  # one of them is not there yet
+    except OSError:  # one of them does not exist yet
         pass
     one, other = (Path(os.path.realpath(path)) for path in (one, other))
     try:
@@ -87,7 +86,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def _refuse_twice(inputs: list[tuple[str, Path]]) -> None:
-    """Raise if a file is read twice: its rows would count twice, and be trained on and held out."""
+    """Raise if a file is read twice: its rows would count twice, or be both trained on and held out."""
     found: dict[tuple[int, int], tuple[str, Path]] = {}
     for name, path in inputs:
         if path.is_file():
@@ -95,7 +94,9 @@ def _refuse_twice(inputs: list[tuple[str, Path]]) -> None:
             before, other = found.setdefault((status.st_dev, status.st_ino), (name, path))
             if other is not path:
                 named = name if name == before else f"{before} and {name}"
-                raise ValueError(f"{named} must name each file once, got {other} and {path}, one file; leave one out")
+                raise ValueError(
+                    f"{named} must name each file once, got {other} and {path}, the same file; leave one out"
+                )
 
 
 def _folded(name: str) -> str:
@@ -103,19 +104,19 @@ def _folded(name: str) -> str:
 
 
 def _check_file(option: str, path: Path, devices: bool) -> None:
-    """Raise if no file can be written there or put in the place of an older one; leave nothing behind."""
+    """Raise if no file can be written there or replace an older one; leave nothing behind."""
     checks.file_name(option, path)
     if str(path) == "-":
         fix = "leave it out for standard output, or give a name" if devices else "give a name"
         raise ValueError(f"{option} must name a file, got -; {fix}")
     try:
         target = real_target(path)
-        if isinstance(target, int):  # /dev/stdout, also where it is a file: what is printed would be in it too
+        if isinstance(target, int):  # /dev/stdout, even if it is a file: printed text would be in it too
             if not devices:
                 raise ValueError(f"{option} must name a file, got the device {path}; give another name")
             os.fstat(target)
             return
-        real = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
+        real = Path(os.path.realpath(path))  # a link's target is replaced, not the link
         if real.is_dir():
             raise ValueError(f"{option} must name a file, got the folder {path}; add a name to it")
         if not real.parent.is_dir():
@@ -136,12 +137,12 @@ def _check_file(option: str, path: Path, devices: bool) -> None:
         ) from error
 
 
-def beside(path: Path, mark: str, number: int = 0) -> Path:
+def sibling(path: Path, mark: str, number: int = 0) -> Path:
     """Return the name of another file in the same folder, NAME.mark."""
     return path.with_name(f"{path.stem}.{mark}{number or ''}{path.suffix}")
 
 
 def free_name(path: Path, mark: str) -> Path:
-    """Return the path if there is no such file, else the first of NAME.mark, NAME.mark1 ... that is free."""
-    names = (beside(path, mark, number) for number in count())
+    """Return the path if no such file exists, else the first free name of NAME.mark, NAME.mark1 ..."""
+    names = (sibling(path, mark, number) for number in count())
     return path if not path.exists() else next(name for name in names if not name.exists())

@@ -23,7 +23,7 @@ from bpgpu.proof.gradcheck import CASES, check_table
 
 
 def info(as_json: JsonOption = False) -> None:
-    """Show versions, the processor's BLAS, and every backend with what stands in its way."""
+    """Show versions, the processor's BLAS, and every backend, with the reason if it cannot be used."""
     from importlib.metadata import version
 
     from threadpoolctl import threadpool_info
@@ -48,14 +48,14 @@ def info(as_json: JsonOption = False) -> None:
 
 
 def warmup() -> None:
-    """Compile the CPU kernels of float32 and float64 ahead of their first use; every later process finds them."""
+    """Compile the CPU kernels of float32 and float64 ahead of their first use, for every later process."""
     from bpgpu.backends.cpu.engine import kernel_sources
     from bpgpu.kernels.cpu import cache
 
     place = cache.folder()
     if place is None:
         raise ValueError(
-            "no cache folder can be used; set NUMBA_CACHE_DIR to one that you can write to, and nobody else can change"
+            "no cache folder can be used; set NUMBA_CACHE_DIR to one that you can write to and nobody else can"
         )
     say = Printer()
     for dtype in ("float32", "float64"):
@@ -71,9 +71,9 @@ def warmup() -> None:
 
 def hardware_report(
     folder: Annotated[Path, typer.Option(help="Folder for hardware-report.json and hardware-report.md.")] = Path(),
-    quick: Annotated[bool, typer.Option("--quick", help="A few small cases; the timings say nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few small cases; their timings mean nothing.")] = False,
 ) -> int:
-    """Check and time the GPU of this machine, in two files to attach to an issue; exit code 1 if a part failed."""
+    """Check and time this machine's GPU; write two files to attach to an issue; exit code 1 if a part failed."""
     from bpgpu.proof import hardware_report as report
 
     bpgpu.get_backend("cupy")  # without a GPU there is nothing to report but this error
@@ -124,7 +124,7 @@ def accuracy(
     backend: Annotated[str, typer.Option(help="all that run here, or one: cupy, numba-cuda, numba, numpy.")] = "all",
     as_json: JsonOption = False,
 ) -> int:
-    """Measure the errors of every step against extended precision, beside those promised; exit code 1 if one is larger.
+    """Measure the errors of every step against extended precision; exit code 1 if one is larger than promised.
 
     The unit is docs/accuracy.md's: 1 is one rounding of the largest result.
     """
@@ -136,7 +136,7 @@ def accuracy(
     for dtype in DTYPES:
         say(f"\n{measuring.table(errors, dtype)}")
     broken = measuring.broken_promises(errors)
-    say("\n" + ("\n".join(f"FAILED {line}" for line in broken) or "every error is as small as promised"))
+    say("\n" + ("\n".join(f"FAILED {line}" for line in broken) or "no error is larger than promised"))
     if as_json:
         print(to_json({"backends": measuring.plain(errors), "failed": len(broken)}))
     return 1 if broken else 0

@@ -1,7 +1,8 @@
-"""How good predictions are, beside those of a constant answer; and the weights of classes."""
+"""Metrics of predictions, compared with a constant answer; and the weights of classes."""
 
 import csv
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,12 @@ from rich.text import Text
 from bpgpu.checks import positive
 from bpgpu.cli.columns import Matrix
 from bpgpu.cli.targets import Target, Targets
-from bpgpu.errors import shown, unknown_name
+from bpgpu.errors import short_repr, unknown_name
 
 Metrics = dict[str, float | None]
 # With more classes, the confusion matrix is neither shown nor in the JSON.
 MAX_CONFUSION = 30
-MAX_LABEL = 20  # characters of a label there
+MAX_LABEL = 20  # characters of a label in it
 
 
 def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
@@ -26,7 +27,8 @@ def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
     Raises
     ------
     ValueError
-        If `given` is neither "balanced", as in scikit-learn, nor a line of CSV like ``no=1,yes=5``; others weigh 1.
+        If `given` is neither "balanced", as in scikit-learn, nor a line of CSV like ``no=1,yes=5``, where classes that
+        are not named weigh 1.
     """
     if not goal.classification or len(goal.each) > 1:
         holds = "holds numbers" if not goal.classification else f"is one of {len(goal.each)} targets"
@@ -43,11 +45,11 @@ def class_weights(goal: Targets, encoded: Matrix, given: str) -> Matrix:
         if not equals:
             example = io.StringIO()
             csv.writer(example, lineterminator="").writerow([f"{classes[0]}=1", f"{classes[1]}=5"])
-            raise ValueError(f"--class-weight must be 'balanced' or like {example.getvalue()}, got {shown(given)}")
+            raise ValueError(f"--class-weight must be 'balanced' or like {example.getvalue()}, got {short_repr(given)}")
         if label not in labels:
             raise unknown_name("a label of --class-weight", label, labels)
         if label in found:
-            raise ValueError(f"--class-weight must name each label once, got {shown(label)} twice")
+            raise ValueError(f"--class-weight must name each label once, got {short_repr(label)} twice")
         found[label] = positive(f"the --class-weight of {label!r}", _number(weight))
     return np.array([found.get(label, 1.0) for label in labels])[encoded]
 
@@ -56,7 +58,7 @@ def _entries(given: str) -> list[str]:
     try:
         return next(csv.reader([given])) or [""]
     except csv.Error:
-        return [given]  # of several lines
+        return [given]  # it has several lines
 
 
 def _number(text: str) -> float | str:
@@ -67,7 +69,7 @@ def _number(text: str) -> float | str:
 
 
 def constant_answers(goal: Targets, encoded: Matrix) -> list[float]:
-    """Return for each target the best constant answer to the rows of training: the largest class, or the mean."""
+    """Return the best constant answer on the training rows for each target: the largest class, or the mean."""
     columns = encoded.reshape(len(encoded), -1).T
     return [float(np.bincount(column).argmax() if goal.classification else column.mean()) for column in columns]
 
@@ -78,9 +80,9 @@ def measure(goal: Target, outputs: Matrix, encoded: Matrix) -> Metrics:
     Returns
     -------
     dict
-        Of a classification accuracy, F1 (the mean over the classes) and the area under the ROC curve (the mean over
-        the classes, each against the rest); of a regression R² and the mean absolute error. None stands for what is
-        not defined: R² where the targets do not vary, the area where the rows lack a class.
+        For classification: accuracy, F1 (the mean over the classes) and the area under the ROC curve (the mean over
+        the classes, each against the rest). For regression: R² and the mean absolute error. A metric that is not
+        defined is None: R² if the targets do not vary, the area if the rows lack a class.
     """
     if not goal.classes:
         errors = encoded - outputs[:, 0]
@@ -93,12 +95,15 @@ def measure(goal: Target, outputs: Matrix, encoded: Matrix) -> Metrics:
     area = None
     if len(np.unique(encoded)) == len(goal.classes) and np.isfinite(scores).all():
         area = float(np.mean([roc_auc_score(encoded == k, scores[:, k]) for k in range(len(goal.classes))]))
-    f1 = float(f1_score(encoded, codes, average="macro", zero_division=0.0))
+    with warnings.catch_warnings():
+        # scikit-learn 1.7 takes many classes among few rows for a mistake.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        f1 = float(f1_score(encoded, codes, average="macro", zero_division=0.0))
     return {"accuracy": float(np.mean(codes == encoded)), "f1_macro": f1, "roc_auc": area}
 
 
 def measure_constant(goal: Target, answer: float, encoded: Matrix) -> Metrics:
-    """Measure a constant answer: what a network must beat."""
+    """Measure a constant answer, which a network must beat."""
     if goal.outputs > 1:
         outputs = np.zeros((len(encoded), goal.outputs))
         outputs[:, int(answer)] = 1
@@ -108,7 +113,7 @@ def measure_constant(goal: Target, answer: float, encoded: Matrix) -> Metrics:
 
 
 def confusion(goal: Target, outputs: Matrix, encoded: Matrix) -> Matrix | None:
-    """Return how many rows of each class (rows) were taken for each (columns); None for numbers or many classes."""
+    """Return how many rows of each class (rows) were predicted as each (columns); None for numbers or many classes."""
     if not 0 < len(goal.classes) <= MAX_CONFUSION:
         return None
     from sklearn.metrics import confusion_matrix
@@ -118,7 +123,7 @@ def confusion(goal: Target, outputs: Matrix, encoded: Matrix) -> Matrix | None:
 
 
 @dataclass(frozen=True)
-class One:
+class TargetMetrics:
     """The metrics of one target, those of a constant answer (empty if there is none), and the confusion matrix."""
 
     goal: Target
@@ -128,27 +133,27 @@ class One:
     confusion: Matrix | None
 
     @classmethod
-    def of(cls, goal: Target, outputs: Matrix, encoded: Matrix, answer: Any) -> "One":
-        """Measure the outputs of a network, and the constant answer if it is one: a model file may hold anything."""
+    def of(cls, goal: Target, outputs: Matrix, encoded: Matrix, answer: Any) -> "TargetMetrics":
+        """Measure the outputs of a network, and the constant answer if it is valid: a model file may hold anything."""
         if type(answer) not in (int, float) or (goal.classes and answer not in range(len(goal.classes))):
             answer = None
         baseline = {} if answer is None else measure_constant(goal, answer, encoded)
         return cls(goal, measure(goal, outputs, encoded), baseline, answer, confusion(goal, outputs, encoded))
 
     def show(self, say: Callable[..., None], rows: str) -> None:
-        """Print them for people; `rows` says of which rows they are."""
+        """Print the metrics for people; `rows` says which rows they were measured on."""
         (first, value), *others = self.metrics.items()
-        shown = "not defined: the targets do not vary" if value is None else f"{value:.4f}"
-        say(Text.assemble((f"{first} {shown}", "bold"), f" on {rows}"))
+        text = "not defined: the targets do not vary" if value is None else f"{value:.4f}"
+        say(Text.assemble((f"{first} {text}", "bold"), f" on {rows}"))
         say("         " + ", ".join(f"{name} {'-' if one is None else f'{one:.4g}'}" for name, one in others))
         if self.answer is not None:
             least = self.baseline[first]
             constant = repr(self.goal.classes[int(self.answer)]) if self.goal.classes else f"{self.answer:.10g}"
             say(f"baseline {first} {'-' if least is None else f'{least:.4f}'} if the answer were always {constant}")
             if value is not None and least is not None and value <= least:
-                say(f"note     {first} is no better than that: the network tells nothing about these rows")
+                say(f"note     {first} is no better than the baseline: the network tells nothing about these rows")
         if self.confusion is not None:
-            say("confusion, a row for each true class, in it the predicted ones in the same order")
+            say("confusion, one row for each true class, with the predicted classes in the same order")
             labels = [str(label)[:MAX_LABEL] for label in self.goal.classes]
             width, digits = max(map(len, labels)), len(str(self.confusion.max()))
             for label, counts in zip(labels, self.confusion, strict=True):
@@ -159,18 +164,18 @@ class One:
 class Measured:
     """The metrics of all targets."""
 
-    each: list[One]
+    each: list[TargetMetrics]
     rows: int
 
     @classmethod
     def of(cls, goal: Targets, outputs: Matrix, encoded: Matrix, answers: Any) -> "Measured":
-        """Measure the outputs of a network; `answers` has a constant one for each target, or is something else."""
+        """Measure the outputs of a network; `answers` holds a constant answer for each target, or is ignored."""
         answers = answers if isinstance(answers, list) and len(answers) == len(goal.each) else [None] * len(goal.each)
         parts = zip(goal.parts(outputs, encoded), answers, strict=True)
-        return cls([One.of(*part, answer) for part, answer in parts], len(encoded))
+        return cls([TargetMetrics.of(*part, answer) for part, answer in parts], len(encoded))
 
     def for_json(self) -> dict[str, Any]:
-        """Return what the JSON says of them: of several targets the means, and the metrics of each."""
+        """Return the metrics for the JSON output; with several targets, the means and the metrics of each."""
         metrics = _mean([one.metrics for one in self.each])
         matrix = self.each[0].confusion if len(self.each) == 1 else None
         found = {
@@ -183,13 +188,13 @@ class Measured:
         return found if len(self.each) == 1 else found | {"targets": {one.goal.name: one.metrics for one in self.each}}
 
     def show(self, say: Callable[..., None], rows: str) -> None:
-        """Print them for people; `rows` says of which rows they are."""
+        """Print the metrics for people; `rows` says which rows they were measured on."""
         for one in self.each:
             one.show(say, rows if len(self.each) == 1 else f"{rows}, {one.goal.name}")
 
 
 def _mean(each: list[Metrics]) -> Metrics:
-    """Return the mean of each metric over the targets, None if it is not defined for one."""
+    """Return the mean of each metric over the targets, None if it is undefined for one of them."""
     found: Metrics = {}
     for name in each[0]:
         values = [one.get(name) for one in each]

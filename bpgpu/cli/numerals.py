@@ -1,4 +1,4 @@
-"""Numbers as people write them: marks between thousands, and decimal commas."""
+"""Numbers as people write them, with thousands separators and decimal commas."""
 
 import re
 from collections.abc import Iterator
@@ -6,18 +6,18 @@ from typing import Any
 
 import pandas as pd
 
-BLANKS = " \u00a0\u202f"  # look alike, so that any of them means all
+BLANKS = " \u00a0\u202f"  # they look alike, so any of them means all
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 POINT = re.compile(r"[+-]?\d*\.\d*")
 GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
 
 
 def numbers(column: "pd.Series[Any]", decimal: str, thousands: str | None) -> "pd.Series[Any]":
-    """Return a column of text as numbers; NaN where an entry is none, such as 0.37 with `thousands` "."."""
+    """Return a text column as numbers; NaN where an entry is not one, such as 0.37 with `thousands` "."."""
     plain = column.astype(object).map(lambda entry: entry.strip() if isinstance(entry, str) else entry)
     if thousands is not None:
         marks = re.compile(f"[{BLANKS}]" if thousands in BLANKS else re.escape(thousands))
-        # pandas would leave the mark out wherever it stands, and so make a number of a date.
+        # pandas would drop the mark wherever it stands, and so read a date as a number.
         grouped = re.compile(rf"[+-]?[1-9]\d{{0,2}}({marks.pattern}\d{{3}})+({re.escape(decimal)}\d*)?")
 
         def without_marks(entry: Any) -> Any:
@@ -32,7 +32,7 @@ def numbers(column: "pd.Series[Any]", decimal: str, thousands: str | None) -> "p
 
 
 def is_number(entry: str) -> bool:
-    """Whether Python reads it as a number."""
+    """Return whether Python reads an entry as a number."""
     try:
         float(entry)
     except ValueError:
@@ -41,7 +41,7 @@ def is_number(entry: str) -> bool:
 
 
 def has_decimal_commas(rows: list[list[str]]) -> bool:
-    """Whether a column holds 0,5 and the like, so that a comma cannot stand between thousands; and none 0.5."""
+    """Return whether a column holds entries like 0,5, where the comma cannot separate thousands, and none like 0.5."""
     found = False
     for _, entries in _columns(rows):
         if any(re.fullmatch(r"[+-]?\d+\.\d+", entry) for entry in entries):
@@ -53,9 +53,9 @@ def has_decimal_commas(rows: list[list[str]]) -> bool:
 
 
 def thousands_points(rows: list[list[str]]) -> tuple[int, str] | None:
-    """Return the first column, by its position, whose points look like marks between thousands, and an entry of it.
+    """Return the position of the first column whose points look like thousands separators, and an entry of it.
 
-    That is one with 980 and 1.235: every point has three digits behind it, and no number of 1000 and more is without.
+    Such a column holds 980 and 1.235: every point has three digits behind it, and every number from 1000 has a point.
     """
     for i, entries in _columns(rows):
         points = [entry for entry in entries if POINT.fullmatch(entry)]
@@ -67,6 +67,6 @@ def thousands_points(rows: list[list[str]]) -> tuple[int, str] | None:
 
 
 def _columns(rows: list[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the entries of each column that are not empty."""
+    """Yield the non-empty entries of each column."""
     for i, column in enumerate(zip(*(row for row in rows if len(row) == len(rows[0])), strict=True)):
         yield i, [entry.strip() for entry in column if entry.strip()]

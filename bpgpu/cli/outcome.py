@@ -1,4 +1,4 @@
-"""What is left of a training: its results, printed before anything is written, and its files."""
+"""The end of training: its results, printed before anything is written, and its files."""
 
 import tempfile
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from bpgpu.files.writing import atomic_file
 
 
 class KeepHistory(bpgpu.Callback):
-    """Keeps the history of a training also if it raises."""
+    """Keeps the history of training even if it raises."""
 
     history: bpgpu.History
 
@@ -25,18 +25,19 @@ class KeepHistory(bpgpu.Callback):
 
 @dataclass
 class Outcome:
-    """A training that has ended, in whatever way.
+    """Training that has ended, in whatever way.
 
     Attributes
     ----------
     net : MLP
     history : History
     rows : int
-        Of the training part.
+        Rows in the training part.
     failure : ArithmeticError or None
-        A NonFiniteError if it diverged: the network is that of the last finite epoch. Else why it is not usable.
+        A NonFiniteError if training diverged; the network is then that of the last finite epoch. Otherwise the reason
+        why the network is not usable.
     usable : bool
-        Whether the network is finite; one that is not is neither measured nor saved.
+        Whether the network is finite; a non-finite one is neither measured nor saved.
     """
 
     net: bpgpu.MLP
@@ -47,26 +48,26 @@ class Outcome:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C or a signal ended it."""
+        """Whether Ctrl-C or a signal ended the training."""
         return self.history.stop_reason == "interrupted"
 
     @property
     def stop_reason(self) -> str:
-        """Why it ended."""
+        """Why the training ended."""
         return "diverged" if isinstance(self.failure, bpgpu.NonFiniteError) else self.history.stop_reason
 
     @property
     def seconds(self) -> float:
-        """How long all epochs took."""
+        """The duration of all epochs."""
         return sum(self.history.seconds)
 
     @property
     def speed(self) -> float:
-        """Samples a second."""
+        """Samples per second."""
         return len(self.history.loss) * self.rows / self.seconds if self.seconds else 0.0
 
     def show(self, say: Callable[..., None]) -> None:
-        """Print how it went."""
+        """Print how the training went."""
         ended = f" ({self.stop_reason})" if self.interrupted or self.stop_reason == "diverged" else ""
         say(f"trained  {len(self.history.loss)} epochs in {self.seconds:.1f} s, {self.speed:,.0f} samples/s{ended}")
         if not ended and not self.stop_reason.startswith("finished"):
@@ -80,12 +81,12 @@ class Outcome:
         plot: Path | None,
         as_json: bool,
     ) -> None:
-        """Print the results, save the network, draw the losses; whatever fails there, the rest is done.
+        """Print the results, save the network, draw the losses; if one fails, the others are still done.
 
         Raises
         ------
         ArithmeticError
-            If training diverged or the network is not usable, after all of this.
+            At the end, if training diverged or the network is not usable.
         """
         measured, model = None, None
         try:
@@ -94,7 +95,7 @@ class Outcome:
                 if self.usable:
                     measured = measure()
                     measured.show(say, f"the {measured.rows} held-out rows")
-            finally:  # a reader of the output that has gone costs nobody the training
+            finally:  # the training must not be lost because the reader of the output left
                 if out is not None and self.usable:
                     model = self._keep(out)
             if self.usable:
@@ -112,15 +113,15 @@ class Outcome:
             raise self.failure
 
     def _keep(self, out: Path) -> Path:
-        """Save the network; return where. What diverged replaces no older model."""
+        """Save the network; return where. A diverged one does not replace an older model."""
         wanted = out if self.failure is None else free_name(out, "diverged")
         try:
             try:
                 self.net.save(wanted)
-            except KeyboardInterrupt:  # once more, because an interrupt must not cost the training
+            except KeyboardInterrupt:  # try again, because an interrupt must not lose the training
                 self.net.save(wanted)
                 raise
-        except OSError as error:  # a full disk, say: any other place is better than none
+        except OSError as error:  # such as a full disk: any other place is better than none
             place = Path(tempfile.mkdtemp(prefix="bpgpu-")) / wanted.name
             try:
                 self.net.save(place)
@@ -151,7 +152,7 @@ class Outcome:
 
 
 class _SavedElsewhereError(OSError):
-    """The model could not be saved where it was asked for, but in `place`."""
+    """The model could not be saved under the name that was asked for; it is in `place`."""
 
     def __init__(self, error: OSError, wanted: Path, place: Path) -> None:
         super().__init__(error.errno, f"{error.strerror}; the model was saved as {place}", str(wanted))

@@ -1,4 +1,4 @@
-"""What the commands share: options, and ways to print for people and programs."""
+"""Options that the commands share, and output for people and programs."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 
 
 def to_json(result: Any) -> str:
-    """Return one line of JSON; infinite and undefined numbers, which JSON lacks, become null."""
+    """Return one line of JSON; infinite and undefined numbers, which JSON does not have, become null."""
     return json.dumps(_finite(result), allow_nan=False, default=str)
 
 
@@ -43,7 +43,7 @@ def _finite(value: Any) -> Any:
 def write_csv(rows: "pd.DataFrame", out: Path | None) -> None:
     """Write a data frame to a file or to standard output, in UTF-8 and with the same line ends everywhere.
 
-    The end of the file's name says what is between the entries, and how the file is compressed.
+    The ending of the file's name chooses the separator and the compression.
     """
     if out is not None:
         ending, sep = out.suffix.lower(), "\t" if uncompressed(out).suffix.lower() in (".tsv", ".tab") else ","
@@ -61,39 +61,39 @@ def write_csv(rows: "pd.DataFrame", out: Path | None) -> None:
 
 
 def uncompressed(path: Path) -> Path:
-    """Return the name of a file without that of its compression."""
+    """Return the name of a file without the ending of its compression."""
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
 def _zstandard(file: BinaryIO) -> Any:
-    """Return a context with a file to write to; pandas would need another package."""
+    """Return a compressed file to write to, as a context; pandas would need another package."""
     import pyarrow as pa
 
     return pa.CompressedOutputStream(file, "zstd")
 
 
 def records(rows: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Return the rows as what JSON can hold, with null where an entry is missing."""
+    """Return the rows in a form that JSON can hold, with null for missing entries."""
     flat = _numbered(rows).reset_index().astype(object)
     found: list[dict[str, Any]] = flat.where(flat.notna(), None).to_dict("records")
     return found
 
 
 def _numbered(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the data frame with a name for the numbers of its rows that none of its columns has."""
+    """Return the data frame with a name for its row numbers that no column has."""
     names = itertools.chain(("row", "row number"), (f"row number {count}" for count in itertools.count(2)))
     return rows.rename_axis(next(name for name in names if name not in rows))
 
 
 class Printer:
-    """A function that prints for people, text as it is; lines are not broken, so that they can be searched.
+    """A function that prints text for people unchanged; lines are not broken, so that they can be searched.
 
     Parameters
     ----------
     stderr : bool
-        Where it prints: standard error rather than standard output.
+        Whether it prints to standard error instead of standard output.
     patient : bool
-        Whether the work goes on when nobody reads any more, as after ``| head``: `failure` is then what happened.
+        Whether work goes on when nobody reads the output any more, as after ``| head``; `failure` keeps the error.
     """
 
     def __init__(self, stderr: bool = False, patient: bool = False) -> None:
@@ -114,7 +114,7 @@ class Printer:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave the error to `run`; rich would exit, and close standard output for what broke on standard error."""
+        """Leave the error to `run`; rich would exit, and close standard output because standard error broke."""
         raise
 
 

@@ -1,4 +1,4 @@
-"""The picture of a training."""
+"""The plot of the losses."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ import bpgpu
 
 
 def check_plot(path: Path) -> None:
-    """Raise if Matplotlib cannot draw a picture of this kind, by drawing one."""
+    """Draw a small plot of this kind; raise if Matplotlib cannot."""
     try:
         draw_losses(bpgpu.History(loss=[1.0], validation_loss=[1.0]), io.BytesIO(), path)
     except ImportError:
@@ -18,7 +18,7 @@ def check_plot(path: Path) -> None:
 
 
 def draw_losses(history: bpgpu.History, file: BinaryIO, path: Path) -> None:
-    """Draw the losses of all epochs into a file; its format is that of the path."""
+    """Draw the losses of all epochs into a file; the path gives its format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -29,7 +29,7 @@ def draw_losses(history: bpgpu.History, file: BinaryIO, path: Path) -> None:
     axes = figure.add_subplot(xlabel="epoch", ylabel="cost", yscale=scale)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for losses, label in ((history.loss, "training"), (history.validation_loss, "held out")):
-        # A line needs two points; the loss of a single epoch would not be seen.
+        # A line needs two points; the loss of a single epoch would be invisible.
         axes.plot(range(1, len(losses) + 1), losses, label=label, marker="o" if len(losses) == 1 else None)
     axes.legend()
     figure.savefig(file, format=path.suffix[1:], dpi=150)

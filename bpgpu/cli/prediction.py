@@ -40,12 +40,12 @@ def predict(
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Predict rows with a saved model; if they have the target column, measure the predictions too."""
+    """Predict rows with a saved model; also measure the predictions if the rows have the target column."""
     check_files({"MODEL": [model], "DATA": tables.files_of(data)}, {"--out": out}, devices=True)
     if out is not None:
         check_ending("--out", uncompressed(out), *ENDINGS)
     if out is None and sys.stdout is None:
-        raise ValueError("standard output is closed, and predictions go there; name a file for them with --out")
+        raise ValueError("standard output, where predictions go, is closed; name a file for them with --out")
     options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na, comment)
     net = bpgpu.MLP.load(model, backend=backend)
     job = Saved.of(str(model), net)
@@ -64,12 +64,12 @@ def predict(
         try:
             measured = Measured.of(goal, outputs, goal.encode(rows.table)[rows.numbers], job.answers)
             measured.show(Printer(stderr=True), f"{len(rows)} rows")
-        except ValueError as error:  # labels are missing, or not those of training
+        except ValueError as error:  # labels are missing or were not seen in training
             print(f"note: no {goal.metric}: {error}", file=sys.stderr)
     if as_json:
         result = {"rows": len(rows), "metric": goal.metric, "test_metric": None}
         result |= {} if measured is None else measured.for_json()
-        if out is None:  # they are nowhere else
+        if out is None:  # they are written nowhere else
             result["predictions"] = records(predictions)
         print(to_json(result | {"out": None if out is None else str(out)}))
 

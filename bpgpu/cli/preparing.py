@@ -1,4 +1,4 @@
-"""From tables to what a network is trained on and predicts: columns chosen, checked and split."""
+"""From tables to the data that a network trains on and predicts: columns are chosen and checked, rows are split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,11 +11,11 @@ from bpgpu.cli.reading import Reading, quoted
 from bpgpu.cli.splitting import fraction_of, split, strata
 from bpgpu.cli.tables import Table, read_table
 from bpgpu.cli.targets import Targets, default_targets
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.mlp import MLP
 
-TABLE_KEYS = {"columns", "target", "task", "classes"}  # what the model file of `train` says of its table at least
-HELD_OUT = {"rows", "fraction", "split_seed", "table"}  # what the model file says of a split
+TABLE_KEYS = {"columns", "target", "task", "classes"}  # metadata about the table in every model file of `train`
+HELD_OUT = {"rows", "fraction", "split_seed", "table"}  # metadata about a split
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Columns:
     encode: list[str] | None = None
 
     def as_text(self, names: list[str]) -> set[str]:
-        """Return the columns of a CSV file whose text counts: 01001 is another label than 1001."""
-        # A column without a name is no target: it is empty, and left out, or refused.
+        """Return the columns of a CSV file whose text matters: 01001 and 1001 are different labels."""
+        # A column without a name is not a target: it is empty and left out, or refused.
         last = [name for name in names if not name.startswith("Unnamed: ")][-1:]
         return {*(self.target or last), *(self.ids or []), *(self.encode or [])}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a network is to learn.
+    """The data for a network to learn.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Job:
     train, test : Rows
     y_train, y_test : array
     metadata : dict
-        What the model file says of the table.
+        What the model file says about the table.
     notes : list of str
     """
 
@@ -79,7 +79,7 @@ def prepare(
     fraction = fraction_of(validation)
     reading = replace(reading, ids=tuple(columns.ids or ()))
     table = read_table(data, reading, columns.as_text)
-    if reading.na is not None:  # who says what means missing is not surprised by it
+    if reading.na is not None:  # a user who names missing values expects them
         table.require("--target", columns.target or [])
         table.leave_out_missing(columns.target or default_targets(table))
     goal = Targets.find(table, columns.target or [], task)
@@ -91,14 +91,14 @@ def prepare(
     aside = {*goal.names, *drop, *ids, *(name for name in table.aside if name not in encode)}
     names = [name for name in table.names if name not in aside]
     if not names:
-        raise ValueError(f"{table.source}: must have at least one column besides the target {quoted(goal.names)}")
+        raise ValueError(f"{table.source}: must have at least one column other than the target {quoted(goal.names)}")
     unnamed = [name for name in names if name.startswith("Unnamed: ")]
     if unnamed:
         raise ValueError(
             f"{table.source}: the column {unnamed[0]!r} has no name; give it one, or --drop {unnamed[0]!r}"
         )
     left_out = [name for name in table.aside if name not in {*goal.names, *drop, *ids, *names}]
-    notes = [*table.notes, *(f"{table.source}: {name!r} {table.aside[name]}; it is no input" for name in left_out)]
+    notes = [*table.notes, *(f"{table.source}: {name!r} {table.aside[name]}; it is not an input" for name in left_out)]
     notes += _counting(table, names)
     everything = np.arange(len(table))
     if stratify and (fraction is None or not goal.classification):
@@ -134,12 +134,12 @@ def prepare(
 
 
 def as_text(goal: Targets, inputs: Inputs, ids: list[str]) -> Callable[[list[str]], set[str]]:
-    """Return what `read_table` asks for, of a table for a network that is trained."""
+    """Return the parameter `text` of `read_table` for the table of a trained network."""
     return lambda names: {*goal.names, *ids} - {*inputs.columns} | {*inputs.categories}
 
 
 def predicted(net: MLP, rows: Rows) -> Matrix:
-    """Return the predictions of a network, made in blocks."""
+    """Return the predictions of a network, computed in blocks."""
     return np.concatenate([net.backend.to_numpy(net.predict(block)) for block in rows])
 
 
@@ -152,8 +152,10 @@ def _refuse_two_roles(roles: dict[str, list[str]]) -> None:
 
 
 def _refuse_other_options(training: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise if a table is read with other options than in training: the same bytes could be other numbers."""
-    said = [{option: _said(options.get(option)) for option in {**training, **now}} for options in (training, now)]
+    """Raise if a table is not read with the options of training: the same bytes could mean other numbers."""
+    said = [
+        {option: _option_text(options.get(option)) for option in {**training, **now}} for options in (training, now)
+    ]
     different = [f"{name} was {was}, now {said[1][name]}" for name, was in said[0].items() if was != said[1][name]]
     if different:
         raise ValueError(
@@ -161,15 +163,15 @@ def _refuse_other_options(training: dict[str, Any], now: dict[str, Any]) -> None
         )
 
 
-def _said(value: Any) -> str:
-    """Return the value of an option as a message says it."""
+def _option_text(value: Any) -> str:
+    """Return the value of an option for a message."""
     if value is None or value is True:
         return "not given" if value is None else "given"
-    return quoted(value) if isinstance(value, list) else shown(value)
+    return quoted(value) if isinstance(value, list) else short_repr(value)
 
 
 def _counting(table: Table, names: list[str]) -> list[str]:
-    """Return a note on each column that only counts the rows."""
+    """Return a note for each column that only counts the rows."""
     found = []
     for name in names:
         column = table.frame[name]
@@ -182,7 +184,7 @@ def _counting(table: Table, names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a model file of ``bpgpu train`` says of its table."""
+    """What a model file of ``bpgpu train`` says about its table."""
 
     model: str
     goal: Targets
@@ -200,7 +202,7 @@ class Saved:
         Raises
         ------
         ValueError
-            If there are none, or they do not suit the network.
+            If it is missing or does not fit the network.
         """
         about = net.metadata
         if not about.keys() >= TABLE_KEYS:
@@ -214,7 +216,7 @@ class Saved:
                 raise ValueError(f"'ids' must be a list of names, got {str(ids)[:80]}")
             sizes = (len(inputs.names), goal.outputs)
             if sizes != (net.architecture.sizes[0], net.architecture.sizes[-1]):
-                raise ValueError(f"they need {sizes[0]} inputs and {sizes[1]} outputs, the network has others")
+                raise ValueError(f"it needs {sizes[0]} inputs and {sizes[1]} outputs, but the network has others")
             given = about.get("reading", {})
             if not isinstance(given, dict):
                 raise ValueError(f"'reading' must be a dict of options, got {str(given)[:80]}")
@@ -222,18 +224,18 @@ class Saved:
             if held_out.keys() == HELD_OUT:
                 split(*(held_out[key] for key in ("rows", "fraction", "split_seed")))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{model}: what the file says of its table is damaged: {error}") from error
+            raise ValueError(f"{model}: the file's description of its table is damaged: {error}") from error
         return cls(model, goal, inputs, ids, held_out, about.get("stratified") is True, given, about.get("baseline"))
 
     def rows(
         self, data: list[str], reading: Reading, ids: list[str], held_out: bool, dtype: np.dtype[Any]
     ) -> tuple[Rows, list[str], list[str]]:
-        """Read the rows to be predicted; return the columns to copy too, and notes.
+        """Read the rows to predict; return them, the columns to copy, and notes.
 
         Raises
         ------
         OSError, ValueError
-            If a file cannot be read, does not suit the model, or is not the one that it was trained on.
+            If a file cannot be read, does not fit the model, or is not the one that it was trained on.
         """
         about = self.split
         if held_out and about.keys() != HELD_OUT:
@@ -253,11 +255,11 @@ class Saved:
         if held_out:
             if about["rows"] != len(table):
                 raise ValueError(
-                    f"--held-out needs the table of training, of {about['rows']} rows; {table.source} has {len(table)}"
+                    f"--held-out needs the training table, of {about['rows']} rows; {table.source} has {len(table)}"
                 )
             if about["table"] != table.digest():
                 raise ValueError(
-                    f"--held-out needs the very table of training, but the content of {table.source} is another; "
+                    f"--held-out needs exactly the training table, but the content of {table.source} is different; "
                     "without --held-out all rows are predicted"
                 )
             classes = strata(self.goal.encode(table)) if self.stratified else None

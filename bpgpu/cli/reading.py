@@ -1,4 +1,4 @@
-"""The options that say how a table is read, shared by the commands."""
+"""The options for reading a table, shared by the commands."""
 
 import codecs
 import io
@@ -7,20 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 
 SepOption = Annotated[
     str | None,
-    typer.Option(help="Separator of CSV files; 'tab', 'space' or one character. Found in the file if not given."),
+    typer.Option(help="Separator of CSV files: 'tab', 'space' or one character. Detected if not given."),
 ]
 DecimalOption = Annotated[str | None, typer.Option(help="Decimal mark of CSV files, '.' or ','.")]
-ThousandsOption = Annotated[str | None, typer.Option(help="Mark between thousands in CSV files, as in 1,234.")]
-EncodingOption = Annotated[str | None, typer.Option(help="Of CSV files: utf-8 if not given, cp1252, utf-16 ...")]
+ThousandsOption = Annotated[str | None, typer.Option(help="Thousands separator in CSV files, as in 1,234.")]
+EncodingOption = Annotated[
+    str | None, typer.Option(help="Encoding of CSV files: utf-8 if not given, cp1252, utf-16 ...")
+]
 NoHeaderOption = Annotated[
     bool, typer.Option("--no-header", help="The first line of CSV files is data; columns are called x0, x1 ...")
 ]
 CommentOption = Annotated[
-    str | None, typer.Option(help="Mark in CSV files, such as '#', from which on a line is a comment and left out.")
+    str | None, typer.Option(help="Mark in CSV files, such as '#', after which a line is a comment and left out.")
 ]
 NaOption = Annotated[
     list[str] | None,
@@ -32,7 +34,8 @@ DataArgument = Annotated[
     typer.Argument(help="'digits', or files: .csv, .tsv, .parquet, .npz or .npy; or a pattern like 'part-*.csv'."),
 ]
 IdOption = Annotated[
-    list[str] | None, typer.Option("--id", help="Column that is no input, copied to the predictions; may be repeated.")
+    list[str] | None,
+    typer.Option("--id", help="Column that is not an input but is copied to the predictions; may be repeated."),
 ]
 
 SPACE = r"\s+"  # pandas' word for any run of blanks
@@ -41,7 +44,7 @@ _NAMES = {"tab": "\t", "\\t": "\t", "space": SPACE, " ": SPACE}
 
 @dataclass(frozen=True)
 class Reading:
-    """How CSV files are written, as far as the user says; None where the file shows it.
+    """The format of CSV files as the user gives it; None where the file shows it.
 
     Attributes
     ----------
@@ -49,9 +52,9 @@ class Reading:
     header : bool
         Whether the first line names the columns.
     na : tuple of str or None
-        What means missing, besides empty entries; None for pandas' own list.
+        Texts that mean missing, in addition to empty entries; None for pandas' own list.
     ids : tuple of str
-        Columns that are copied as they stand, where NA is an entry like any other.
+        Columns that are copied unchanged, where NA is an entry like any other.
     """
 
     sep: str | None = None
@@ -79,11 +82,11 @@ class Reading:
         Raises
         ------
         ValueError
-            If one is not usable, or two are the same mark.
+            If one is invalid, or two are the same mark.
         """
         sep = None if sep is None else _NAMES.get(sep, sep)
         if sep is not None and sep != SPACE and (len(sep) != 1 or sep in '"\r\n' or not sep.isascii()):
-            raise ValueError(f"--sep must be one character of ASCII, 'tab' or 'space', got {sep!r}")
+            raise ValueError(f"--sep must be one ASCII character, 'tab' or 'space', got {sep!r}")
         if decimal not in (None, ".", ","):
             raise ValueError(f"--decimal must be '.' or ',', got {decimal!r}")
         if thousands is not None and (len(thousands) != 1 or thousands.isalnum() or thousands in '"+-\r\n'):
@@ -96,15 +99,15 @@ class Reading:
         if comment is not None and (
             len(comment) != 1 or comment.isalnum() or not comment.isascii() or comment in '"+-.\r\n' or comment == sep
         ):
-            raise ValueError(f"--comment must be one mark, like '#', and not that of --sep, got {comment!r}")
+            raise ValueError(f"--comment must be one mark, like '#', and differ from --sep, got {comment!r}")
         if encoding is not None:
             if not _is_of_text(encoding):
-                raise ValueError(f"--encoding must name a text encoding, like cp1252, got {shown(encoding)}")
+                raise ValueError(f"--encoding must name a text encoding, like cp1252, got {short_repr(encoding)}")
             encoding = codecs.lookup(encoding).name
         return cls(sep, decimal, thousands, encoding, not no_header, None if na is None else tuple(na), comment)
 
     def given(self) -> dict[str, Any]:
-        """Return the options that the user gave, by their names, as JSON can keep them."""
+        """Return the options that the user gave, by name, in a form that JSON can hold."""
         options = {
             "--sep": self.sep,
             "--decimal": self.decimal,
@@ -118,7 +121,7 @@ class Reading:
 
 
 def _is_of_text(encoding: str) -> bool:
-    """Whether a codec gives back lines that were written one by one; those for names of hosts do not."""
+    """Return whether a codec returns lines that were written one by one; codecs for host names do not."""
     content, line = io.BytesIO(), "a,1\n"
     try:
         with io.TextIOWrapper(content, encoding, newline="") as text:
@@ -132,6 +135,6 @@ def _is_of_text(encoding: str) -> bool:
 
 
 def quoted(names: list[str], limit: int = 8) -> str:
-    """Return names in quotation marks with commas between them; long names and a long list are cut."""
-    text = ", ".join(map(shown, names[:limit]))
+    """Return names in quotation marks, separated by commas; long names and long lists are cut."""
+    text = ", ".join(map(short_repr, names[:limit]))
     return text if len(names) <= limit else f"{text} and {len(names) - limit:,} more"

@@ -1,4 +1,4 @@
-"""Standardisation of columns, and its folding into a network."""
+"""Standardisation of columns, and how it is folded into a network."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ Matrix = np.ndarray[Any, Any]
 class Standardisation:
     """Mean and standard deviation of each column, float64.
 
-    A constant column, up to the rounding of its mean, has deviation 1 and becomes 0; `varies` is False there.
+    A column that is constant, up to the rounding of its mean, has deviation 1 and becomes 0; `varies` is False there.
     """
 
     mean: Matrix
@@ -25,11 +25,11 @@ class Standardisation:
 
     @classmethod
     def learn(cls, blocks: Iterable[Matrix]) -> "Standardisation":
-        """Measure the columns of a matrix that comes in blocks of rows, looped over three times."""
+        """Measure the columns of a matrix given in blocks of rows, which are iterated three times."""
         largest: Matrix = np.max([np.abs(block).max(axis=0) for block in blocks], axis=0)
         exponents = np.frexp(largest)[1]
         rows = sum(len(block) for block in blocks)
-        # Scaling is exact, and squares neither overflow nor vanish.
+        # Scaling is exact, and squares neither overflow nor underflow.
         mean = sum(np.ldexp(block, -exponents).sum(axis=0) for block in blocks) / rows
         variance = sum(((np.ldexp(block, -exponents) - mean) ** 2).sum(axis=0) for block in blocks) / rows
         deviation = np.sqrt(variance)
@@ -42,7 +42,7 @@ class Standardisation:
         return standard
 
     def applied(self, blocks: Iterable[Matrix], rows: int, dtype: np.dtype[Any]) -> Matrix:
-        """Return the standardised matrix of `rows` rows that comes in blocks, in `dtype`."""
+        """Return the standardised matrix of `rows` rows, given in blocks, in `dtype`."""
         standard = np.empty((rows, len(self.mean)), dtype)
         row = 0
         for block in blocks:
@@ -52,13 +52,13 @@ class Standardisation:
 
     @property
     def remoteness(self) -> float:
-        """Largest ratio of mean to deviation: by so much does folding multiply the rounding of the first layer."""
+        """The largest ratio of mean to deviation, by which folding multiplies the rounding error of the first layer."""
         return float(np.max(self.varies * np.abs(self.mean) / self.deviation))
 
     def fold_into_input(self, net: MLP) -> None:
         """Change the first layer so that the network takes raw columns: ``(x - m) / s W = x (W / s) - (m / s) W``.
 
-        A constant column, which was 0 in training, is cut off.
+        A constant column, which was 0 in training, is disconnected.
         """
         flat, weights, biases = _host_parameters(net)
         weights[0] *= np.reshape(self.varies / self.deviation, (-1, 1))
@@ -66,7 +66,7 @@ class Standardisation:
         net.parameters = net.backend.asarray(flat, net.architecture.dtype)
 
     def fold_into_output(self, net: MLP) -> None:
-        """Change the last layer, an identity one, so that the network gives raw targets: ``a s + m``."""
+        """Change the last layer, whose activation is identity, so that the network returns raw targets: ``a s + m``."""
         flat, weights, biases = _host_parameters(net)
         weights[-1] *= self.deviation
         biases[-1] *= self.deviation
@@ -75,7 +75,7 @@ class Standardisation:
 
 
 def in_float64(net: MLP) -> None:
-    """Turn a network into one of float64, whose outputs can be further from 0 than float32 resolves."""
+    """Convert a network to float64, because its outputs may be farther from 0 than float32 can resolve."""
     net.architecture = dataclasses.replace(net.architecture, dtype=np.dtype(np.float64))
     net.parameters = net.backend.asarray(net.backend.to_numpy(net.parameters), net.architecture.dtype)
 

@@ -12,9 +12,9 @@ from bpgpu.cli.columns import Matrix
 def split(rows: int, fraction: float, seed: int, strata: Matrix | None = None) -> tuple[Matrix, Matrix]:
     """Return the row numbers of the training part and of the held-out part.
 
-    The host random stream is ``numpy.random.default_rng([seed, 3]).permutation(rows)``; its first rows are held out.
-    With `strata`, the numbers of the rows' classes, the k-th of the n rows of a class in that order comes at
-    ``(k - 1/2) / n``, so that the part held out has each class in its proportion.
+    The first rows of ``numpy.random.default_rng([seed, 3]).permutation(rows)`` are held out. With `strata`, the class
+    numbers of the rows, the k-th of a class's n rows in that order is moved to ``(k - 1/2) / n``, so that the held-out
+    part has each class in its proportion.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def fraction_of(validation: str) -> float | None:
     Raises
     ------
     ValueError
-        If it is a number outside (0, 1), or looks like one, such as 20%, and no file is called that.
+        If it is a number outside (0, 1), or looks like a number, such as 20%, and no file has that name.
     """
     fraction = None
     with contextlib.suppress(ValueError):
@@ -57,6 +57,6 @@ def fraction_of(validation: str) -> float | None:
 
 
 def strata(encoded: Matrix) -> Matrix:
-    """Return the number of the class of each row; of several targets that of their combination."""
+    """Return the class number of each row; with several targets, that of their combination."""
     numbers: Matrix = np.unique(encoded.reshape(len(encoded), -1), axis=0, return_inverse=True)[1]
     return numbers.ravel()

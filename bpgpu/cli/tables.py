@@ -1,4 +1,4 @@
-"""Tables: files of every kind become one table, with what is needed to say where an entry stands."""
+"""Tables: files of every kind become one table that can say where an entry stands."""
 
 import glob
 import hashlib
@@ -25,7 +25,7 @@ BOOLEANS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": F
 
 @dataclass
 class Table:
-    """Rows of one file or several.
+    """Rows of one or several files.
 
     Attributes
     ----------
@@ -34,19 +34,19 @@ class Table:
     source : str
         For messages.
     target : list of str
-        The columns that are predicted if none are named; empty if the file leaves that open.
+        The columns to predict if none are named; empty if the file does not say.
     aside : dict of str
-        Columns that are no inputs unless they are named, such as an index that pandas wrote, and what they are.
+        Columns that are inputs only if they are named, such as an index that pandas wrote, and what they are.
     notes : list of str
-        What the reader of the output must know of how the files were read.
+        What the user must know about how the files were read.
     decimal, thousands : str
-        How columns that were kept as text write numbers.
+        The marks in numbers of columns that were kept as text.
     parts : list of (rows, path, CsvFile or None)
         The files, in the order of their rows.
     hint : str
-        Why there is no target to take, if there is none.
+        Why there is no default target, if so.
     rows : array of int or None
-        The numbers of the rows in the files, if some are left out.
+        The row numbers in the files, if some are left out.
     """
 
     frame: pd.DataFrame
@@ -70,7 +70,7 @@ class Table:
 
     @property
     def row_numbers(self) -> np.ndarray[Any, Any]:
-        """The number that each row has in the files, from 0, through all of them."""
+        """The number of each row, counted from 0 through all files."""
         return np.arange(len(self.frame)) if self.rows is None else self.rows
 
     def leave_out_missing(self, names: list[str]) -> None:
@@ -94,7 +94,7 @@ class Table:
                 )
 
     def place(self, row: int, name: str) -> tuple[str, str]:
-        """Return where an entry stands, such as "line 34", and the text that stands there, "" if it is missing."""
+        """Return where an entry stands, such as "line 34", and its text, "" if it is missing."""
         value = self.frame[name].iloc[row]
         row = int(self.row_numbers[row])
         text, where = "" if pd.isna(value) is True else str(value), f"row {row}"
@@ -110,21 +110,21 @@ class Table:
         return where, text
 
     def first(self, name: str, wrong: Any) -> str:
-        """Return the first of the wrong entries of a column, and where it stands: "'?' in line 34"."""
+        """Return the first wrong entry of a column and its place: "'?' in line 34"."""
         where, text = self.place(int(np.argmax(np.asarray(wrong))), name)
         return f"{text[:60]!r} in {where}"
 
     def numbers(self, name: str) -> "pd.Series[Any]":
-        """Return a column of text as numbers, booleans if all are; NaN where an entry is neither."""
+        """Return a text column as numbers, or as booleans if all are; NaN where an entry is neither."""
         text = self.frame[name].astype(object)
         if text.dropna().isin(list(BOOLEANS)).all():
             return text.map(BOOLEANS).astype("boolean")  # which may be missing
         return numbers(text, self.decimal, self.thousands)
 
     def settled(self, name: str, exact: bool = False) -> "pd.Series[Any]":
-        """Return a column that was read as text as numbers, if all are; 01001 is no number, but a code.
+        """Return a column that was read as text as numbers, if all entries are; 01001 is a code, not a number.
 
-        With `exact` a whole number that float64 would round is a code too.
+        With `exact`, a whole number that float64 would round is a code too.
         """
         column = self.frame[name]
         if column.dtype.kind in "buifmMc" or isinstance(column.dtype, pd.CategoricalDtype):
@@ -154,9 +154,9 @@ def read_table(
         "digits" for the data that ship with bpgpu, or paths, or patterns like ``part-*.csv``: .csv and .tsv (also
         compressed), .parquet, .npy (a matrix) or .npz (arrays X and y). Several files must have the same columns.
     reading : Reading, optional
-        How CSV files are written.
+        The format of CSV files.
     text : callable, optional
-        Takes the names of a CSV file's columns and returns those to be read as text, also if all look like numbers.
+        Takes the column names of a CSV file and returns those to read as text, even if all entries look like numbers.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def read_table(
     chosen: list[set[str]] = []
 
     def of_the_first(names: list[str]) -> set[str]:
-        """Return the same columns for all files, whatever their order is."""
+        """Return the same columns for all files, in whatever order they have them."""
         if not chosen:
             chosen.append(text(names))
         return chosen[0]
@@ -191,27 +191,25 @@ def read_table(
 
 
 def files_of(sources: str | list[str], option: str = "DATA") -> list[Path]:
-    """Return the files that a table is read from; `option` is what the user calls them.
+    """Return the files that a table is read from; `option` is the user's word for them.
 
     Raises
     ------
     ValueError
-        If one cannot be a file's name, or is a folder.
+        If one cannot be a file name, or is a folder.
     """
     sources = [sources] if isinstance(sources, str) else sources
     return [] if sources == ["digits"] else list(_paths(sources, option))
 
 
 def _paths(sources: list[str], option: str) -> Iterator[Path]:
-    """Yield the files that arguments mean; one that exists under a name with * in it is itself."""
+    """Yield the files that arguments mean; an existing file with * in its name means itself."""
     for source in sources:
         path = checks.file_name(option, source)
         if not source:
             raise ValueError(f"{option} must name a file, got {source!r}; name the table")
         if source == "-" and not path.exists():
-            raise ValueError(
-                f"{option} must name a file, got -; write to a file what standard input has, and name that"
-            )
+            raise ValueError(f"{option} must name a file, got -; write standard input to a file, and name that")
         if re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
             raise ValueError(f"{option} must name a file, got the address {source}; download it, and name the file")
         found = [] if path.exists() or not glob.has_magic(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH207
@@ -221,10 +219,10 @@ def _paths(sources: list[str], option: str) -> Iterator[Path]:
 
 
 def _read_file(path: Path, reading: Reading, text: Callable[[list[str]], set[str]]) -> Table:
-    path.open("rb").close()  # a missing file is an OSError that names it
+    path.open("rb").close()  # a missing file raises an OSError that names it
     try:
         table = _read(path, reading, text)
-    except Exception as error:  # a damaged file can raise anything: the readers and decompressors are many
+    except Exception as error:  # the many readers and decompressors can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a table: {reason}") from error
     for name in table.names:
@@ -261,7 +259,7 @@ def _read_csv(path: Path, reading: Reading, text: Callable[[list[str]], set[str]
 
 
 def _swallowed_lines(file: CsvFile, frame: pd.DataFrame) -> list[str]:
-    """Return a note if an entry holds whole lines, as it does if a quotation mark is not meant as one."""
+    """Return a note if an entry holds whole lines, as when a quotation mark is meant literally."""
     others = len(file.names) - 1
     for name in file.names if others and file.sep != SPACE else ():
         if frame[name].dtype.kind in "buif":
@@ -271,7 +269,7 @@ def _swallowed_lines(file: CsvFile, frame: pd.DataFrame) -> list[str]:
                 where, _ = file.locate(int(row), 0, "")
                 return [
                     f"{file.path}: an entry of {name!r} in the row that begins in {where} holds whole lines; if its "
-                    "quotation mark is none, write it twice and the entry in quotation marks"
+                    "quotation mark is literal, double it and put the entry in quotation marks"
                 ]
     return []
 
@@ -280,10 +278,10 @@ def _read_parquet(path: Path, text: Callable[[list[str]], set[str]]) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    content = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20).read()  # not the file beside its content
+    content = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20).read()  # without the whole file in memory
     equal = sorted({name for name in content.column_names if content.column_names.count(name) > 1})
     if equal:
-        raise ValueError(f"two columns or more have the same name: {quoted(equal)}; rename them")
+        raise ValueError(f"two or more columns have the same name: {quoted(equal)}; rename them")
     about = content.schema.pandas_metadata or {}
     index = [name for name in about.get("index_columns", []) if isinstance(name, str) and name in content.column_names]
     as_text, whole = text([name for name in content.column_names if name not in index]), {}
@@ -294,7 +292,7 @@ def _read_parquet(path: Path, text: Callable[[list[str]], set[str]]) -> Table:
         elif pa.types.is_integer(column.type) and content.column(i).null_count:  # float64 would round them
             mapped = pd.api.types.pandas_dtype(str(column.type).replace("uint", "UInt").replace("int", "Int"))
             whole[column.name] = content.column(i).to_pandas(types_mapper=lambda _, mapped=mapped: mapped)
-    # Without a copy of what needs none: numbers stay where Arrow put them, and the rest is freed as it goes.
+    # Without needless copies: numbers stay in Arrow's memory, and the rest is freed along the way.
     frame = content.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
     for name, entries in whole.items():
         frame[name] = entries
@@ -303,7 +301,7 @@ def _read_parquet(path: Path, text: Callable[[list[str]], set[str]]) -> Table:
 
 
 def _mixed(tables: list[Table]) -> set[str]:
-    """Return the columns of CSV files that are of several kinds: text, numbers or booleans; empty ones are of any."""
+    """Return the CSV columns of more than one kind (text, numbers, booleans); an empty column fits any kind."""
     kinds: dict[str, set[str]] = {}
     for table in tables if len(tables) > 1 else ():
         for name in table.names if any(file is not None for _, _, file in table.parts) else ():
@@ -314,12 +312,12 @@ def _mixed(tables: list[Table]) -> set[str]:
 
 
 def _joined(tables: list[Table]) -> Table:
-    """Return one table of the rows of several, whose columns must be the same.
+    """Return one table with the rows of several that have the same columns.
 
     Raises
     ------
     ValueError
-        If they are not.
+        If the columns differ.
     """
     first = tables[0]
     for table in tables[1:]:
@@ -344,11 +342,11 @@ def _joined(tables: list[Table]) -> Table:
 
 
 def _set_unnamed_aside(table: Table) -> None:
-    """Set columns without a name aside that are empty, or number the rows as an index of pandas does."""
+    """Remove unnamed columns that are empty, and set aside those that number the rows like an index of pandas."""
     for name in [name for name in table.names if name.startswith("Unnamed: ")]:
         column = table.frame[name]
         if column.isna().all():
             del table.frame[name]
-            table.notes.append(f"{table.source}: lines end in a separator; the empty column is left out")
+            table.notes.append(f"{table.source}: lines end with a separator; the empty column is left out")
         elif column.is_unique and column.dtype.kind != "f":
             table.aside[name] = "numbers or names the rows, as an index does"

@@ -1,4 +1,4 @@
-"""Targets: the columns that are predicted, and what a network has to do with them."""
+"""Targets: the columns to predict, and how a network represents them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from bpgpu.cli.reading import quoted
 from bpgpu.cli.tables import Table
 
 Task = Literal["classification", "regression"]
-# A column of whole numbers with at most this many different values is taken for classes.
+# A column of whole numbers with at most this many distinct values is taken for classes.
 MAX_INTEGER_CLASSES = FEW
-# A target of numbers in which fewer entries than this part are words is no column of labels.
+# A target of numbers in which fewer than this part of the entries are words is not a column of labels.
 FEW_WORDS = 0.05
 
 
 @dataclass(frozen=True)
 class Target:
-    """A column to be predicted, and how a network sees it.
+    """A column to predict, and how a network represents it.
 
     Attributes
     ----------
     name : str
     task : {"classification", "regression"}
     classes : list
-        The different labels, sorted; empty for regression.
+        The distinct labels, sorted; empty for regression.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Target:
         Raises
         ------
         ValueError
-            If the column has missing entries, or does not suit the task.
+            If the column has missing entries or does not fit the task.
         """
         _refuse_missing(table, name)
         column = table.frame[name]
@@ -69,13 +69,13 @@ class Target:
         classes = sorted(set(column.tolist()))
         if len(classes) < 2:
             raise ValueError(
-                f"{table.source}: the target {name!r} must have two classes at least, got only {classes[0]!r}"
+                f"{table.source}: the target {name!r} must have at least two classes, got only {classes[0]!r}"
             )
         return cls(name, "classification", classes)
 
     @property
     def outputs(self) -> int:
-        """Neurons of the output layer: one for regression and for two classes, else one a class."""
+        """The number of output neurons: one for regression and for two classes, otherwise one for each class."""
         return len(self.classes) if len(self.classes) > 2 else 1
 
     @property
@@ -89,7 +89,7 @@ class Target:
         Raises
         ------
         ValueError
-            If an entry is missing, a label is not one of the classes, or a number too large for `dtype`.
+            If an entry is missing, a label is not one of the classes, or a number is too large for `dtype`.
         """
         _refuse_missing(table, self.name)
         column = table.frame[self.name]
@@ -123,18 +123,18 @@ class Target:
         return labels
 
     def codes(self, outputs: Matrix) -> Matrix:
-        """Return the numbers of the classes that a network gives, shape (rows,)."""
+        """Return the class numbers that a network predicts, shape (rows,)."""
         codes: Matrix = outputs.argmax(axis=1) if self.outputs > 1 else (outputs[:, 0] > 0.5).astype(int)
         return codes
 
 
 def _of_text(table: Table, name: str, task: str) -> "pd.Series[Any]":
-    """Return a target that was read as text: as numbers if it holds numbers, else as the labels that stand there.
+    """Return a target that was read as text: as numbers if it holds numbers, otherwise as labels.
 
     Raises
     ------
     ValueError
-        If it holds numbers but for a few entries; nobody would see that numbers had become labels.
+        If all but a few entries are numbers; otherwise nobody would notice that numbers became labels.
     """
     labels, numbers = texts(table.frame[name]), table.numbers(name)
     odd = numbers.isna()
@@ -181,7 +181,7 @@ def _refuse_missing(table: Table, name: str) -> None:
 
 
 def _finite(table: Table, name: str, column: "pd.Series[Any]", dtype: np.dtype[Any]) -> Matrix:
-    """Return a target of numbers; raise if one is too large for `dtype`."""
+    """Return a target of numbers; raise if one of them is too large for `dtype`."""
     if column.dtype.kind not in "buif":
         raise ValueError(f"{table.source}: the target {name!r} must hold numbers, got {kind(column)}")
     numbers: Matrix = column.to_numpy(dtype=np.float64)
@@ -202,26 +202,26 @@ def _finite(table: Table, name: str, column: "pd.Series[Any]", dtype: np.dtype[A
 
 @dataclass(frozen=True)
 class Targets:
-    """What a network predicts: one column of any kind, or several that are all numbers, or all of two classes."""
+    """The targets of a network: one column of any kind, or several that all hold numbers, or all two classes."""
 
     each: list[Target]
 
     @classmethod
     def find(cls, table: Table, names: list[str], task: str) -> "Targets":
-        """Choose the targets: those named, else those of the file, else its last column.
+        """Choose the targets: those named, otherwise those of the file, otherwise its last column.
 
         Raises
         ------
         ValueError
-            If there is no such column, or a network cannot predict them together.
+            If a column does not exist, or a network cannot predict them together.
         """
         table.require("--target", names)
         _refuse_twice("--target", names)
         names = names or default_targets(table)
         if len(table.names) <= len(names):
             raise ValueError(
-                f"{table.source}: must have at least one column besides the target {quoted(names)}; if its lines hold "
-                "several entries, give --sep"
+                f"{table.source}: must have at least one column other than the target {quoted(names)}; if its lines "
+                "hold several entries, give --sep"
             )
         each = [Target.find(table, name, task) for name in names]
         targets = cls(each)
@@ -240,7 +240,7 @@ class Targets:
         Raises
         ------
         ValueError
-            If they are not what `describe` gives.
+            If it is not what `describe` returns.
         """
         names, classes, task = about["target"], about["classes"], about["task"]
         if isinstance(names, str):
@@ -262,7 +262,7 @@ class Targets:
         return cls([Target(name, task, labels) for name, labels in zip(names, classes, strict=True)])
 
     def describe(self) -> dict[str, Any]:
-        """Return what the metadata of a model file say: of several targets lists of names and of classes."""
+        """Return the metadata for a model file; several targets give lists of names and of classes."""
         names, classes = self.names, [target.classes for target in self.each]
         several = len(self.each) > 1
         return {
@@ -283,7 +283,7 @@ class Targets:
 
     @property
     def outputs(self) -> int:
-        """Neurons of the output layer."""
+        """The number of output neurons."""
         return sum(target.outputs for target in self.each)
 
     @property
@@ -292,7 +292,7 @@ class Targets:
         return self.each[0].metric
 
     def encode(self, table: Table, dtype: np.dtype[Any] = np.dtype(np.float64)) -> Matrix:  # noqa: B008
-        """Return what `Target.encode` does; of several targets a matrix, one column each."""
+        """Return what `Target.encode` does; for several targets, a matrix with one column each."""
         columns = [target.encode(table, dtype) for target in self.each]
         return columns[0] if len(columns) == 1 else np.column_stack(columns)
 
@@ -305,7 +305,7 @@ class Targets:
             yield target, outputs[:, i : i + 1], None if encoded is None else encoded[:, i]
 
     def predictions(self, rows: Rows, outputs: Matrix, ids: list[str], probabilities: bool) -> pd.DataFrame:
-        """Return the columns of the output: ids as they stand in the table, predictions, probabilities of classes.
+        """Return the columns of the output: unchanged ids, predictions, probabilities of classes.
 
         Raises
         ------
@@ -328,18 +328,18 @@ class Targets:
 
 
 def default_targets(table: Table) -> list[str]:
-    """Return the targets of a table that nobody named.
+    """Return the targets of a table for which the user named none.
 
     Raises
     ------
     ValueError
-        If there is none to take without guessing.
+        If one could only be guessed.
     """
     if table.hint:
         raise ValueError(f"{table.source}: has no targets{table.hint}")
     if not table.target and len(table.names) > 1 and table.names[-1].startswith("Unnamed: "):
         raise ValueError(
-            f"{table.source}: the last column has no name, so it is not taken for the target; write its name into the "
+            f"{table.source}: the last column has no name, so it is not taken as the target; write its name in the "
             "first line, or name the column to predict with --target"
         )
     return table.target or [[name for name in table.names if name not in table.aside or len(table.names) == 1][-1]]

@@ -11,7 +11,7 @@ from bpgpu import checks
 from bpgpu.backends import why_auto
 from bpgpu.cli import reading, tables
 from bpgpu.cli.columns import Rows
-from bpgpu.cli.files import beside, check_ending, check_files
+from bpgpu.cli.files import check_ending, check_files, sibling
 from bpgpu.cli.metrics import Measured, class_weights, constant_answers
 from bpgpu.cli.outcome import KeepHistory, Outcome
 from bpgpu.cli.output import BackendOption, JsonOption, Printer
@@ -23,10 +23,10 @@ from bpgpu.errors import lookup, unknown_name
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.optimizers import OPTIMIZERS
 
-# (hidden layers, dropout) where the options are not given.
+# (hidden layers, dropout) if the options are not given.
 DEFAULT_NETWORK = ("128,64", 0.0)
 DIGITS_NETWORK = ("512", 0.5)
-# Mean over deviation of a column above which raw numbers and the folded weights lose three digits or more.
+# Ratio of a column's mean to its deviation above which raw numbers and folded weights lose three digits or more.
 MAX_REMOTENESS = {"float32": 1e4, "float64": 1e12}
 
 
@@ -42,40 +42,42 @@ def train(
     hidden: Annotated[
         str | None, typer.Option(help="Sizes of the hidden layers [128,64; for digits 512]; '' for none.")
     ] = None,
-    activation: Annotated[str, typer.Option(help="Of the hidden layers: " + ", ".join(ACTIVATIONS))] = "relu",
+    activation: Annotated[str, typer.Option(help="For the hidden layers: " + ", ".join(ACTIVATIONS))] = "relu",
     optimizer: Annotated[str, typer.Option(help=", ".join(OPTIMIZERS))] = "adam",
-    learning_rate: Annotated[float | None, typer.Option(help="The optimizer's own if not given.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Of sgd, in [0, 1).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The optimizer's default if not given.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="For sgd, in [0, 1).")] = None,
     clip_norm: Annotated[
-        float | None, typer.Option(help="Scale the gradients of a step down to this norm where theirs is larger.")
+        float | None, typer.Option(help="Scale the gradients of a step down to this norm if theirs is larger.")
     ] = None,
     epochs: Annotated[int, typer.Option()] = 50,
     early_stopping: Annotated[
         int | None,
-        typer.Option(help="Stop after so many epochs without a smaller held-out loss, and keep the best weights."),
+        typer.Option(help="Stop after this many epochs without a smaller held-out loss, and keep the best weights."),
     ] = None,
     batch_size: Annotated[int, typer.Option()] = 32,
     l2: Annotated[float, typer.Option(help="lambda of the penalty (lambda / 2m) sum W^2.")] = 0.0,
     dropout: Annotated[
-        float | None, typer.Option(help="Of the hidden layers [0; for digits 0.5 unless --hidden is given].")
+        float | None, typer.Option(help="For the hidden layers [0; for digits 0.5 unless --hidden is given].")
     ] = None,
     validation: Annotated[str, typer.Option(help="Part held out, in (0, 1), or a file with held-out rows.")] = "0.2",
-    stratify: Annotated[bool, typer.Option("--stratify", help="Hold the same part of each class out.")] = False,
+    stratify: Annotated[bool, typer.Option("--stratify", help="Hold out the same part of each class.")] = False,
     class_weight: Annotated[
         str | None,
         typer.Option(
-            help="Weights of classes in training: 'balanced', or LABEL=WEIGHT with commas between; if a label holds a "
-            "comma in quotation marks, as in CSV: '\"a, b=2\",c=1'."
+            help="Weights of classes in training: 'balanced', or LABEL=WEIGHT separated by commas; a label that has "
+            "a comma goes in quotation marks, as in CSV: '\"a, b=2\",c=1'."
         ),
     ] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of the split, the weights, the shuffling and the dropout.")] = 0,
-    drop: Annotated[list[str] | None, typer.Option(help="Column that is no input; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="For the split, the weights, the shuffling and the dropout.")] = 0,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that is not an input; may be repeated.")] = None,
     ids: reading.IdOption = None,
     encode: Annotated[
         list[str] | None,
-        typer.Option(help="Column, or auto for all: text becomes 0 and 1, missing numbers the mean; may be repeated."),
+        typer.Option(
+            help="Column, or auto for all: text becomes 0 and 1, missing numbers become the mean; may be repeated."
+        ),
     ] = None,
     sep: reading.SepOption = None,
     decimal: reading.DecimalOption = None,
@@ -90,14 +92,15 @@ def train(
 ) -> int:
     """Train a network on a table and measure it on held-out rows.
 
-    A table has one row a sample. Its columns have different names; each is a target or an input, and inputs are
+    A table has one row per sample. Its columns have different names; each is a target or an input, and inputs are
     numbers without missing entries, unless --drop, --id or --encode says otherwise. A .csv file names its columns in
-    the first line; a .npz file has arrays X and y. What is unclear is an error, with its line and the option to use.
+    the first line; a .npz file has arrays X and y. An unclear entry is an error that names its line and the option to
+    use.
 
-    Columns are standardised, which is folded into the saved model: it takes raw rows. Two classes get one sigmoid
-    output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and goes on from there.
+    Columns are standardised, and the saved model includes this: it takes raw rows. Two classes get one sigmoid
+    output, more classes a softmax, numbers an identity output. Ctrl-C ends training early and continues from there.
     """
-    # A reader of the output that has gone costs nobody a model or picture that was asked for.
+    # A model or picture that was asked for must not be lost because the reader of the output left.
     say = Printer(stderr=as_json, patient=out is not None or plot is not None)
     held_out = tables.files_of(validation, "--validation") if fraction_of(validation) is None else []
     if data == ["digits"] == [validation]:
@@ -105,7 +108,7 @@ def train(
     check_files({"DATA": tables.files_of(data), "--validation": held_out}, {"--out": out, "--plot": plot})
     check_ending("--out", out, ".safetensors")
     if out is not None:
-        checks.file_name("--out", beside(out, "diverged"))  # the name that `Outcome` may need
+        checks.file_name("--out", sibling(out, "diverged"))  # the name that `Outcome` may need
     if plot is not None:
         check_plot(plot)
     if task not in ("auto", "classification", "regression"):
@@ -115,7 +118,7 @@ def train(
     checks.integer("--seed", seed, 0)
     if early_stopping is not None:
         checks.integer("--early-stopping", early_stopping, 1)
-    rule = _rule(optimizer, learning_rate, momentum, clip_norm)
+    chosen_optimizer = _optimizer(optimizer, learning_rate, momentum, clip_norm)
     number = checks.floating_dtype(dtype)
     options = reading.Reading.checked(sep, decimal, thousands, encoding, no_header, na, comment)
     job = prepare(data, validation, seed, Columns(target, drop, ids, encode), task, options, number, stratify)
@@ -149,7 +152,7 @@ def train(
         y = y if outputs is None else outputs.apply(y.reshape(len(rows), -1))
         return inputs.applied(rows, len(rows), number), y
 
-    plan = bpgpu.Plan(net.architecture, batch_size, net.backend, rule)
+    plan = bpgpu.Plan(net.architecture, batch_size, net.backend, chosen_optimizer)
     reason = why_auto() if backend == "auto" else "as asked"
     say(f"data     {len(job.train)} rows to train on, {len(job.test)} held out, {len(job.inputs.columns)} columns")
     for goal_ in goal.each:
@@ -175,7 +178,7 @@ def train(
     try:
         net.fit(
             *scaled(job.train, job.y_train),
-            optimizer=rule,
+            optimizer=chosen_optimizer,
             epochs=epochs,
             batch_size=batch_size,
             validation_data=scaled(job.test, job.y_test),
@@ -184,10 +187,10 @@ def train(
             progress=True,
         )
     except bpgpu.NonFiniteError as error:
-        if not keeper.history.loss:  # the weights are those from before training
+        if not keeper.history.loss:  # the weights are still the initial ones
             raise
         failure = error
-    # Nothing is printed and nothing raised from here on: a training is not to be lost.
+    # From here on nothing may be printed or raised, or the training could be lost.
     if remote:
         in_float64(net)
     inputs.fold_into_input(net)
@@ -201,7 +204,7 @@ def train(
         )
     net.metadata = job.metadata | {"baseline": answers}
     outcome = Outcome(net, keeper.history, len(job.train), failure, usable)
-    # Of the folded network on raw rows: what `predict` will give.
+    # Measured on the folded network and raw rows, as `predict` will do.
     outcome.finish(say, lambda: Measured.of(goal, predicted(net, job.test), job.y_test, answers), out, plot, as_json)
     if say.failure is not None:
         raise say.failure
@@ -212,10 +215,12 @@ def _hidden_sizes(text: str) -> list[int]:
     try:
         return [int(size) for size in text.split(",")] if text.strip() else []
     except ValueError:
-        raise ValueError(f"--hidden must be sizes with commas, like 128,64, got {text!r}") from None
+        raise ValueError(f"--hidden must be sizes separated by commas, like 128,64, got {text!r}") from None
 
 
-def _rule(name: str, learning_rate: float | None, momentum: float | None, clip_norm: float | None) -> bpgpu.Optimizer:
+def _optimizer(
+    name: str, learning_rate: float | None, momentum: float | None, clip_norm: float | None
+) -> bpgpu.Optimizer:
     kind = lookup("--optimizer", name, OPTIMIZERS)
     if momentum is not None and kind is not bpgpu.SGD:
         raise ValueError(f"--momentum needs --optimizer sgd, got {name}; leave one of them out")

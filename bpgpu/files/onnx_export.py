@@ -1,4 +1,4 @@
-"""Networks as ONNX files, each checked with onnxruntime against `predict` before it is kept."""
+"""Networks as ONNX files; onnxruntime checks each against `predict` before it is kept."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from bpgpu.files.onnx_graph import Graph, Value
 
 Array = np.ndarray[Any, Any]
-ROWS = 64  # that a file is checked with
-# How many times the effect of rounding a file's numbers may differ from those of `predict`.
+ROWS = 64  # rows that check a file
+# A file's outputs may differ from those of `predict` by this many times the effect of rounding.
 MARGIN = 100
-LARGEST = 2**31 - 2**20  # bytes: what the format can hold, less something for all but the parameters
+LARGEST = 2**31 - 2**20  # bytes of parameters: what the format can hold, minus some room for the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Labels:
     Attributes
     ----------
     classes : list of length K
-        The labels, numbers or text; a single output says how probable the second is.
+        The labels, numbers or text; a single output is the probability of the second.
     decode : function
-        Returns the labels for the probabilities that a file gives: what its own labels are checked against.
+        Returns the labels for the probabilities that a file gives; the file's own labels are checked against them.
     multilabel : bool
-        Whether every output is a yes-or-no answer of its own, and the labels a matrix of 0 and 1.
+        Whether every output is a separate yes-or-no answer, and the labels are a matrix of 0 and 1.
     """
 
     classes: list[Any]
@@ -54,7 +54,7 @@ def export(
     predict: Callable[[Array], Array] | None = None,
     labels: Labels | None = None,
 ) -> None:
-    """Write a network to an ONNX file, if onnxruntime gives the same numbers with it.
+    """Write a network to an ONNX file, if onnxruntime computes the same numbers from it.
 
     Parameters
     ----------
@@ -62,11 +62,11 @@ def export(
     path : path-like
     input_name, output_name : str
     dtype : {"float32", "float64"}, optional
-        Of the file's numbers; the network's own if not given.
+        Of the numbers in the file; by default the network's own.
     X : array, shape (n, n_0), optional
-        Rows to check the file with; random ones if not given.
+        Rows to check the file with; by default random ones.
     predict : function, optional
-        What the file is checked against; the network's own if not given.
+        The function to check the file against; by default the network's own.
     labels : Labels, optional
         Adds an output ``label``, and a single output becomes the probabilities of both classes.
 
@@ -75,9 +75,9 @@ def export(
     ImportError
         If onnx or onnxruntime is missing.
     ValueError, TypeError
-        If an argument is not as described, or the network is larger than a file may be.
+        If an argument is not as described, or the network is too large for a file.
     RuntimeError
-        If onnxruntime gives other numbers than `predict`; no file is written then.
+        If onnxruntime gives other numbers than `predict`; then no file is written.
     """
     number = net.architecture.dtype if dtype is None else checks.floating_dtype(dtype)
     rows = (_random_rows(net) if X is None else net.backend.to_numpy(net.checked_samples(X))).astype(number)
@@ -99,7 +99,7 @@ def _cast(net: Network, dtype: np.dtype[Any]) -> Network:
 
 
 def _random_rows(net: Network) -> Array:
-    """Return small and large rows, so that activations are met where they bend and where they are flat."""
+    """Return small and large rows, which reach the activations both where they bend and where they are flat."""
     rng = np.random.default_rng(0)
     rows: Array = rng.normal(size=(ROWS, net.architecture.sizes[0])) * 10 ** rng.uniform(-2, 2, size=(ROWS, 1))
     return rows.astype(net.architecture.dtype)
@@ -128,14 +128,14 @@ def _content(net: Network, input_name: str, output_name: str, labels: Labels | N
 
 
 def _add_labels(graph: "Graph", a: "Value", outputs: int, labels: Labels) -> tuple["Value", int]:
-    """Add the output of the labels; return the probabilities and how many there are."""
+    """Add the output of the labels; return the probabilities and their number."""
     if labels.multilabel:
         graph.output("label", graph.integers(a > 0.5), np.dtype(np.int64), outputs)
         return a, outputs
     classes = _as_tensor(labels.classes)
     if outputs == 1:
         a, outputs = graph.node("Concat", 1 - a, a, axis=1), 2
-        classes = np.resize(classes, 2)  # scikit-learn takes a single class too
+        classes = np.resize(classes, 2)  # scikit-learn also accepts a single class
     largest = graph.node("ArgMax", a, axis=1, keepdims=0)
     graph.output("label", graph.node("Gather", graph.constant("classes", classes), largest), classes.dtype)
     return a, outputs
@@ -158,7 +158,7 @@ def _check(
     predict: Callable[[Array], Array],
     labels: Labels | None,
 ) -> None:
-    """Raise if onnxruntime gives other numbers than `predict`, by more than rounding explains, or other labels."""
+    """Raise if onnxruntime's numbers differ from those of `predict` by more than rounding, or if its labels differ."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -167,9 +167,9 @@ def _check(
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         *found_labels, got = session.run(None, {session.get_inputs()[0].name: rows})
-    except Exception as error:  # it has a dozen classes of its own
+    except Exception as error:  # onnxruntime has a dozen classes of its own
         raise RuntimeError(f"no ONNX file was written: onnxruntime cannot run it: {error}") from error
-    with np.errstate(all="ignore"):  # what is not finite must not be so in the file either
+    with np.errstate(all="ignore"):  # numbers that are not finite must not be so in the file either
         expected = predict(rows)
     if expected.shape[1] < got.shape[1]:
         expected = np.hstack([1 - expected, expected])
@@ -180,7 +180,7 @@ def _check(
         row, column = np.argwhere(~agree)[0]
         raise RuntimeError(
             f"no ONNX file was written: for a row of inputs onnxruntime gives {got[row, column]:.9g} as output "
-            f"{column + 1}, and predict {expected[row, column]:.9g}; please report this with the network"
+            f"{column + 1}, but predict {expected[row, column]:.9g}; please report this with the network"
         )
     if labels is not None and not np.array_equal(found_labels[0], labels.decode(got)):
         raise RuntimeError(
@@ -189,27 +189,27 @@ def _check(
 
 
 def _rounding(net: Network, rows: Array, dtype: np.dtype[Any]) -> Array:
-    """Return, for each row, how far rounding moves the outputs: as far as other last bits of all parameters do.
+    """Return, for each row, how far rounding moves the outputs: as far as changing the last bits of all parameters.
 
-    The bits are those of `dtype`: of the network's or of the file's, whichever has fewer.
+    The bits are those of `dtype`, the network's or the file's, whichever has fewer.
     """
     eps, rng, net_dtype = np.finfo(dtype).eps, np.random.default_rng(0), net.architecture.dtype
     a = np.nan_to_num(_bounded(net.predict(rows), dtype))
     size = np.abs(a).max(axis=1, keepdims=True)
     farthest = np.zeros_like(size)
-    for _ in range(4):  # one alone may by chance move a row nowhere
+    for _ in range(4):  # a single try may leave a row unmoved by chance
         last_bits = 1 + eps * rng.choice([-1, 1], len(net.parameters))
         moved = net.on(parameters=(net.parameters * last_bits).astype(net_dtype))
         b = np.nan_to_num(_bounded(moved.predict(rows), dtype))
         farthest = np.maximum(farthest, np.abs(a - b).max(axis=1, keepdims=True))
-    # onnxruntime's Sigmoid is right to the last bit of 1, not to its own.
+    # The error of onnxruntime's Sigmoid is within the last bit of 1, not of its own value.
     usual = 1 if net.architecture.activations[-1] == ACTIVATIONS["sigmoid"] else np.median(size)
     rounding: Array = farthest + eps * np.maximum(size, usual)
     return rounding
 
 
 def _bounded(a: Array, dtype: np.dtype[Any]) -> Array:
-    """Return numbers with all that overflow in `dtype`, or nearly do, made alike."""
+    """Return numbers clipped near the limit of `dtype`, so that all that overflow there are equal."""
     limit = float(np.finfo(dtype).max) / 1e6
     return np.clip(a, -limit, limit)
 

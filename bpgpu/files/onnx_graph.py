@@ -1,7 +1,7 @@
-"""A graph of ONNX operators that is built by computing with its values, so that a formula can be traced through it.
+"""A graph of ONNX operators, built by computing with its values, so that a formula can be traced through it.
 
-ONNX has no expm1, log1p and erfc, and onnxruntime's processor lacks some operators in float64; those are composed here
-of others.
+ONNX has no expm1, log1p and erfc, and onnxruntime lacks some operators in float64 on the CPU; those are composed of
+others here.
 """
 
 import functools
@@ -20,8 +20,8 @@ from bpgpu.model.activations import ACTIVATIONS, IDENTITY, SOFTMAX, Activation
 OPSET, IR_VERSION = 20, 9  # of January 2024 (onnxruntime 1.17); the first opset with Gelu
 Number = Union["Value", float]
 
-# Rows of the table that ONNX has as operators, whose default attributes are the table's constants, and of these the
-# ones that onnxruntime computes in float64 on the CPU. Its Elu is left out: exp(z) - 1 loses the digits of a small z.
+# Rows of the table that are ONNX operators whose default attributes are the table's constants, and those of them that
+# onnxruntime computes in float64 on the CPU. Its Elu is left out: exp(z) - 1 loses the digits of a small z.
 OPERATORS = {
     "sigmoid": "Sigmoid",
     "tanh": "Tanh",
@@ -31,7 +31,7 @@ OPERATORS = {
     "gelu": "Gelu",
 }
 IN_FLOAT64 = ("Sigmoid", "Tanh", "Relu")
-# Functions of formulas, by NumPy's names, that are operators; `Functions` has the others.
+# Functions in formulas, by NumPy's names, that are operators; `Functions` has the others.
 FUNCTIONS = {
     **{name: name.capitalize() for name in ("exp", "log", "sqrt", "tanh", "sin", "abs", "where")},
     "power": "Pow",
@@ -85,7 +85,7 @@ class Value:
     def __ge__(self, other: Number) -> "Value":
         return self.graph.node("GreaterOrEqual", self, other)
 
-    # Equality is an operator of the graph like the others, not a truth value: so there is no hash either.
+    # Equality is an operator of the graph like the others, not a truth value, so there is no hash either.
     def __eq__(self, other: Number) -> "Value":  # type: ignore[override]
         return self.graph.node("Equal", self, other)
 
@@ -96,12 +96,12 @@ class Value:
 
 
 class Graph:
-    """Operators and constants, each once: what is asked for again is the value that is there.
+    """Operators and constants, each once: asking again returns the existing value.
 
     Parameters
     ----------
     dtype : numpy.dtype
-        float32 or float64: of all numbers that are computed with.
+        float32 or float64, of all numbers in the computation.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -114,19 +114,19 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def input(self, name: str, columns: int) -> Value:
-        """Return an input of so many columns and any number of rows."""
+        """Return an input with this many columns and any number of rows."""
         value = self._value(name)
         self._inputs.append(self._described(value, self.dtype, columns))
         return value
 
     def output(self, name: str, value: Value, dtype: np.dtype[Any], *columns: int) -> None:
-        """Make a value an output, of any number of rows."""
+        """Make a value an output with any number of rows."""
         named = self._value(name)
         self._nodes.append(helper.make_node("Identity", [value.name], [name], name=name))
         self._outputs.append(self._described(named, dtype, *columns))
 
     def constant(self, name: str, array: Any) -> Value:
-        """Return a tensor, in the array's dtype."""
+        """Return a tensor in the array's dtype."""
         self._constants.append(numpy_helper.from_array(np.asarray(array), name))
         return self._value(name)
 
@@ -152,13 +152,13 @@ class Graph:
         return self.node("Cast", value, to=TensorProto.INT64)
 
     def activation(self, sigma: Activation, z: Value) -> Value:
-        """Return sigma(z): ONNX's own operator if it has one, else the formula's."""
+        """Return sigma(z), by ONNX's own operator if there is one, otherwise by the formula."""
         if sigma == IDENTITY:
             return z
         if sigma == SOFTMAX:
             return self.node("Softmax", z, axis=1)
         if ACTIVATIONS.get(sigma.name) == sigma:
-            if sigma.name == "silu":  # an overflow gives 0, as is right; onnxruntime's Sigmoid never gets that small
+            if sigma.name == "silu":  # an overflow correctly gives 0; onnxruntime's Sigmoid is never that small
                 return z / (1 + self.node("Exp", -z))
             operator = OPERATORS.get(sigma.name)
             if operator in IN_FLOAT64 or (operator and self.dtype == np.float32):
@@ -183,7 +183,7 @@ class Graph:
 
     def _value(self, name: str) -> Value:
         if not isinstance(name, str) or not name or name in self._names:
-            raise ValueError(f"the name {name!r} is no text or stands for something else in the file; choose another")
+            raise ValueError(f"the name {name!r} is not text or is already used in the file; choose another")
         self._names.add(name)
         return Value(self, name)
 
@@ -193,7 +193,7 @@ class Graph:
 
 
 class Functions:
-    """What formulas take from NumPy and SciPy, for values of a graph."""
+    """The functions that formulas take from NumPy and SciPy, for values of a graph."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -206,7 +206,7 @@ class Functions:
         return self.graph.node("Where", x < 1, 2 * t / (1 - t), self.graph.node("Exp", x) - 1)
 
     def log1p(self, x: Value) -> Value:
-        """Return log(1 + x): what u = 1 + x has lost of x, log(u) / (u - 1) has not, for it hardly varies there."""
+        """Return log(1 + x), as x log(u) / (u - 1): u = 1 + x loses digits of x, but the ratio hardly varies there."""
         u = 1 + x
         log_u = self.graph.node("Log", u)
         small = self.graph.node("Where", u == 1, x, x * (log_u / (u - 1)))
@@ -217,12 +217,12 @@ class Functions:
         return self.graph.node("Where", x > 0, 1, self.graph.node("Where", x < 0, -1, x))
 
     def cos(self, x: Value) -> Value:
-        """Return the cosine, ``1 - 2 sin(x / 2)^2``: older onnxruntimes lack it in float64."""
+        """Return the cosine as ``1 - 2 sin(x / 2)^2``, because older versions of onnxruntime lack it in float64."""
         s = self.graph.node("Sin", 0.5 * x)
         return 1 - 2 * s * s
 
     def erf(self, x: Value) -> Value:
-        """Return the error function; in float64, which onnxruntime lacks, by its series or the complement of `erfc`."""
+        """Return the error function; in float64, which onnxruntime lacks, by its series or as 1 - `erfc`."""
         if self.graph.dtype == np.float32:
             return self.graph.node("Erf", x)
         terms = [2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(20)]
@@ -232,7 +232,7 @@ class Functions:
         return self.graph.node("Where", abs(x) < 1, x * series, 1 - self.erfc(x))
 
     def erfc(self, x: Value) -> Value:
-        """Return the complement of erf, also where it is tiny: e^(-x^2) times a Chebyshev series in t = 2 / (2 + |x|).
+        """Return 1 - erf, even where it is tiny: e^(-x^2) times a Chebyshev series in t = 2 / (2 + |x|).
 
         The form of W. Press et al., Numerical Recipes, 3rd edition, section 6.2.2.
         """

@@ -15,7 +15,7 @@ from bpgpu import checks, inputs
 from bpgpu._version import __version__
 from bpgpu.backends import get_backend
 from bpgpu.backends.base import Backend
-from bpgpu.errors import ModelFileError, lookup, shown
+from bpgpu.errors import ModelFileError, lookup, short_repr
 from bpgpu.files.writing import atomic_file
 from bpgpu.model.activations import ACTIVATIONS, Activation
 from bpgpu.model.architecture import Architecture
@@ -36,17 +36,17 @@ TYPES: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "epoch": (int,),
 }
-ARCHITECTURE = ("sizes", "activations", "cost", "bias", "l2", "dropout", "dtype", "seed")  # of what a file tells
-TENSOR_TYPES = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
-MAX_HEADER = 100_000_000  # bytes that safetensors reads
+ARCHITECTURE = ("sizes", "activations", "cost", "bias", "l2", "dropout", "dtype", "seed")  # keys of a description
+TENSOR_TYPES = {"float32": "F32", "float64": "F64"}  # safetensors' names
+MAX_HEADER = 100_000_000  # the most bytes that safetensors reads
 MAX_DEPTH = 100  # of lists and dicts in metadata; JSON sets no limit, Python's stack does
 MAX_BITS = 2000  # of an integer in metadata; Python may read no more than 640 digits
 
 
 def save(net: Network, path: str | PathLike[str]) -> None:
-    """Write `net` to `path`, whole or not at all; what `load` would refuse is refused here, before anything is written.
+    """Write `net` to `path`, whole or not at all; refuse what `load` would refuse before anything is written.
 
-    The tensors are written one by one: safetensors' own writer makes a copy of all, and aborts where there is no room.
+    The tensors are written one by one, because safetensors' own writer copies all of them, and aborts without memory.
     """
     header, tensors = describe(net), _tensors(net)
     dtype, to_numpy = np.dtype(net.architecture.dtype), net.backend.to_numpy
@@ -57,7 +57,7 @@ def save(net: Network, path: str | PathLike[str]) -> None:
 
 
 def _tensors(net: Network) -> dict[str, Any]:
-    """Return the tensors of a file by their names, where they lie."""
+    """Return the tensors of a file by name, where they lie."""
     groups = {"W": net.weights, "b": net.biases, "mask": net.masks or []}
     return {
         f"{name}.{l}": array
@@ -68,7 +68,7 @@ def _tensors(net: Network) -> dict[str, Any]:
 
 
 def _header(description: str, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> bytes:
-    """Return what comes before the tensors: a length, and where each tensor lies."""
+    """Return the bytes before the tensors: a length, and where each tensor lies."""
     entries: dict[str, Any] = {"__metadata__": {KEY: description}}
     end = 0
     for name, shape in shapes.items():
@@ -88,7 +88,7 @@ def load(kind: type[Network], path: str | PathLike[str], backend: str | Backend)
     path, backend = checks.path("path", path), get_backend(backend)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ModelFileError(f"{path} is a pipe or a device; write the model to a file, and read that")
-    path.open("rb").close()  # a missing or unreadable file is an OSError that names it
+    path.open("rb").close()  # a missing or unreadable file raises an OSError that names it
     try:
         with safe_open(path, framework="numpy") as file:
             header = (file.metadata() or {}).get(KEY)
@@ -96,7 +96,7 @@ def load(kind: type[Network], path: str | PathLike[str], backend: str | Backend)
                 raise ModelFileError(f"{path} is a safetensors file, but not one that bpgpu saved")
             description = json.loads(header)
             if type(description["format"]) is int and description["format"] > FORMAT:
-                version = shown(description["bpgpu"]).strip("'")
+                version = short_repr(description["bpgpu"]).strip("'")
                 raise ModelFileError(
                     f"{path} was written by bpgpu {version}, in a newer format; update bpgpu to read it"
                 )
@@ -110,7 +110,7 @@ def load(kind: type[Network], path: str | PathLike[str], backend: str | Backend)
 
 
 def _build(kind: type[Network], description: Any, tensors: dict[str, Any], backend: Backend) -> Any:
-    """Make the network that a file describes; any error means that it describes none."""
+    """Build the network that a file describes; any error means that it does not describe one."""
     _check(description)
     found = {array.dtype.name for array in tensors.values()}
     if found != {description["dtype"]}:
@@ -132,13 +132,13 @@ def _build(kind: type[Network], description: Any, tensors: dict[str, Any], backe
         init=init,
     )
     if tensors:
-        raise ValueError(f"the network has no place for the tensors {shown(sorted(tensors))}")
+        raise ValueError(f"the network has no place for the tensors {short_repr(sorted(tensors))}")
     net.epoch, net.metadata = description["epoch"], description["metadata"]
     return net
 
 
 def describe(net: Network) -> str:
-    """Return what a file says of the network besides its tensors, as JSON; refuse what `load` would refuse."""
+    """Return the JSON that describes the network in a file, without its tensors; refuse what `load` would refuse."""
     architecture = Architecture.checked(**{name: getattr(net.architecture, name) for name in ARCHITECTURE})
     _check_parameters(net, architecture)
     description = {
@@ -160,13 +160,15 @@ def describe(net: Network) -> str:
 
 
 def _check(description: Any) -> None:
-    """Raise if the description of a network, of one to be saved or of a file, is not as it must be.
+    """Raise if the description of a network, in a file or about to be saved, is invalid.
 
-    What `Architecture.checked` checks is left to it.
+    The checks of `Architecture.checked` are left to it.
     """
     for key, types in TYPES.items():
         if type(description[key]) not in types:
-            raise TypeError(f"{key} must be {' or '.join(t.__name__ for t in types)}, got {shown(description[key])}")
+            raise TypeError(
+                f"{key} must be {' or '.join(t.__name__ for t in types)}, got {short_repr(description[key])}"
+            )
     checks.integer("format", description["format"], 1, FORMAT)
     checks.integer("epoch", description["epoch"], 0, checks.MAX_COUNT)
     metadata = description["metadata"]
@@ -176,30 +178,30 @@ def _check(description: Any) -> None:
 
 
 def _check_json(name: str, value: Any, depth: int = 0) -> None:
-    """Raise unless JSON gives back an equal value."""
+    """Raise unless JSON returns an equal value."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"metadata must be nested at most {MAX_DEPTH} levels deep; {shown(name)} is deeper")
+        raise ValueError(f"metadata must be nested at most {MAX_DEPTH} levels deep; {short_repr(name)} is deeper")
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"the keys of {name} must be text, got {shown(key)}; JSON would make text of it")
-            _check_json(f"{name}[{shown(key)}]", entry, depth + 1)
+                raise TypeError(f"the keys of {name} must be text, got {short_repr(key)}; JSON would turn it into text")
+            _check_json(f"{name}[{short_repr(key)}]", entry, depth + 1)
     elif isinstance(value, list):
         for index, entry in enumerate(value):
             _check_json(f"{name}[{index}]", entry, depth + 1)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}, which JSON lacks; use None or text")
+            raise ValueError(f"{name} must be finite, got {value}, which JSON does not have; use None or text")
     elif isinstance(value, int):  # bool too
         if value.bit_length() > MAX_BITS:
-            raise ValueError(f"{name} must be an integer of at most {MAX_BITS} bits, got {shown(value)}")
+            raise ValueError(f"{name} must be an integer of at most {MAX_BITS} bits, got {short_repr(value)}")
     elif not (value is None or isinstance(value, str)):
         fix = "a list" if isinstance(value, tuple) else "numbers, text, lists and dicts"
         raise TypeError(f"{name} is not JSON serializable: it is of type {type(value).__name__}; turn it into {fix}")
 
 
 def _check_parameters(net: Network, architecture: Architecture) -> None:
-    """Raise if the parameters and masks, which a user may set, are not those of a network of this architecture."""
+    """Raise if the parameters and masks, which a user may set, do not fit this architecture."""
     to_numpy = net.backend.to_numpy
     parameters = to_numpy(net.parameters)
     expected = (architecture.n_parameters,), architecture.dtype
@@ -219,7 +221,7 @@ def _check_parameters(net: Network, architecture: Architecture) -> None:
 
 
 def _to_row(formula: Activation | Cost, table: dict[str, Any]) -> str | dict[str, str]:
-    """Return the name of a formula of the table, and the expressions of any other."""
+    """Return the name of a formula in the table, or the expressions of any other."""
     return formula.name if table.get(formula.name) == formula else dict(vars(formula))
 
 

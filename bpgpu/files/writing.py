@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Every writer of the package uses `atomic_file`."""
+"""Files that are written whole or not at all. Every writer in the package uses `atomic_file`."""
 
 import errno
 import hashlib
@@ -14,17 +14,16 @@ from typing import BinaryIO
 
 from bpgpu import checks
 
-MAX_LINKS = 40  # as Linux has it
+MAX_LINKS = 40  # as in Linux
 
 
 @contextmanager
 def atomic_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its place at `path` when the block ends, and leaves no trace if it raises.
+    """Open a file for writing that appears at `path` when the block ends, and leaves no trace if the block raises.
 
-    The bytes go to a temporary file in the same folder, are flushed to disk, and the file is renamed over the old one.
-    A symbolic link stays one: what it points to is replaced. The owner and the permissions of an old file stay, as far
-    as the user may set them. Where nothing can be replaced (a pipe, a device, ``/dev/stdout``), the bytes go straight
-    there.
+    The bytes go to a temporary file in the same folder and are flushed to disk; then it is renamed over the old file.
+    A symbolic link stays; its target is replaced. The owner and the permissions of an old file stay, as far as the user
+    may set them. A target that cannot be replaced (a pipe, a device, ``/dev/stdout``) gets the bytes directly.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
     OSError
         If the file cannot be written, with `path` as its file name.
     TypeError, ValueError
-        If `path` is none, or holds a null character.
+        If `path` is not a path, or contains a null character.
     """
     temporary: Path | None = None
     named = checks.path("path", path)
@@ -52,12 +51,12 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
             with open(os.dup(target) if isinstance(target, int) else target, "wb") as file:  # noqa: PTH123
                 yield file
             return
-        if old is not None and not os.access(target, os.W_OK):  # a rename would not ask
+        if old is not None and not os.access(target, os.W_OK):  # a rename would not check that
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         _delete_stale(target)
         handle, temporary = _create(target, private=old is not None)
         try:
-            # The descriptor outlives the file: a wrapper that closes the file must not give up the lock.
+            # The descriptor outlives the file object: a wrapper that closes it must not release the lock.
             with open(handle, "wb", closefd=False) as file:
                 yield file
             os.fsync(handle)
@@ -77,7 +76,7 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _is_about(filename: object, target: Path | int) -> bool:
-    """Return whether an error's file name is the target's, that of a temporary file of it, or missing."""
+    """Return whether an error's file name is the target, one of its temporary files, or missing."""
     if filename is None or isinstance(target, int):
         return filename is None
     return filename == str(target) or str(filename).startswith(str(target.with_name(_prefix(target))))
@@ -91,13 +90,13 @@ def real_target(path: Path) -> Path | int:
             return int(path.name)
         try:
             path = path.parent / path.readlink()
-        except OSError:  # it is no link; what is wrong with it otherwise shows when it is used
+        except OSError:  # it is not a link; any other problem shows when it is used
             return path
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return the status of a file, None if there is no file."""
+    """Return the status of a file, or None if it does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -108,12 +107,12 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _prefix(target: Path) -> str:
-    """Return how the names of a target's temporary files begin: short even where the target's is as long as may be."""
+    """Return the beginning of the names of a target's temporary files, which is short even if the target's is not."""
     return f".bpgpu-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
 
 
 def _create(target: Path, *, private: bool) -> tuple[int, Path]:
-    """Create a temporary file beside `target`, locked for as long as it is open; return its descriptor and path."""
+    """Create a temporary file next to `target`, locked while it is open; return its descriptor and path."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         path = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.part")
@@ -126,7 +125,7 @@ def _create(target: Path, *, private: bool) -> tuple[int, Path]:
 
 
 def _make_like(path: Path, handle: int, old: os.stat_result | None) -> None:
-    """Give a new file the owner, as far as the user may, and the permissions of the old one, if there is one."""
+    """Give a new file the permissions of the old one, if there is one, and its owner, if the user may."""
     new = os.fstat(handle)
     if sys.platform != "win32" and old is not None and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
         with suppress(PermissionError):
@@ -135,7 +134,7 @@ def _make_like(path: Path, handle: int, old: os.stat_result | None) -> None:
 
 
 def _delete_stale(target: Path) -> None:
-    """Delete temporary files of `target` whose process ended without doing so: those that nobody has locked."""
+    """Delete temporary files of `target` that nobody has locked: their process ended without deleting them."""
     if sys.platform == "win32":
         return
     for path in target.parent.glob(f"{_prefix(target)}*.part"):
@@ -149,7 +148,7 @@ def _delete_stale(target: Path) -> None:
 
 
 def _lock(handle: int, *, wait: bool) -> None:
-    """Lock an open file; raise ``OSError`` if it cannot be locked, or is and one need not wait."""
+    """Lock an open file; raise ``OSError`` if it cannot be locked, or without `wait` if it is locked already."""
     if sys.platform != "win32":
         import fcntl
 

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bpgpu.errors import FormulaError, lookup, shown
+from bpgpu.errors import FormulaError, lookup, short_repr
 from bpgpu.kernels import formulas
 from bpgpu.model import formula_checks
 
-# Where the derivative of a user's activation must have finite differences, and is compared closely with them.
+# Points at which the derivative of a user's activation must match finite differences closely.
 _POINTS = (
     np.concatenate([np.linspace(-6.0, 6.0, 241), [-30.0, -15.0, -9.0, 9.0, 15.0, 30.0]]) + formula_checks.OFF_KINKS
 )
@@ -28,15 +28,14 @@ class Activation:
     value : str
         sigma(z), an expression in ``z``.
     derivative : str
-        sigma'(z), an expression in ``a`` (the value), in ``z``, or in both. Written in ``a`` alone it saves the
-        memory that keeps z.
+        sigma'(z), an expression in ``a`` (the value), in ``z``, or in both. In ``a`` alone, it saves the memory for z.
 
     Raises
     ------
     FormulaError
         If an expression holds anything but numbers, ``z`` (and ``a``), operators and the functions of
         `bpgpu.kernels.formulas`; or if, for z up to 1e4 in size, the derivative disagrees with finite differences of
-        the value, or one of them gives no finite number, in float32 or float64, where there is one.
+        the value, or one of them is not finite in float32 or float64 where the true result is.
 
     Examples
     --------
@@ -83,15 +82,15 @@ class Activation:
 
 
 def unchecked(kind: type[T], **fields: Any) -> T:
-    """Make an object of the table without the checks of its constructor: the tests do them, importing need not."""
+    """Return a row of the table without the checks of its constructor; the tests make them instead of every import."""
     row = object.__new__(kind)
     for name, text in fields.items():
         object.__setattr__(row, name, text)
     return row
 
 
-# Softmax is the one row-wise activation, built into every backend; its formulas here are for the reader:
-# g = dC/da, sums over the row.
+# Softmax is the only row-wise activation, built into every backend. These formulas are for the reader: g = dC/da, sums
+# over the row.
 SOFTMAX = unchecked(Activation, name="softmax", value="exp(z) / sum(exp(z))", derivative="a * (g - sum(g * a))")
 ACTIVATIONS = {
     name: unchecked(Activation, name=name, value=value, derivative=derivative)
@@ -122,14 +121,16 @@ def layer_activations(
     Raises
     ------
     ValueError
-        If their number is wrong or a name unknown.
+        If their number is wrong or a name is unknown.
     TypeError
-        If it is no sequence.
+        If it is not a sequence.
     """
     if isinstance(activations, str | Activation):
         return (get_activation(activations),) * layers
     if not isinstance(activations, Sequence):
-        raise TypeError(f"activations must be a name, an Activation, or a sequence of them, got {shown(activations)}")
+        raise TypeError(
+            f"activations must be a name, an Activation, or a sequence of them, got {short_repr(activations)}"
+        )
     if len(activations) != layers:
         raise ValueError(f"activations must name one for each of {layers} layers, got {len(activations)}")
     return tuple(get_activation(activation) for activation in activations)

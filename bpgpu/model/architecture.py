@@ -1,4 +1,4 @@
-"""What a network is, apart from its numbers: no array, no device."""
+"""The architecture of a network: everything but its numbers, without arrays or devices."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from typing import Any, Self
 import numpy as np
 
 from bpgpu import checks
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.kernels.formulas import names_used
 from bpgpu.model.activations import Activation, layer_activations
 from bpgpu.model.costs import Cost, get_cost, output_formulas
 
-WRITE_INTO = "write into the array that is there, as in net.parameters[...] = values"
+WRITE_INTO = "write into the existing array, as in net.parameters[...] = values"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network is, apart from its numbers; no array, no device.
+    """The architecture of a network: everything but its numbers, without arrays or devices.
 
     ``sizes[l]`` is n_l and ``activations[l - 1]`` is sigma_l, for layers l = 1 ... L. With `by_weight`, as in
-    scikit-learn, lambda is divided by the weight of a batch, and batches count in an epoch's mean by their rows;
-    without, it is the other way round. The cost of a row counts as `largest_cost` at most, its gradient in full.
+    scikit-learn, lambda is divided by the weight of a batch, and an epoch's mean weights batches by their rows; without
+    it, the other way round. The cost of a row counts as at most `largest_cost`, its gradient in full.
     """
 
     sizes: tuple[int, ...]
@@ -41,7 +41,7 @@ class Architecture:
     def checked(
         cls, sizes: Any, activations: Any, cost: Any, *, bias: Any, l2: Any, dropout: Any, dtype: Any, seed: Any
     ) -> Self:
-        """Return the architecture of these arguments of `MLP`, in plain types of Python.
+        """Return the architecture from these arguments of `MLP`, in plain Python types.
 
         Raises
         ------
@@ -61,17 +61,17 @@ class Architecture:
         )
         checks.held("l2", architecture.l2, architecture.dtype)
         for formula in output_formulas(architecture.activations[-1], architecture.cost):
-            names_used(formula)  # together they may be longer than a formula may be
+            names_used(formula)  # combined, they may exceed the length limit of formulas
         return architecture
 
     def decay(self, rows: int, weight: float) -> float:
-        """Return lambda / m of a batch."""
+        """Return lambda / m for a batch."""
         m = weight if self.by_weight else rows
         return self.l2 / m if m else 0.0
 
     @property
     def n_weights(self) -> int:
-        """Number of weights, masked ones included."""
+        """Number of weights, including masked ones."""
         return sum(m * n for m, n in pairwise(self.sizes))
 
     @property
@@ -82,8 +82,8 @@ class Architecture:
     def views(self, flat: Any) -> tuple[list[Any], list[Any]]:
         """Cut a flat buffer into views.
 
-        The weights of all layers come first, then the biases of all layers, so that what concerns weights alone (the
-        penalty, weight decay) is one contiguous piece.
+        The weights of all layers come first, then the biases of all layers, so that operations on weights alone (the
+        penalty, weight decay) work on one contiguous piece.
 
         Parameters
         ----------
@@ -96,10 +96,10 @@ class Architecture:
         Raises
         ------
         ValueError, TypeError
-            If the buffer has another shape, or is no array.
+            If the buffer has another shape, or is not an array.
         """
         if (shape := getattr(flat, "shape", None) if hasattr(flat, "reshape") else None) != (self.n_parameters,):
-            kind, got = (TypeError, shown(flat)) if shape is None else (ValueError, shape)
+            kind, got = (TypeError, short_repr(flat)) if shape is None else (ValueError, shape)
             raise kind(f"parameters must have shape ({self.n_parameters},), got {got}; {WRITE_INTO}")
         weights, biases, start = [], [], 0
         for m, n in pairwise(self.sizes):
@@ -111,7 +111,7 @@ class Architecture:
         return weights, biases
 
     def check_parameters(self, flat: Any) -> None:
-        """Raise ValueError or TypeError if these are not parameters that every backend takes as they are."""
+        """Raise ValueError or TypeError if a backend could not use these parameters unchanged."""
         self.views(flat)
         if not _is_plain(flat, self.dtype):
             raise TypeError(
@@ -120,7 +120,7 @@ class Architecture:
             )
 
     def check_masks(self, masks: Any) -> list[Any]:
-        """Return the masks of all layers as a list of its own, or raise ValueError; None stands for none at all."""
+        """Return the masks of all layers as a new list, or raise ValueError; None means no masks."""
         shapes = list(pairwise(self.sizes))
         given = [None] * len(shapes) if masks is None else list(masks) if isinstance(masks, Sequence) else []
         fits = [
@@ -129,13 +129,13 @@ class Architecture:
         ]
         if len(given) != len(shapes) or not all(fits):
             raise ValueError(
-                f"masks must be one of each of the shapes {shapes}, a contiguous array of {self.dtype} or None, got "
-                f"{shown(masks)}; give connectivity to bpgpu.MLP"
+                f"masks must hold a contiguous array of {self.dtype} or None for each of the shapes {shapes}, got "
+                f"{short_repr(masks)}; pass connectivity to bpgpu.MLP"
             )
         return given
 
 
 def _is_plain(array: Any, dtype: np.dtype[Any]) -> bool:
-    """Return whether compiled code can take an array of the backend as it is."""
+    """Return whether compiled code can take a backend's array unchanged."""
     plain = not isinstance(array, np.ndarray) or (array.flags.c_contiguous and array.flags.aligned)
     return bool(plain and array.dtype == dtype)

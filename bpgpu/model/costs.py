@@ -1,4 +1,4 @@
-"""Costs: the rows of the formula table as objects, the user's own, and what a cost becomes behind an activation."""
+"""Costs: the rows of the formula table as objects, the user's own, and their formulas behind an activation."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from bpgpu.model import formula_checks
 from bpgpu.model.activations import ACTIVATIONS, FLOAT64, Activation, unchecked
 
 _POINTS = np.concatenate([np.linspace(0.02, 0.98, 49), np.linspace(-4.0, 4.0, 65)]) + formula_checks.OFF_KINKS
-_TARGETS = (-1.0, 0.0, 0.25, 1.0)  # of any cost; with others it may have no value near 0
+_TARGETS = (-1.0, 0.0, 0.25, 1.0)  # for any cost; with other targets it may have no value near 0
 _OTHER_TARGETS = (2.0, 10.0, -50.0, 1000.0)
 
 
@@ -29,14 +29,14 @@ class Cost:
     gradient : str
         Its derivative with respect to ``a``, an expression in ``a`` and ``y``.
     reduction : {"sum", "mean"}
-        How the outputs of a sample are taken together.
+        How the outputs of a sample are combined.
 
     Raises
     ------
     FormulaError
         If an expression holds anything but numbers, ``a``, ``y``, operators and the functions of
         `bpgpu.kernels.formulas`; or if, for a up to 1e4 in size, the gradient disagrees with finite differences of the
-        value, or one of them gives no finite number, in float32 or float64, where there is one.
+        value, or one of them is not finite in float32 or float64 where the true result is.
     ValueError
         If `reduction` is neither "sum" nor "mean".
 
@@ -103,11 +103,11 @@ def get_cost(cost: str | Cost) -> Cost:
 
 
 def output_formulas(activation: Activation, cost: Cost) -> tuple[str, str]:
-    """Return what an output layer computes: expressions in z, a and y for the cost and for dC/dz.
+    """Return the formulas of an output layer: expressions in z, a and y for the cost and for dC/dz.
 
-    Of one output of one sample, before weights and reduction. For the pairs of `formulas.PAIRS` they are written from
-    z, so that they stay exact where a is rounded to 0 or 1; any other pair is the chain rule itself. Behind softmax the
-    second is dC/da, and z stands for 1 - a.
+    They hold for one output of one sample, before weights and reduction. The pairs of `formulas.PAIRS` have expressions
+    in z, which stay exact where a is rounded to 0 or 1; any other pair follows from the chain rule. Behind softmax, the
+    second expression is dC/da, and z stands for 1 - a.
     """
     names = (activation.name, cost.name)
     if names in formulas.PAIRS and activation == ACTIVATIONS.get(names[0]) and cost == COSTS.get(names[1]):

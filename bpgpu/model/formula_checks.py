@@ -1,4 +1,4 @@
-"""What is asked of a user's own formulas: a name, numbers wherever there are some, and the right derivative."""
+"""Checks of a user's own formulas: a name, finite numbers wherever there are some, and the right derivative."""
 
 import functools
 import itertools
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bpgpu.errors import FormulaError, shown
+from bpgpu.errors import FormulaError, short_repr
 from bpgpu.kernels import formulas, rules
 
 # The types to try formulas in, each with the next wider one.
@@ -22,10 +22,10 @@ _SIZES = [
     *([1e-30, 1e-20, 1e-10, 1e-5], np.arange(1, 129) / 4, np.arange(33, 129), np.arange(130, 760, 10)),
     *(np.arange(700.5, 750), np.geomspace(760, 1e4, 40)),
 ]
-# z and a at which a formula is tried: up to 1e4, as those of the tables are, and close where exp overflows; and what is
+# Values of z and a at which formulas are tried: up to 1e4, as for the tables, dense where exp overflows, and the one
 # next to 1 in float32.
 POINTS = np.unique(np.concatenate([*_SIZES, *(-sizes for sizes in map(np.asarray, _SIZES)), [0, 1 - 2.0**-24]]))
-OFF_KINKS = 0.00123  # added to points where derivatives are compared: the usual kinks are at integers
+OFF_KINKS = 0.00123  # added to points where derivatives are compared, because the usual kinks are at integers
 _FAR = POINTS[np.abs(POINTS) >= 0.25] + OFF_KINKS
 # p and g at which the formulas of an optimizer are tried, and the steps, each from the state that the last one left.
 _SMALL = np.array([0, 1e-30, 1e-10, 1e-5, 1e-3, 0.1, 1, 10, 1e3])
@@ -33,43 +33,43 @@ _SIGNED = np.concatenate([-_SMALL, _SMALL])
 _P, _G = (grid.ravel() for grid in np.meshgrid(_SIGNED, _SIGNED))
 _STEPS = (1, 2, 3, 4, 5, 100, 10_000, 1_000_000)
 _ETA = 0.01
-_ENDS = (0.0, 1.0)  # of probabilities; 0 is also what z is where all inputs or weights are
+_ENDS = (0.0, 1.0)  # of probabilities; z is also 0 if all inputs or weights are
 
 
 def name(kind: str, value: Any) -> None:
-    """Raise if this is no name for an activation or a cost."""
+    """Raise if a value is not a valid name for an activation or a cost."""
     if not isinstance(value, str):
-        raise TypeError(f"the name of {kind} must be text, got {shown(value)}")
+        raise TypeError(f"the name of {kind} must be text, got {short_repr(value)}")
     if not 0 < len(value) <= _LONGEST_NAME or not value.isprintable():
         raise ValueError(
-            f"the name of {kind} must have 1 to {_LONGEST_NAME} characters, all of them printable, got {shown(value)}"
+            f"the name of {kind} must have 1 to {_LONGEST_NAME} characters, all printable, got {short_repr(value)}"
         )
 
 
 def numbers_everywhere(what: str, steps: Sequence[tuple[str, str, str]], **arguments: Any) -> None:
     """Try formulas in float32 and float64, one after another, where they should give finite numbers.
 
-    That is where they do in the next wider type, and the result is not too large for the type: so a logarithm of a
-    negative number is passed over, and infinity divided by infinity is not. At 0 and 1 they should also if they do
-    beside it: 0 log 0 is not passed over.
+    They should where they do in the next wider type and the result is not too large for the type: a logarithm of a
+    negative number is skipped, but infinity divided by infinity is not. At 0 and 1, they also should if they do next to
+    the point: 0 log 0 is not skipped.
 
     Parameters
     ----------
     what : str
-        Whose formulas they are, for the error.
-    steps : sequence of (name of the result, what it is called in the error, expression)
+        The owner of the formulas, for the error.
+    steps : sequence of (name of the result, its name in the error, expression)
     **arguments : array of float64, or a number
-        What the formulas read, besides results before theirs. The first is that by which the error says where.
+        Variables of the formulas, in addition to earlier results. The error gives its place by the first of them.
 
     Raises
     ------
     FormulaError
-        With the place nearest to 0 at which a formula should give a finite number and does not.
+        With the point nearest to 0 at which a formula should give a finite number but does not.
     """
     main, points = next(iter(arguments.items()))
-    beside = arguments | {main: np.where(np.isin(points, _ENDS), points + np.where(points > 0.5, -1e-6, 1e-6), points)}
+    nearby = arguments | {main: np.where(np.isin(points, _ENDS), points + np.where(points > 0.5, -1e-6, 1e-6), points)}
     for dtype, wider in DTYPES:
-        given, near = ({key: np.asarray(value).astype(dtype) for key, value in x.items()} for x in (arguments, beside))
+        given, near = ({key: np.asarray(value).astype(dtype) for key, value in x.items()} for x in (arguments, nearby))
         exact, near = ({key: value.astype(wider) for key, value in x.items()} for x in (given, near))
         for result, called, expression in steps:
             tries = (dtype, given), (wider, exact), (wider, near)
@@ -93,10 +93,10 @@ def numbers_everywhere(what: str, steps: Sequence[tuple[str, str, str]], **argum
 def first_wrong_derivative(
     value: Callable[[Any], Any], derivative: Callable[[Any], Any], points: Any
 ) -> tuple[float, float, float] | None:
-    """Compare a derivative with central differences of its value, in float64, where rounding is no matter.
+    """Compare a derivative with central differences of its value, in float64, where rounding does not matter.
 
     Kinks (points where the one-sided differences keep disagreeing) and points where the value is not finite are
-    passed over; if that leaves less than a quarter of the points, the first of them counts as wrong.
+    skipped; if that leaves less than a quarter of the points, the first skipped one counts as wrong.
 
     Parameters
     ----------
@@ -132,11 +132,11 @@ def first_wrong_derivative(
 def wrong_derivative_far_out(
     value: Callable[[Any], Any], derivative: Callable[[Any], Any], around: Any = ()
 ) -> tuple[float, float, float] | None:
-    """Compare a derivative with differences of its value at sizes up to 1e4, where rounding is no small matter.
+    """Compare a derivative with differences of its value at sizes up to 1e4, where rounding matters.
 
-    No one step is right there for all formulas: a short one drowns in rounding, a long one takes in kinks and waves.
-    So several are tried, and those count whose differences to the left and to the right agree. The derivative is
-    wrong where there are two of them at least, and it disagrees with each by more than they do with themselves.
+    No single step is right there for all formulas: a short one drowns in rounding, a long one covers kinks and waves.
+    So several are tried, and a step counts if its differences to the left and to the right agree. The derivative is
+    wrong where at least two steps count and it disagrees with each by more than the differences of that step disagree.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def wrong_derivative_far_out(
     found = np.full(points.shape, np.nan)
     with np.errstate(all="ignore"):
         given = _values(derivative, points)
-        for step in (2.0**-16, 2.0**-12, 2.0**-8, sizes * 2.0**-10):  # powers of 2, which are added exactly
+        for step in (2.0**-16, 2.0**-12, 2.0**-8, sizes * 2.0**-10):  # powers of 2 are added exactly
             near = _values_near(value, points, step)
             left = (3 * near[0] - 4 * near[-1] + near[-2]) / (2 * step)
             right = (4 * near[1] - 3 * near[0] - near[2]) / (2 * step)
@@ -186,11 +186,11 @@ def _values(function: Callable[[Any], Any], points: Any) -> Any:
 
 
 def _evaluate(expression: str, dtype: np.dtype[Any], known: dict[str, Any]) -> Any:
-    if "erf" in expression and dtype == np.longdouble:  # SciPy has erf and erfc in float64 at most
+    if "erf" in expression and dtype == np.longdouble:  # SciPy has erf and erfc only up to float64
         dtype, known = np.dtype(np.float64), {key: value.astype(np.float64) for key, value in known.items()}
     function = formulas.numpy_function(expression, dtype)
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SciPy's functions
+        warnings.simplefilter("ignore")  # from SciPy's functions
         values = function(*(known.get(key) for key in ("z", "a", "y")))
     return np.broadcast_to(values, np.broadcast_shapes(*(np.shape(x) for x in known.values())))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bpgpu.checks import finite, numeric
-from bpgpu.errors import shown, unknown_name
+from bpgpu.errors import short_repr, unknown_name
 from bpgpu.model.activations import ACTIVATIONS, Activation
 
 # name: (numerator, fan, distribution): variance = numerator / fan.
@@ -69,16 +69,16 @@ def initial_weights(
 def given_weights(
     init: Sequence[Any], sizes: tuple[int, ...], bias: bool, dtype: np.dtype[Any]
 ) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any] | None]]:
-    """Check weights that the user gives: for each layer a pair (W, b), or W alone without biases.
+    """Check weights from the user: a pair (W, b) for each layer, or only W without biases.
 
     Raises
     ------
     ValueError, TypeError
-        If their number or a shape is wrong, or an entry is not a finite number.
+        If the number of layers or a shape is wrong, or an entry is not a finite number.
     """
     what = "a pair (W, b)" if bias else "an array W"
     if not isinstance(init, Sequence | np.ndarray):
-        raise TypeError(f"init must be a name, or a list of {what} for each layer, got {shown(init)}")
+        raise TypeError(f"init must be a name, or a list of {what} for each layer, got {short_repr(init)}")
     if len(init) != len(sizes) - 1:
         raise ValueError(f"init must hold {what} for each of {len(sizes) - 1} layers, got {len(init)}")
     weights, biases = [], []

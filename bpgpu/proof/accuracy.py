@@ -1,6 +1,6 @@
-"""Which errors the backends of this machine make, and whether they keep what is promised of them.
+"""The errors of this machine's backends, and whether they are as small as promised.
 
-`bpgpu.proof.bench` says in which unit and what is promised, `bpgpu.proof.accuracy_cases` what is measured.
+`bpgpu.proof.bench` defines the unit and the promises, `bpgpu.proof.accuracy_cases` the measurements.
 """
 
 import math
@@ -15,7 +15,7 @@ from bpgpu.proof import accuracy_cases
 from bpgpu.proof.accuracy_cases import CASES, Case
 from bpgpu.proof.bench import DTYPES, PROMISED, Bench, Measurement
 
-# The ways of a backend that has more than one: the options of each, by the name that it has in tables.
+# Backends that can compute in more than one way: the options of each way, by its name in tables.
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "cupy": {"cupy, cuBLAS": {"gemm": "cublas"}, "cupy, fused": {"gemm": "fused"}}
 }
@@ -30,12 +30,12 @@ def ways(name: str) -> dict[str, dict[str, Any]]:
 
 
 def make(name: str) -> dict[str, Backend]:
-    """Return the backends that are the ways of one, or of all that run here for "all".
+    """Return a backend in all its ways, or for "all" every backend that runs here.
 
     Raises
     ------
     BackendUnavailableError
-        If a named one cannot run here.
+        If the named backend cannot run here.
     """
     if name == "all":
         found: dict[str, Backend] = {}
@@ -61,7 +61,7 @@ def measure(bench: Bench, cases: Iterable[Case] = CASES) -> Worst:
 
 
 def measure_all(name: str, say: Callable[[str], Any]) -> Errors:
-    """Measure a backend, or "all" that run here, in both dtypes; say which is under way."""
+    """Measure a backend, or "all" that run here, in both dtypes, and report progress to `say`."""
     errors: Errors = {}
     for way, backend in make(name).items():
         for dtype in DTYPES:
@@ -82,7 +82,7 @@ def broken_promises(errors: Errors) -> list[str]:
 
 
 def table(errors: Errors, dtype: str) -> str:
-    """Return the largest errors in a dtype as a table in Markdown, rounded up, beside what is promised."""
+    """Return the largest errors in a dtype, rounded up, and the promised ones as a Markdown table."""
     eps = np.finfo(dtype).eps
     rows = [[dtype, "promised", "that is", *errors], ["---"] * (3 + len(errors))]
     for operation, promised in PROMISED.items():
@@ -99,7 +99,7 @@ def figure(error: float) -> str:
 
 
 def plain(errors: Errors) -> dict[str, Any]:
-    """Return the errors as JSON can hold them: one that is not finite is null."""
+    """Return the errors in a form that JSON can hold, with null for one that is not finite."""
     return {
         way: {
             dtype: {

@@ -19,8 +19,8 @@ from bpgpu.model.optimizers import OPTIMIZERS, SGD, Adam, AdamW, Optimizer, RMSp
 from bpgpu.proof.accuracy_sums import one_sided
 from bpgpu.proof.bench import EXTENDED, Bench, Host, Measurement, extended
 
-# An epsilon that counts: its place in the formula shows, and a step of training does not divide noise by noise.
-RULES: dict[str, Optimizer] = {
+# With an epsilon large enough that its place in the formula matters and no training step divides noise by noise.
+OPTIMIZER_CASES: dict[str, Optimizer] = {
     "SGD": SGD(0.1),
     "SGD with momentum": SGD(0.1, momentum=0.9),
     "SGD with Nesterov's": SGD(0.1, momentum=0.9, nesterov=True),
@@ -31,7 +31,9 @@ RULES: dict[str, Optimizer] = {
     "AdamW": AdamW(0.1, epsilon=1e-2, weight_decay=0.1),
     "AdamW, clipped": AdamW(0.1, epsilon=1e-2, clip_norm=0.2),
 }
-RULES |= {kind.__name__: kind(0.1) for kind in OPTIMIZERS.values() if kind not in map(type, RULES.values())}
+OPTIMIZER_CASES |= {
+    kind.__name__: kind(0.1) for kind in OPTIMIZERS.values() if kind not in map(type, OPTIMIZER_CASES.values())
+}
 # Sizes, activations, cost and options of networks; rows and batch size. The last batches have 9, 1 and 5 rows.
 NETWORKS: tuple[tuple[tuple[int, ...], tuple[str, ...], str, dict[str, Any], int, int], ...] = (
     ((5, 7, 6, 3), ("tanh", "gelu", "softmax"), "cross_entropy", {"l2": 0.3, "dropout": 0.3}, 41, 16),
@@ -43,7 +45,7 @@ NETWORKS: tuple[tuple[tuple[int, ...], tuple[str, ...], str, dict[str, Any], int
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured at once: an operation with an activation, a cost or a rule."""
+    """One measurement: an operation with an activation, a cost or an optimizer."""
 
     operation: str
     names: tuple[str, ...] = ()
@@ -58,14 +60,14 @@ CASES = (
     *(Case("hidden", (sigma,)) for sigma in ACTIVATIONS),
     Case("gradient"),
     *(Case("sums", (kind,)) for kind in ("constant", "uniform", "0/1")),
-    *(Case("update", (rule,)) for rule in RULES),
+    *(Case("update", (optimizer,)) for optimizer in OPTIMIZER_CASES),
     Case("dropout"),
-    *(Case("training", (rule,)) for rule in RULES),
+    *(Case("training", (optimizer,)) for optimizer in OPTIMIZER_CASES),
 )
 
 
 def _turn(name: str) -> int:
-    return [*ACTIVATIONS, *COSTS, *RULES].index(name)
+    return [*ACTIVATIONS, *COSTS, *OPTIMIZER_CASES].index(name)
 
 
 def _forward(bench: Bench, name: str) -> Iterator[Measurement]:
@@ -96,16 +98,16 @@ def _output(bench: Bench, name: str, cost_name: str) -> Iterator[Measurement]:
         outputs = {"out_a": (B, n), "out_delta": (B, n), "out_cost": (B,)}
         result, truth = bench.run("output_delta", inputs, outputs, activation=sigma, cost=cost)
         case, mean = f"{name}, {cost_name}, {B}x{n}", n if cost.reduction == "mean" else 1
-        # Differences a - y may be small: of the size that they have where a and y are 1 apart.
+        # Differences a - y may be small, so the scale is that of a and y 1 apart.
         for quantity, least in (("a", 0.0), ("delta", _largest(scale) / mean), ("cost", 1 / mean)):
             got, exact = (found[f"out_{quantity}"] for found in (result, truth))
             yield bench.compare(f"output: {quantity}", case, got, exact, scale=least, n=n)
 
 
 def _outputs_in_condition(sigma: Activation, cost: Cost, rng: np.random.Generator, shape: tuple[int, int]) -> Host:
-    """Return z for which the cost does not magnify the rounding of a: a cross-entropy does where a is near 0 or 1.
+    """Return z for which the cost does not magnify the rounding of a, as a cross-entropy does where a is near 0 or 1.
 
-    Not so where value and delta come from z itself. There the softmax has outputs that are rounded to 1, too.
+    Formulas that compute value and delta from z need no such care; with softmax, some outputs are even rounded to 1.
     """
     z = 3 * rng.standard_normal(shape)
     if sigma.rowwise:
@@ -154,20 +156,20 @@ def _gradient(bench: Bench) -> Iterator[Measurement]:
 
 def _update(bench: Bench, name: str) -> Iterator[Measurement]:
     """Three steps on parameters as small as the steps, so that an error in a step is not lost in a parameter."""
-    rule = RULES[name]
+    optimizer = OPTIMIZER_CASES[name]
     for size in (1, 31, 1025):
         rng = np.random.default_rng([4, size])
         start, gradients = 0.1 * rng.standard_normal(size), rng.standard_normal((3, size))
         found = []
         for backend, dtype in ((bench.backend, np.dtype(bench.dtype)), (extended, EXTENDED)):
             p = backend.asarray(start.astype(bench.dtype), dtype)
-            state = [backend.asarray(np.zeros(size), dtype) for _ in range(rule.n_state)]
+            state = [backend.asarray(np.zeros(size), dtype) for _ in range(optimizer.n_state)]
             for t, g in enumerate(gradients, start=1):
                 g = backend.asarray(g.astype(bench.dtype), dtype)
-                backend.update(rule, p, g, state, t=t, learning_rate=0.5**t, n_weights=size // 2)
+                backend.update(optimizer, p, g, state, t=t, learning_rate=0.5**t, n_weights=size // 2)
             found.append([backend.to_numpy(x) for x in (p, *state)])
-        n = 1 if rule.clip_norm is None else size
-        for operation, result, truth in zip(("update", *["optimizer state"] * rule.n_state), *found, strict=True):
+        n = 1 if optimizer.clip_norm is None else size
+        for operation, result, truth in zip(("update", *["optimizer state"] * optimizer.n_state), *found, strict=True):
             yield bench.compare(operation, f"{name}, {size}", result, truth, n=n)
 
 
@@ -185,7 +187,7 @@ def _dropout(bench: Bench) -> Iterator[Measurement]:
 
 
 def _training(bench: Bench, name: str) -> Iterator[Measurement]:
-    """Two epochs on each network: their costs, and what they have changed."""
+    """Two epochs on each network: their costs, and how they changed the parameters."""
     turn = _turn(name)
     for network in NETWORKS if bench.crossed else [NETWORKS[turn % len(NETWORKS)]]:
         sizes, activations, cost, options, rows, batch_size = network
@@ -200,7 +202,12 @@ def _training(bench: Bench, name: str) -> Iterator[Measurement]:
         case = f"{name}, {'-'.join(map(str, sizes))}, {' '.join(activations)}, {cost}"
         n = max(*sizes, batch_size)
         yield bench.compare("loss", case, *(each.loss(*data) for each in nets), n=n)
-        how: dict[str, Any] = {"optimizer": RULES[name], "epochs": 2, "batch_size": batch_size, "shuffle": rows != 33}
+        how: dict[str, Any] = {
+            "optimizer": OPTIMIZER_CASES[name],
+            "epochs": 2,
+            "batch_size": batch_size,
+            "shuffle": rows != 33,
+        }
         try:
             histories = [each.fit(*data[:2], sample_weight=weight, validation_data=data, **how) for each in nets]
         except NonFiniteError:
@@ -208,7 +215,7 @@ def _training(bench: Bench, name: str) -> Iterator[Measurement]:
             continue
         losses = [history.loss + history.validation_loss for history in histories]
         yield bench.compare("training: loss", case, *losses, n=n)
-        # Of what training has changed: an error of it must not be lost in the parameters.
+        # Only the change by training, so that its error is not lost in the parameters.
         changed = [each.backend.to_numpy(each.parameters).astype(EXTENDED) - start for each in nets]
         yield bench.compare("training: parameters", case, *changed, n=n)
 

@@ -1,6 +1,6 @@
-"""Long sums of what has one sign: there the roundings of a plain sum are alike, and add up.
+"""Long sums of numbers with the same sign, where the roundings of a plain sum are alike and add up.
 
-Gradients and cost of one layer, with all rows in one batch, in the way in which whole training computes them.
+Gradients and cost of one layer, with all rows in one batch, as whole training computes them.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _values(kind: str, rng: np.random.Generator, shape: tuple[int, int]) -> Host
 
 
 def one_sided(bench: Bench, kind: str) -> Iterator[Measurement]:
-    """Yield the errors of gradients and cost of data that are "constant", "uniform" or "0/1", by numbers of rows."""
+    """Yield the errors of gradients and cost on "constant", "uniform" or "0/1" data, for each number of rows."""
     from scipy.sparse import csr_array
 
     dtype = np.dtype(bench.dtype)
@@ -36,7 +36,7 @@ def one_sided(bench: Bench, kind: str) -> Iterator[Measurement]:
             return
         rng = np.random.default_rng([7, B])
         X, y = (_values(kind, rng, (B, n)).astype(dtype) for n in (INPUTS, OUTPUTS))
-        # With all parameters 0, delta is -y / B, and the cost the mean of half the rows' squares.
+        # With all parameters 0, delta is -y / B, and the cost is the mean of half the squares of the rows.
         delta, squares = -y.astype(np.longdouble) / B, y.astype(np.longdouble) ** 2
         truth = X.astype(np.longdouble).T @ delta, delta.sum(axis=0), squares.sum() / (2 * B)
         for x in (X, csr_array(X)) if bench.backend.takes_sparse else (X,):

@@ -1,12 +1,12 @@
-"""How far the steps of a backend are from exact: the largest error of each, and what is promised of it.
+"""The errors of a backend's steps: the largest of each, and the promised one.
 
 Every step gets the same inputs twice: on the backend in float32 or float64, and in the reference in NumPy's longest
 floating point (64 bits of mantissa on x86, float64's own 53 on ARM Macs and with Microsoft's compiler). The error is
 
     largest |result - truth| / (eps · growth(n) · scale)
 
-with the eps of the backend's dtype, n the length of the sums behind a result, and the scale of the results: of a sum
-the largest sum of the sizes of its terms, elsewhere the largest result. So 1 is one rounding of the largest result.
+with the eps of the backend's dtype, n the length of the sums behind a result, and the scale of the results: for a sum,
+the largest sum of the sizes of its terms, otherwise the largest result. So 1 is one rounding of the largest result.
 """
 
 import math
@@ -23,8 +23,8 @@ Host = np.ndarray[Any, Any]
 DTYPES = ("float32", "float64")
 EXTENDED = np.dtype(np.longdouble)
 
-# The largest error promised of each operation, in the unit above. The functions of CUDA are documented to be off by up
-# to four roundings more than those of a CPU, so there is room for them. No bit of a dropout mask may differ.
+# The largest promised error of each operation, in the unit above. It leaves room for CUDA's functions, whose documented
+# errors are up to four roundings larger than those of a CPU. No bit of a dropout mask may differ.
 PROMISED = {
     "forward": 8,
     "output: a": 8,
@@ -65,9 +65,9 @@ class Measurement:
     operation : str
         A row of `PROMISED`.
     case : str
-        Of what: activation, cost or rule, and shape.
+        The activation, cost or optimizer, and the shape.
     error : float
-        In the unit of the module's text; of dropout, how many elements differ in any bit.
+        In the unit of the module's docstring; for dropout, the number of elements that differ in any bit.
     """
 
     operation: str
@@ -82,17 +82,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bench:
-    """A backend in one dtype, and how much of it is measured.
+    """A backend in one dtype, and how much to measure.
 
     Attributes
     ----------
     backend : Backend
     dtype : {"float32", "float64"}
     largest : int
-        Multiply-adds of a product at most; larger shapes are left out.
+        The most multiply-adds of a product; larger shapes are left out.
     crossed : bool
-        Whether every case is measured on every shape; else each on the first and one more, by turns, and training
-        with each rule on one network.
+        Whether every case is measured on every shape; otherwise each on the first and one more, by turns, and training
+        with each optimizer on one network.
     """
 
     backend: Backend
@@ -101,7 +101,7 @@ class Bench:
     crossed: bool = True
 
     def shapes(self, turn: int) -> Iterator[tuple[int, tuple[int, int, int]]]:
-        """Yield the shapes for the case of this turn, each with a number from which its data are made."""
+        """Yield the shapes for the case of this turn, each with a number that seeds its data."""
         fit = [(k, shape) for k, shape in enumerate(SHAPES) if math.prod(shape) <= self.largest]
         yield from fit if self.crossed else [fit[0], fit[1 + turn % (len(fit) - 1)]]
 
@@ -130,7 +130,7 @@ class Bench:
     def compare(
         self, operation: str, case: str, result: Any, truth: Any, *, scale: float | None = None, n: int = 1
     ) -> Measurement:
-        """Return the error of a result; infinite if it is not finite, or of another shape."""
+        """Return the error of a result; infinite if the result is not finite or has another shape."""
         result, truth = np.asarray(result), np.asarray(truth)
         if result.shape != truth.shape or not np.isfinite(result).all():
             return Measurement(operation, case, math.inf)
@@ -140,7 +140,7 @@ class Bench:
         return Measurement(operation, case, error)
 
     def random(self, rng: np.random.Generator, k: int, *shape: int) -> Host:
-        """Return random numbers of the dtype, by turns contiguous, transposed, and with steps between them."""
+        """Return random numbers in the dtype, by turns contiguous, transposed and strided."""
         if k % 3 == 0:
             return rng.standard_normal(shape).astype(self.dtype)
         if k % 3 == 1:
@@ -150,19 +150,19 @@ class Bench:
 
 
 def growth(n: int) -> float:
-    """Return by how much the error of a sum of n terms may exceed that of a sum of 64 or less."""
+    """Return the factor by which the error of a sum of n terms may exceed that of at most 64 terms."""
     return math.sqrt(max(1.0, n / 64))
 
 
 class _Extended(Backend):
-    """The reference in extended precision: of the truth."""
+    """The reference in extended precision, which gives the truth."""
 
     name, device, xp = "extended", "CPU", np
 
     def _evaluate(self, formula: str, z: Any = None, a: Any = None, y: Any = None) -> Any:
         if "erf" not in formula:
             return super()._evaluate(formula, z=z, a=a, y=y)
-        # SciPy has erf and erfc in float64 at most: this truth is right to about one rounding of float64.
+        # SciPy has erf and erfc only up to float64: this truth is right to about one rounding of float64.
         arguments = (None if x is None else x.astype(np.float64) for x in (z, a, y))
         with np.errstate(all="ignore"):
             return formulas.numpy_function(formula, np.dtype(np.float64))(*arguments)

@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 # Networks with more parameters are checked along random directions instead of parameter by parameter.
 EXHAUSTIVE = 2000
 DIRECTIONS = 4
-# Central differences with five points: truncation ~ h^4, rounding ~ 1e-16 / h; their sum is least near here.
+# Central differences with five points: truncation ~ h^4, rounding ~ 1e-16 / h; their sum is smallest near this step.
 STEP = 1e-4
 RTOL = {"float64": 1e-6, "float32": 1e-3}
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What a gradient check saw.
+    """The result of a gradient check.
 
     Attributes
     ----------
     checked : int
         Derivatives compared: parameters, or directions if `exhaustive` is False.
     kinks : int
-        Derivatives at a kink of the cost, or too near to one, where finite differences say nothing.
+        Derivatives at a kink of the cost, or too close to one, where finite differences mean nothing.
     exhaustive : bool
-        Whether every parameter was checked by itself.
+        Whether every parameter was checked separately.
     max_error : float
         Largest relative error, ``|analytic - numeric| / max(|analytic|, |numeric|, floor)``, where the floor is 1e-3
         of the largest derivative.
     tolerance : float
-        What was allowed of it, besides the rounding of the differences themselves.
+        The largest error allowed, in addition to the rounding of the differences themselves.
     """
 
     checked: int
@@ -59,9 +59,9 @@ def check_gradients(
 ) -> GradientReport:
     """Compare the gradients of a network, as its backend computes them, with central differences of its cost.
 
-    The cost is evaluated in float64 on the NumPy backend, whatever the network's own dtype and backend are. Penalty,
-    masks, sample weights and dropout (with the mask of one step) are included. Up to 2000 parameters each is checked;
-    larger networks along four random directions through all parameters.
+    The cost is evaluated in float64 on the NumPy backend, whatever the network's own dtype and backend. Penalty, masks,
+    sample weights and dropout (with the mask of one step) are included. In networks of up to 2000 parameters, each is
+    checked; larger networks are checked along four random directions through all parameters.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def check_gradients(
     X, y, sample_weight
         As in `MLP.loss`.
     tolerance : float, optional
-        Relative error allowed; 1e-6 in float64 and 1e-3 in float32 if not given.
+        Relative error allowed; by default 1e-6 in float64 and 1e-3 in float32.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def check_gradients(
     Raises
     ------
     GradientError
-        If a derivative is off by more than the tolerance, or if more than half lie at kinks; the message has the
+        If a derivative is off by more than the tolerance, or if more than half lie at kinks; the message gives the
         layer, the index, both values, the step and the tolerance.
     ValueError, TypeError
         If an array is not as `MLP.loss` describes.
@@ -106,9 +106,11 @@ def check_gradients(
         random /= np.linalg.norm(random, axis=1, keepdims=True)
         directions, slopes = random, random @ analytic
     floor = 1e-3 * float(np.max(np.abs(slopes), initial=0.0))
-    kinks, max_error = 0, 0.0
+    kinks, max_error, centre = 0, 0.0, cost(parameters)
     for k, direction in enumerate(directions):
-        error, numeric, agrees, is_kink = _compare(cost, parameters, direction, float(slopes[k]), floor, tolerance)
+        error, numeric, agrees, is_kink = _compare(
+            cost, parameters, centre, direction, float(slopes[k]), floor, tolerance
+        )
         if is_kink:
             kinks += 1
             continue
@@ -122,13 +124,13 @@ def check_gradients(
     if 2 * kinks > len(slopes):
         raise GradientError(
             f"{kinks} of {len(slopes)} derivatives lie at kinks of the cost, too many to call the gradient checked; "
-            "use inputs and weights for which fewer weighted inputs are exactly 0"
+            "use inputs and weights that make fewer weighted inputs exactly 0"
         )
     return GradientReport(len(slopes) - kinks, kinks, exhaustive, max_error, tolerance)
 
 
 @dataclass(frozen=True)
-class Case:
+class GradientCase:
     """One network of `check_table`: `activation` and `cost` of its output, and its shape."""
 
     activation: str
@@ -137,13 +139,13 @@ class Case:
     depth: int
 
 
-CASES = [Case(*case) for case in itertools.product(ACTIVATIONS, COSTS, (1, 3), (1, 2, 3))]
+CASES = [GradientCase(*case) for case in itertools.product(ACTIVATIONS, COSTS, (1, 3), (1, 2, 3))]
 
 
-def check_table(backend: "Backend", dtype: str) -> Iterator[tuple[Case, GradientReport | GradientError]]:
-    """Check every activation × cost × (1, 3) outputs × depths 1 to 3: `CASES`, with all that training can add.
+def check_table(backend: "Backend", dtype: str) -> Iterator[tuple[GradientCase, GradientReport | GradientError]]:
+    """Check every activation × cost × (1, 3) outputs × depths 1 to 3: `CASES`, with everything that training can add.
 
-    Weights, penalty and a connectivity mask are on, dropout where there is a hidden layer. Hidden layers take the
+    Weights, penalty and a connectivity mask are on, and dropout if there is a hidden layer. Hidden layers have the
     activation too, so it is checked in both places.
     """
     for case in CASES:
@@ -153,7 +155,7 @@ def check_table(backend: "Backend", dtype: str) -> Iterator[tuple[Case, Gradient
             yield case, error
 
 
-def check_case(case: Case, backend: "Backend", dtype: str) -> GradientReport:
+def check_case(case: GradientCase, backend: "Backend", dtype: str) -> GradientReport:
     """Check one network of the table on seven random samples."""
     sizes = [4, *[5] * (case.depth - 1), case.outputs]
     rng = np.random.default_rng([4, case.outputs, case.depth])
@@ -200,6 +202,7 @@ def _float64_cost(net: Network, data: Data) -> tuple[Callable[[np.ndarray[Any, A
 def _compare(
     cost: Callable[[np.ndarray[Any, Any]], float],
     parameters: np.ndarray[Any, Any],
+    centre: float,
     direction: np.ndarray[Any, Any],
     slope: float,
     floor: float,
@@ -207,23 +210,25 @@ def _compare(
 ) -> tuple[float, float, bool, bool]:
     """Return the relative error of a slope, the numeric slope, whether they agree, and whether the point is a kink.
 
-    A kink inside the step is told from an error by smaller steps, which leave it behind. One at the point itself, or
-    closer than the smallest step, shows in the turns of the slope between the five points: those of a smooth cost
-    shrink with the step, and explain no error.
+    `centre` is the cost at the parameters themselves, which all directions share.
+
+    Smaller steps, which exclude a kink inside the first step, tell it from an error. A kink at the point itself, or
+    closer than the smallest step, shows in the turns of the slope between the five points; the turns of a smooth cost
+    shrink with the step, and do not explain an error.
     """
     turns = []
     best = (math.inf, math.nan)
     for h in (STEP, STEP / 10, STEP / 100, STEP / 1000, STEP / 10_000):
-        f = [cost(parameters + k * h * direction) for k in (-2, -1, 0, 1, 2)]
+        f = [cost(parameters + k * h * direction) if k else centre for k in (-2, -1, 0, 1, 2)]
         numeric = (8 * (f[3] - f[1]) - (f[4] - f[0])) / (12 * h)
         scale = max(abs(slope), abs(numeric), floor, 1e-12)
-        rounding = 1e-15 * (1 + abs(f[2])) / h  # what the rounding of f does to the difference
+        rounding = 1e-15 * (1 + abs(f[2])) / h  # the effect of rounding f on the difference
         error = abs(slope - numeric) / scale
         best = min(best, (error, numeric))
         if error <= tolerance + rounding / scale:
             return error, numeric, True, False
         turns.append(float(np.abs(np.diff(f, n=2)).sum()) / h)
-    persists = turns[-1] > max(3e-4 * turns[0], 20 * rounding)  # a smooth cost's are down to 1e-4 of the first
+    persists = turns[-1] > max(3e-4 * turns[0], 20 * rounding)  # with a smooth cost, they fall to 1e-4 of the first
     return *best, False, persists and abs(slope - numeric) <= 2 * turns[-1]
 
 

@@ -1,4 +1,4 @@
-"""The parts of the hardware report: each yields rows, and a row with ok=False is a failure."""
+"""The parts of the hardware report; each yields rows, and a row with ok=False is a failure."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ from bpgpu.errors import BackendUnavailableError, GradientError
 from bpgpu.mlp import MLP
 from bpgpu.model.optimizers import SGD, Adam, Optimizer
 from bpgpu.proof import accuracy, gradcheck, hardware_peers
-from bpgpu.proof.accuracy_cases import CASES, RULES, Case
+from bpgpu.proof.accuracy_cases import CASES, OPTIMIZER_CASES, Case
 from bpgpu.proof.bench import DTYPES, PROMISED, Bench
 from bpgpu.training.callbacks import Callback
 
@@ -37,7 +37,7 @@ FITS = 20  # of the leak check
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the report, with what its training is given."""
+    """A network of the report, with the arguments and data of its training."""
 
     sizes: tuple[int, ...]
     activations: tuple[str, ...]
@@ -46,7 +46,7 @@ class Network:
     dropout: float = 0.0
 
     def make(self, backend: str | Backend, dtype: str) -> MLP:
-        """Return the network on a backend; the same parameters on every one."""
+        """Return the network on a backend, with the same parameters on every backend."""
         options = {"l2": self.l2, "dropout": self.dropout, "dtype": dtype}
         return MLP(self.sizes, self.activations, self.cost, backend=backend, **options)  # type: ignore[arg-type]
 
@@ -77,7 +77,7 @@ TIMED_QUICKLY = (((16, 8, 4), (32,), 64),)
 
 
 def facts(quick: bool) -> Iterator[Row]:
-    """Yield what runs here; a fact that cannot be had says why."""
+    """Yield facts about this machine and its software; a fact that is not available says why."""
 
     def gpu() -> Any:
         return importlib.import_module("cupy").cuda.runtime
@@ -125,7 +125,7 @@ def gradients(quick: bool) -> Iterator[Row]:
 
 
 def parity(quick: bool) -> Iterator[Row]:
-    """Yield the largest error of every step against extended precision, beside what is promised of it."""
+    """Yield the largest error of every step against extended precision, and the promised one."""
     cases = [Case("forward", ("tanh",)), Case("training", ("AdamW, clipped",))] if quick else CASES
     for (way, backend), dtype in itertools.product(usable(graphs=False).items(), DTYPES):
         for operation, each in accuracy.measure(Bench(backend, dtype), cases).items():
@@ -134,26 +134,26 @@ def parity(quick: bool) -> Iterator[Row]:
 
 
 def rerun(quick: bool) -> Iterator[Row]:
-    """Yield whether the same training twice gives the same bytes."""
-    rule = Adam(0.01, clip_norm=0.5)
+    """Yield whether two runs of the same training give the same bytes."""
+    optimizer = Adam(0.01, clip_norm=0.5)
     made = usable().items()
     for (way, backend), dtype, network in itertools.product(made, DTYPES, NETWORKS[:1] if quick else NETWORKS):
-        first, second = (_trained(network, rule, dtype, backend) for _ in range(2))
+        first, second = (_trained(network, optimizer, dtype, backend) for _ in range(2))
         yield {"network": str(network), "dtype": dtype, "way": way, "ok": first == second}
 
 
 def graphs(quick: bool) -> Iterator[Row]:
     """Yield whether training by graphs gives the same bytes as the same kernels launched one by one."""
-    rules = list(RULES.values())
-    networks, rules = (NETWORKS[:1], rules[-1:]) if quick else (NETWORKS, rules)
+    optimizers = list(OPTIMIZER_CASES.values())
+    networks, optimizers = (NETWORKS[:1], optimizers[-1:]) if quick else (NETWORKS, optimizers)
     if all(backend.name != "cupy" for backend in usable().values()):
         yield {"not available": "only the backend 'cupy' has graphs"}
         return
-    for dtype, network, rule in itertools.product(DTYPES, networks, rules):
-        row: Row = {"network": str(network), "optimizer": repr(rule), "dtype": dtype}
+    for dtype, network, optimizer in itertools.product(DTYPES, networks, optimizers):
+        row: Row = {"network": str(network), "optimizer": repr(optimizer), "dtype": dtype}
         try:
             plain, replayed = (
-                _trained(network, rule, dtype, get_cupy(gemm="fused", graph=graph)) for graph in (False, True)
+                _trained(network, optimizer, dtype, get_cupy(gemm="fused", graph=graph)) for graph in (False, True)
             )
         except Exception as error:
             yield row | {"ok": False, "error": text(error)}
@@ -162,7 +162,7 @@ def graphs(quick: bool) -> Iterator[Row]:
 
 
 def leaks(quick: bool) -> Iterator[Row]:
-    """Yield the device memory in use before and after twenty fits, the first fit of all not counted."""
+    """Yield the free device memory before and after twenty fits, not counting the very first fit."""
     network = NETWORKS[0] if quick else NETWORKS[-1]
     X, y = network.data(100)
     for way, backend in usable().items():
@@ -177,7 +177,7 @@ def leaks(quick: bool) -> Iterator[Row]:
 
 
 def timings(quick: bool) -> Iterator[Row]:
-    """Yield the median seconds of an epoch, on every backend and on torch and JAX where they are installed."""
+    """Yield the median seconds of an epoch on every backend, and on torch and JAX if they are installed."""
     made: dict[str, Backend] = {}
     for info in backends():
         if info.available:
@@ -198,7 +198,7 @@ def timings(quick: bool) -> Iterator[Row]:
 
 
 def get_cupy(**options: Any) -> Any:
-    """Return a CuPy backend with these options; without a GPU raise BackendUnavailableError, with the fix."""
+    """Return a CuPy backend with these options; without a GPU, raise BackendUnavailableError with the fix."""
     from bpgpu.backends.cuda.cupy_backend import CupyBackend
 
     return CupyBackend(**options)
@@ -210,7 +210,7 @@ def usable(*, graphs: bool = True) -> dict[str, Backend]:
     for name in ("cupy", "numba-cuda"):
         try:
             found |= accuracy.make(name)
-        except BackendUnavailableError as error:  # the facts have the reason
+        except BackendUnavailableError as error:  # the facts give the reason
             errors.append(error)
     if not found:
         raise errors[0]
@@ -255,11 +255,11 @@ def _timed(row: Row, epochs: Callable[[], hardware_peers.Epochs]) -> Row:
     return row | {"device": device} | figures | {"epochs": len(seconds), "ok": True}
 
 
-def _trained(network: Network, rule: Optimizer, dtype: str, backend: Backend) -> tuple[bytes, list[float]]:
-    """Return the parameters and the losses: 200 samples, so that the last batch is smaller than the others."""
+def _trained(network: Network, optimizer: Optimizer, dtype: str, backend: Backend) -> tuple[bytes, list[float]]:
+    """Return the parameters and losses after training on 200 samples, so that the last batch is smaller."""
     X, y = network.data(200)
     net = network.make(backend, dtype)
-    history = net.fit(X, y, optimizer=rule, epochs=3, batch_size=32)
+    history = net.fit(X, y, optimizer=optimizer, epochs=3, batch_size=32)
     return backend.to_numpy(net.parameters).tobytes(), history.loss
 
 
@@ -284,5 +284,5 @@ def _or_reason(find: Callable[[], Any]) -> Any:
 
 
 def text(error: BaseException) -> str:
-    """Return class and message of an error in one line."""
+    """Return the class and message of an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

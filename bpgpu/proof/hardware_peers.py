@@ -1,7 +1,7 @@
-"""The same training in torch and JAX, to stand beside bpgpu's timings in the hardware report.
+"""The same training in torch and JAX, for comparison with bpgpu's timings in the hardware report.
 
 A ReLU network with a softmax output, cross-entropy, SGD, float32, data on the device, rows shuffled there every epoch.
-Neither is imported before its function is called.
+Each library is imported only when its function is called.
 """
 
 import importlib
@@ -16,7 +16,7 @@ import numpy as np
 WARM_UP = 2  # epochs that are not counted
 RATE = 0.01
 
-# The device and the seconds of each epoch, or why there are none.
+# The device and the seconds of each epoch, or the reason why there are none.
 Epochs = tuple[str, list[float]] | str
 Data = np.ndarray[Any, Any]
 
@@ -32,7 +32,7 @@ def torch_epochs(sizes: tuple[int, ...], X: Data, y: Data, batch: int, rounds: i
     for m, n in itertools.pairwise(sizes):
         layers += [torch.nn.Linear(m, n), torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers[:-1]).to(device)
-    rule = torch.optim.SGD(net.parameters(), lr=RATE)
+    optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
     cost = torch.nn.CrossEntropyLoss()
     inputs = torch.as_tensor(X, dtype=torch.float32, device=device)
     targets = torch.as_tensor(y, dtype=torch.int64, device=device)
@@ -41,9 +41,9 @@ def torch_epochs(sizes: tuple[int, ...], X: Data, y: Data, batch: int, rounds: i
         order = torch.randperm(len(inputs), device=device)
         for start in range(0, len(inputs), batch):
             rows = order[start : start + batch]
-            rule.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             cost(net(inputs[rows]), targets[rows]).backward()
-            rule.step()
+            optimizer.step()
         if cuda:
             torch.cuda.synchronize()
 
@@ -87,7 +87,7 @@ def jax_epochs(sizes: tuple[int, ...], X: Data, y: Data, batch: int, rounds: int
 
 
 def _measure(epoch: Callable[[], None], rounds: int) -> list[float]:
-    """Time epochs that end with an idle device, the first ones not counted."""
+    """Time epochs that end with an idle device, not counting the first ones."""
     seconds = []
     for _ in range(WARM_UP + rounds):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""What a machine with a GPU says about bpgpu: parity, reruns, leaks and timings, in one JSON and one Markdown file.
+"""The report of bpgpu on a machine with a GPU: parity, reruns, leaks and timings, in a JSON and a Markdown file.
 
-Each part of `PARTS` is run on its own. One that fails is written down as a failure with its message, and the next one
-goes on; the files are written anew after every part, so that a crash of the driver leaves what came before it.
+Each part of `PARTS` runs separately. A part that fails is recorded as a failure with its message, and the next one
+runs. The files are rewritten after every part, so that a crash of the driver loses only the part under way.
 """
 
 import json
@@ -27,21 +27,21 @@ PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
 
 
 def run(folder: Path, say: Callable[[str], Any], *, quick: bool = False) -> Row:
-    """Run every part and write ``hardware-report.json`` and ``hardware-report.md`` into a folder.
+    """Run every part and write ``hardware-report.json`` and ``hardware-report.md`` to a folder.
 
     Parameters
     ----------
     folder : Path
-        Made if it does not exist.
+        Created if it does not exist.
     say : callable
-        Gets a line for each part.
+        Gets a line at the start and at the end of each part.
     quick : bool
-        A few small cases of each part, to see that the report works; its timings say nothing.
+        A few small cases of each part, to see that the report works; its timings mean nothing.
 
     Returns
     -------
     dict
-        What is in the JSON file. ``failed`` has the names of the parts that failed.
+        The content of the JSON file. ``failed`` has the names of the parts that failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report: Row = {"finished": False, "quick": quick, "failed": [], "parts": {}}
@@ -75,7 +75,7 @@ def _problem(row: Row) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: what is not finite becomes its name."""
+    """Return a value that JSON can hold: a number that is not finite becomes its name."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -86,9 +86,9 @@ def _plain(value: Any) -> Any:
 def _markdown(report: Row) -> str:
     lines = ["# bpgpu hardware report", ""]
     if report["quick"]:
-        lines += ["A quick run: a few small cases; its timings say nothing.", ""]
+        lines += ["A quick run: a few small cases; its timings mean nothing.", ""]
     if not report["finished"]:
-        lines += ["Not finished: the run ended, or was ended, after the last part below.", ""]
+        lines += ["Not finished: the run ended or was stopped after the last part below.", ""]
     lines += [f"Failed: {', '.join(report['failed']) or 'nothing'}.", ""]
     for name, part in report["parts"].items():
         lines += [f"## {name}: {part['status']}", "", f"{part['seconds']:.1f} s", ""]

@@ -1,4 +1,4 @@
-"""A fitted estimator, scikit-learn's or ours, as a network that goes on with the same gradients."""
+"""A fitted estimator, scikit-learn's or ours, as a network that continues with the same gradients."""
 
 from typing import Any
 
@@ -12,30 +12,30 @@ from bpgpu.model.activations import Activation, get_activation
 from bpgpu.model.costs import BINARY_CROSS_ENTROPY, Cost
 from bpgpu.sklearn import networks
 
-# Poisson's loss with derivatives that hold for each alone; the ones of `networks` hold for the pair.
+# Poisson's loss with derivatives that are correct separately; those in `networks` are correct only as a pair.
 EXP = Activation("exp", value="exp(z)", derivative="a")
 POISSON = Cost("poisson", value=networks.POISSON.value, gradient="where(y == 0, 1, 1 - y / a)")
 
 
-def network(kind: Any, estimator: Any, backend: str | Backend) -> Any:
-    """Return the network of a fitted estimator, as a `kind` of `Network` that goes on with the same gradients.
+def from_estimator(kind: Any, estimator: Any, backend: str | Backend) -> Any:
+    """Return the network of a fitted estimator, as a `kind` of `Network` that continues with the same gradients.
 
-    Its metadata are those that ``bpgpu train`` writes, if the estimator predicts one label or number a row.
+    Its metadata is what ``bpgpu train`` writes, if the estimator predicts one label or number per row.
     """
     if not isinstance(estimator, neural_network.MLPClassifier | neural_network.MLPRegressor):
         raise TypeError(f"estimator must be an MLPClassifier or MLPRegressor, got {type(estimator).__name__}")
     check_is_fitted(estimator)
     found = networks.architecture(estimator, np.result_type(*estimator.coefs_, *estimator.intercepts_))
-    # Of one output: its value and its gradient agree, and the sum over the outputs is what scikit-learn descends along.
+    # Costs for one output: value and gradient agree, and scikit-learn descends the sum over the outputs.
     costs = {
         "identity": lambda: networks.cost(estimator, 1),
         "exp": lambda: POISSON,
         "logistic": lambda: BINARY_CROSS_ENTROPY,
     }
-    alone = {networks.EXP: EXP, networks.LOGISTIC: get_activation("logistic")}
+    separate = {networks.EXP: EXP, networks.LOGISTIC: get_activation("logistic")}
     net = kind(
         found.sizes,
-        [alone.get(activation, activation) for activation in found.activations],
+        [separate.get(activation, activation) for activation in found.activations],
         costs.get(estimator.out_activation_, lambda: found.cost)(),
         l2=found.l2,
         dropout=found.dropout,
@@ -44,12 +44,12 @@ def network(kind: Any, estimator: Any, backend: str | Backend) -> Any:
         backend=backend,
         init=list(zip(estimator.coefs_, estimator.intercepts_, strict=True)),
     )
-    net.metadata = _of_a_table(estimator, found.sizes)
+    net.metadata = _table_metadata(estimator, found.sizes)
     return net
 
 
-def _of_a_table(estimator: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Return what ``bpgpu train`` says of a table, if the estimator predicts one label or one number a row."""
+def _table_metadata(estimator: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Return what ``bpgpu train`` writes about a table, if the estimator predicts one label or one number per row."""
     classes = np.asarray(estimator.classes_).tolist() if is_classifier(estimator) else []
     if is_multilabel(estimator) or len(classes) == 1 or (sizes[-1] > 1 and not classes):
         return {}
@@ -59,5 +59,5 @@ def _of_a_table(estimator: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
 
 
 def is_multilabel(estimator: Any) -> bool:
-    """Return whether every output is a yes-or-no answer of its own."""
+    """Return whether every output is a separate yes-or-no answer."""
     return is_classifier(estimator) and bool(estimator._label_binarizer.y_type_.startswith("multilabel"))

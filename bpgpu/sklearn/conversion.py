@@ -1,4 +1,4 @@
-"""Estimators as others know them: as scikit-learn's own, as a `bpgpu.MLP`, and as ONNX files."""
+"""Estimators in other forms: as scikit-learn's own, as a `bpgpu.MLP`, and as ONNX files."""
 
 import copy
 import inspect
@@ -16,10 +16,10 @@ from bpgpu.model.activations import Activation, get_activation
 from bpgpu.sklearn import networks, parameters
 from bpgpu.sklearn.as_network import is_multilabel
 
-# What says where a fit runs, who watches it, or something of a loss: to scikit-learn's training it makes no difference.
-UNIMPORTANT = {"backend", "n_threads", "progress", "callbacks", "quantile", "huber_delta"}
-# What a fit leaves behind that scikit-learn's does not.
-OWN = {
+# Parameters that make no difference to scikit-learn's training: where a fit runs, who watches it, details of a loss.
+IGNORED_PARAMETERS = {"backend", "n_threads", "progress", "callbacks", "quantile", "huber_delta"}
+# Attributes that our fit sets and scikit-learn's does not.
+ADDED_ATTRIBUTES = {
     "validation_loss_curve_",
     "_bpgpu_order",
     "_bpgpu_dropout_seed",
@@ -32,32 +32,33 @@ SKLEARNS = {get_activation(name): name for name in ("identity", "logistic", "tan
 
 
 class ConversionMixin:
-    """What `MLPClassifier` and `MLPRegressor` can be turned into and made from."""
+    """Conversions of `MLPClassifier` and `MLPRegressor`, from and to other forms."""
 
     def to_sklearn(self: Any) -> Any:
-        """Return a copy as scikit-learn's own estimator: parameters and all that fitting has left.
+        """Return a copy as scikit-learn's own estimator, with its parameters and everything that fitting has set.
 
-        It predicts the same to the bit, and goes on from the same state with ``partial_fit`` and ``warm_start``. What
-        says where a fit runs and who watches it (``backend``, ``callbacks`` and the like) stays behind, and so do
-        ``fit_report_`` and ``validation_loss_curve_``.
+        Its predictions are the same to the bit, and ``partial_fit`` and ``warm_start`` continue from the same state.
+        Parameters that say where a fit runs and who watches it (``backend``, ``callbacks`` and the like) are left out,
+        and so are ``fit_report_`` and ``validation_loss_curve_``.
 
         Raises
         ------
         ValueError
-            If scikit-learn lacks a parameter that is not at its default, or what it is set to.
+            If a parameter is not at its default and scikit-learn lacks it, or its value.
         """
         plain = _sklearns_kind(self)()
         added = {*self._bpgpu_added, *inspect.signature(type(self)).parameters} - plain.get_params().keys()
         for name, default in sorted(self._bpgpu_added.items()):
             given = parameters.value(self, name)
-            if name not in UNIMPORTANT and given is not default and given != default:
+            if name not in IGNORED_PARAMETERS and given is not default and given != default:
                 raise ValueError(
                     f"to_sklearn: scikit-learn has no parameter {name}, which is {given!r} here; if only the fitted "
                     f"weights matter, call set_params({name}={default!r}) first"
                 )
-        vars(plain).update(copy.deepcopy({name: x for name, x in vars(self).items() if name not in added | OWN}))
+        left_out = added | ADDED_ATTRIBUTES
+        vars(plain).update(copy.deepcopy({name: x for name, x in vars(self).items() if name not in left_out}))
         if isinstance(getattr(plain, "_optimizer", None), networks.RuleOptimizer):
-            del plain._optimizer  # of a parameter that has been set back since
+            del plain._optimizer  # left from a parameter that has been reset since
         given = [self.activation] if isinstance(self.activation, str | Activation) else self.activation
         hidden = {get_activation(activation) for activation in given}
         if len(hidden) == 1:
@@ -72,16 +73,16 @@ class ConversionMixin:
         Parameters
         ----------
         estimator : sklearn.neural_network.MLPClassifier or MLPRegressor
-            The one that this class derives from.
+            An estimator of the class that this class derives from.
         **changes
-            To be set in the copy, such as ``backend``.
+            Parameters to set in the copy, such as ``backend``.
 
         Raises
         ------
         TypeError
-            If it is something else.
+            If it is another object.
         ValueError
-            If there is no such parameter.
+            If a parameter does not exist.
         """
         new: Any = cls()
         kind = _sklearns_kind(new)
@@ -93,17 +94,17 @@ class ConversionMixin:
     def to_onnx(
         self: Any, path: str | PathLike[str], *, input_name: str = "X", dtype: Any = None, X: Any = None
     ) -> None:
-        """Write the fitted estimator to an ONNX file, with the outputs that skl2onnx gives such a file.
+        """Write the fitted estimator to an ONNX file, with the same outputs as from skl2onnx.
 
-        A classifier's are ``label`` (int64 or text, shape (n,), or (n, K) of 0 and 1 with several labels a row) and
-        ``probabilities`` (n, K); a regressor's is ``variable`` (n, K). Otherwise as `bpgpu.MLP.to_onnx`.
+        A classifier has ``label`` (int64 or text, shape (n,), or (n, K) of 0 and 1 with several labels per row) and
+        ``probabilities`` (n, K); a regressor has ``variable`` (n, K). Otherwise as `bpgpu.MLP.to_onnx`.
 
         Parameters
         ----------
         path : path-like
         input_name : str
         dtype : {"float32", "float64"}, optional
-            Of the file's numbers; that of the fit if not given.
+            Of the numbers in the file; by default that of the fit.
         X : array, shape (n, n_features), optional
             Rows to check the file with.
 

@@ -1,6 +1,6 @@
-"""The estimators in skl2onnx and hummingbird, which know scikit-learn's own classes only.
+"""The estimators in skl2onnx and hummingbird, which know only scikit-learn's own classes.
 
-Both are told of ours when they are imported, and convert them as they convert scikit-learn's.
+Our classes are registered with both when they are imported, and are then converted like scikit-learn's.
 """
 
 import copy
@@ -58,12 +58,12 @@ def _hummingbird(module: ModuleType) -> None:
 
 
 def _converter(convert: Callable[..., Any], library: str) -> Callable[..., Any]:
-    """Return their converter of scikit-learn's class as one of ours."""
+    """Return the library's converter for scikit-learn's class as a converter for ours."""
 
-    @functools.wraps(convert)  # skl2onnx looks at the parameters
+    @functools.wraps(convert)  # skl2onnx inspects the parameters
     def converter(*arguments: Any, **options: Any) -> Any:
         operator = inspect.signature(convert).bind(*arguments, **options).arguments["operator"]
-        given, operator.raw_operator = operator.raw_operator, _as_they_read_it(operator.raw_operator, library)
+        given, operator.raw_operator = operator.raw_operator, _with_sklearns_activation(operator.raw_operator, library)
         try:
             return convert(*arguments, **options)
         finally:
@@ -72,21 +72,21 @@ def _converter(convert: Callable[..., Any], library: str) -> Callable[..., Any]:
     return converter
 
 
-def _as_they_read_it(estimator: Any, library: str) -> Any:
+def _with_sklearns_activation(estimator: Any, library: str) -> Any:
     """Return a copy whose activation has scikit-learn's name; refuse what the library would convert wrongly."""
     names = {SKLEARNS.get(activation.name, activation.name) for activation in hidden(estimator)} or {"identity"}
     obstacle = ""
     if len(names) > 1 or not names <= set(SKLEARNS.values()):
         obstacle = (
-            f"hidden layers that are not all of one of scikit-learn's activations, but {', '.join(sorted(names))}"
+            f"hidden layers unless all have the same activation, one of scikit-learn's, got {', '.join(sorted(names))}"
         )
     elif estimator.out_activation_ == "exp":
         obstacle = "loss='poisson'"
     elif is_classifier(estimator) and estimator._label_binarizer.y_type_.startswith("multilabel"):
         if library == "hummingbird" or len(estimator.classes_) == 2:
-            obstacle = "several labels a row"
+            obstacle = "several labels per row"
     elif library == "skl2onnx" and not is_classifier(estimator) and estimator.n_outputs_ > 1:
-        obstacle = "a regression of several targets"
+        obstacle = "a regression with several targets"
     if obstacle:
         raise ValueError(f"{library} does not convert {obstacle}; write the ONNX file with the estimator's to_onnx()")
     same = copy.copy(estimator)
@@ -95,7 +95,7 @@ def _as_they_read_it(estimator: Any, library: str) -> Any:
 
 
 def _if_possible(register: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    """Their import is not to fail because a later version of theirs registers converters in another way."""
+    """Return an action that only warns if `register` fails, as with a later version of the library."""
 
     def action(module: ModuleType) -> None:
         try:

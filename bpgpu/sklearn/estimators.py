@@ -1,4 +1,4 @@
-"""The estimators: scikit-learn's, with their fits on a backend of bpgpu."""
+"""The estimators: scikit-learn's, fitted on a backend of bpgpu."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -8,6 +8,7 @@ from sklearn import neural_network
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from bpgpu.backends import REGISTRY, names
 from bpgpu.backends.base import Backend
 from bpgpu.kernels.formulas import ACTIVATION_ALIASES
 from bpgpu.model.activations import ACTIVATIONS, Activation
@@ -19,6 +20,17 @@ from bpgpu.sklearn.fitting import BackendMixin
 from bpgpu.sklearn.networks import LOSSES
 from bpgpu.training.callbacks import Callback
 
+
+class _BackendName(StrOptions):
+    """The names of backends, those that other packages have registered included."""
+
+    def __init__(self) -> None:
+        super().__init__({"auto", *REGISTRY})
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return isinstance(val, str) and (val == "auto" or val in names())
+
+
 CONSTRAINTS: dict[str, list[Any]] = {
     "activation": [StrOptions({*ACTIVATIONS, *ACTIVATION_ALIASES}), Activation, list, tuple],
     "warm_start": ["boolean", StrOptions({"resume"})],
@@ -27,13 +39,13 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "scoring": [StrOptions({*get_scorer_names(), "loss"}), callable, None],
     "callbacks": [list, tuple, None],
     "dtype": [StrOptions({"float32", "float64"}), None],
-    "backend": [str, Backend],
+    "backend": [_BackendName(), Backend],
     "n_threads": [Interval(Integral, 1, None, closed="left"), None],
     "progress": ["boolean"],
 }
 
 
-@parameters.beside(neural_network.MLPClassifier)
+@parameters.added_to(neural_network.MLPClassifier)
 class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier):
     """scikit-learn's `MLPClassifier`, trained by a backend of bpgpu.
 
@@ -42,29 +54,29 @@ class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier)
     hidden_layer_sizes, solver, ... max_fun
         As scikit-learn's, with its defaults.
     activation : str, Activation, or sequence of them
-        Of the hidden layers, one for all or one for each: any name or object that `bpgpu.MLP` takes.
+        For the hidden layers, one for all or one for each: any name or object that `bpgpu.MLP` takes.
     warm_start : bool or "resume"
-        "resume" keeps the state of the optimizer and of the random stream too: two fits of 10 epochs are one of 20.
-        With ``early_stopping=True``, the next fit goes on from the last epoch, though ``coefs_`` are of the best.
+        "resume" also keeps the state of the optimizer and of the random stream: two fits of 10 epochs are one of 20.
+        With ``early_stopping=True``, the next fit continues from the last epoch, although ``coefs_`` are of the best.
     class_weight : dict or "balanced", optional
-        Weights of the classes, by which sample weights are multiplied, also in the scores of early stopping.
+        Weights of the classes; sample weights are multiplied by them, also in the scores of early stopping.
     label_smoothing : float
-        In [0, 1): how much of the probability of a label goes to all labels alike.
+        In [0, 1): the part of a label's probability that is shared equally among all labels.
     dropout : float
         Probability in [0, 1) that training drops an activation of a hidden layer.
     optimizer : str or Optimizer, optional
-        Takes the place of the solver's update: "adamw", "rmsprop", ... with ``learning_rate_init``, or an object with
-        its own numbers, such as ``bpgpu.AdamW(bpgpu.CosineDecay(1e-3, steps=5000), clip_norm=1.0)``.
+        Replaces the solver's update: "adamw", "rmsprop", ... with ``learning_rate_init``, or an object with its own
+        numbers, such as ``bpgpu.AdamW(bpgpu.CosineDecay(1e-3, steps=5000), clip_norm=1.0)``.
     scoring : str or function, optional
-        What early stopping goes by, in place of `score`: a scorer of scikit-learn, or "loss".
+        The score for early stopping, instead of `score`: a scorer of scikit-learn, or "loss".
     callbacks : sequence of Callback, optional
-        bpgpu's. Those of scikit-learn 1.9 are given to ``set_callbacks``.
+        Callbacks of bpgpu. Those of scikit-learn 1.9 are passed to ``set_callbacks``.
     dtype : {"float32", "float64"}, optional
-        What to train in; without it, the dtype of X.
+        The dtype to train in; by default that of X.
     backend : str or Backend
         See `bpgpu.get_backend`.
     n_threads : int, optional
-        Most threads that BLAS and the compiled engine may take during `fit`.
+        The most threads that BLAS and the compiled engine may use during `fit`.
     progress : bool
         Show a progress bar (needs the package rich).
 
@@ -73,12 +85,12 @@ class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier)
     coefs_, intercepts_, loss_curve_, classes_, ...
         As scikit-learn's.
     validation_loss_curve_ : list of float
-        The loss, without penalty, of the data validated on after each epoch, if there are any.
+        The loss of the validation data, without penalty, after each epoch, if there are any.
     fit_report_ : FitReport
         Where the last `fit` ran, and how fast.
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as scikit-learn has it
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as in scikit-learn
         **neural_network.MLPClassifier._parameter_constraints,
         **CONSTRAINTS,
         "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -162,7 +174,7 @@ class MLPClassifier(BackendMixin, ConversionMixin, neural_network.MLPClassifier)
         )
 
 
-@parameters.beside(neural_network.MLPRegressor)
+@parameters.added_to(neural_network.MLPRegressor)
 class MLPRegressor(BackendMixin, ConversionMixin, neural_network.MLPRegressor):
     """scikit-learn's `MLPRegressor`, trained by a backend of bpgpu.
 
@@ -175,9 +187,9 @@ class MLPRegressor(BackendMixin, ConversionMixin, neural_network.MLPRegressor):
     activation, warm_start
         As in `MLPClassifier`.
     quantile : float
-        In (0, 1): which one ``loss="quantile"`` estimates.
+        In (0, 1): the quantile that ``loss="quantile"`` estimates.
     huber_delta : float
-        From what error on ``loss="huber"`` is linear.
+        The error above which ``loss="huber"`` is linear.
     dropout, optimizer, scoring, callbacks, dtype, backend, n_threads, progress
         As in `MLPClassifier`.
 
@@ -189,7 +201,7 @@ class MLPRegressor(BackendMixin, ConversionMixin, neural_network.MLPRegressor):
         As in `MLPClassifier`.
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as scikit-learn has it
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  # as in scikit-learn
         **neural_network.MLPRegressor._parameter_constraints,
         **CONSTRAINTS,
         "loss": [StrOptions({"squared_error", "poisson", *LOSSES}), Cost],

@@ -1,4 +1,4 @@
-"""The fits of scikit-learn's estimators, with a backend in the place of their inner loops."""
+"""The fits of scikit-learn's estimators, with a backend instead of their inner loops."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ from bpgpu.backends.base import Backend
 from bpgpu.backends.cpu.blas_threads import blas_threads
 from bpgpu.backends.cpu.threads import at_most
 from bpgpu.backends.plan import Plan
-from bpgpu.errors import NonFiniteError, shown
+from bpgpu.errors import NonFiniteError, short_repr
 from bpgpu.model.activations import get_activation
 from bpgpu.sklearn import checks, networks, overrides, weights
 from bpgpu.sklearn.habits import StateMixin, warn
@@ -40,13 +40,13 @@ NON_FINITE = (
 
 @functools.cache
 def automatic() -> tuple[Backend, str]:
-    """Return the backend that "auto" stands for, and why; to try those that are not there takes time."""
+    """Return the backend that "auto" stands for, and why; cached, because trying unavailable backends takes time."""
     return get_backend("auto"), why_auto()
 
 
 @contextmanager
 def limited(n_threads: int | None) -> Iterator[None]:
-    """Hold BLAS and the compiled engine at `n_threads`, where they would take more."""
+    """Limit BLAS and the compiled engine to at most `n_threads`."""
     if n_threads is None:
         yield
         return
@@ -57,10 +57,10 @@ def limited(n_threads: int | None) -> Iterator[None]:
 class BackendMixin(
     StateMixin, CallbackSupportMixin, ValidationMixin, PredictionMixin, perceptron.BaseMultilayerPerceptron
 ):
-    """What `MLPClassifier` and `MLPRegressor` put in the place of scikit-learn's training.
+    """Training of `MLPClassifier` and `MLPRegressor`, which replaces scikit-learn's.
 
-    The methods are scikit-learn's inner seams, with its arguments. Initial weights, the split for early stopping,
-    the order of the samples and the schedules of learning rates are its own code or its own random stream.
+    The methods override scikit-learn's internal ones, with the same arguments. Initial weights, the split for early
+    stopping, the order of the samples and the schedules of learning rates come from its own code or random stream.
     """
 
     activation: Any
@@ -94,8 +94,8 @@ class BackendMixin(
         y : array-like, shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like, shape (n_samples,), optional
         X_val, y_val, sample_weight_val : array-like, optional
-            Data to validate on after each epoch, into ``validation_loss_curve_``; with ``early_stopping=True`` they
-            take the place of a part of X.
+            Data to validate on after each epoch, for ``validation_loss_curve_``; with ``early_stopping=True`` they
+            replace the part of X that would be held out.
 
         Returns
         -------
@@ -146,8 +146,8 @@ class BackendMixin(
             self.activation = chosen
         return W, b
 
-    def _bpgpu_where(self, X: Any, y: Any, weight: Any, layer_units: Any) -> tuple[Backend | None, str]:
-        """Return the backend that trains, and why; None where scikit-learn has to."""
+    def _bpgpu_choose_backend(self, X: Any, y: Any, weight: Any, layer_units: Any) -> tuple[Backend | None, str]:
+        """Return the backend that trains, and why; None if scikit-learn must train."""
         chosen = value(self, "backend")
         backend, reason = automatic() if chosen == "auto" else (get_backend(chosen), "asked for by name")
         obstacle = overrides.obstacle(self, X, y, layer_units)
@@ -158,31 +158,31 @@ class BackendMixin(
         elif issparse(X) and max(X.nnz, *X.shape) > LARGEST_SPARSE:
             obstacle = "X is sparse and too large for int32"
         elif issparse(X) and self.solver == "lbfgs" and not backend.takes_sparse:
-            obstacle = f"X is sparse, and L-BFGS takes all of it at once, which {backend.name} would make dense"
+            obstacle = f"X is sparse, and L-BFGS takes it as a whole, which {backend.name} would make dense"
         elif y.dtype.itemsize > X.dtype.itemsize and np.abs(y).max(initial=0) > np.finfo(X.dtype).max:
-            obstacle = f"y has values that {X.dtype} does not hold"
+            obstacle = f"y has values that {X.dtype} cannot hold"
         elif weight is not None and (weight < 0).any():
             obstacle = "a sample weight is negative"
         if not obstacle:
             return backend, reason
-        self._bpgpu_refuse_what_is_only_here(obstacle)
+        self._bpgpu_refuse_own_parameters(obstacle)
         return None, obstacle
 
-    def _bpgpu_refuse_what_is_only_here(self, obstacle: str) -> None:
-        if only := networks.only_here(self):
+    def _bpgpu_refuse_own_parameters(self, obstacle: str) -> None:
+        if only := networks.untrainable_in_sklearn(self):
             raise ValueError(
                 f"only scikit-learn can train this ({obstacle}), and only bpgpu can train with {' and '.join(only)}; "
                 "change one of the two"
             )
 
-    def _bpgpu_begin(self, X: Any, backend: Backend | None, reason: str, plan: Plan | None) -> None:
-        """Enter in the report, and in the log, where this fit runs."""
+    def _bpgpu_report_begin(self, X: Any, backend: Backend | None, reason: str, plan: Plan | None) -> None:
+        """Write to the report and the log where this fit runs."""
         report = self._bpgpu_report
         report.backend = "scikit-learn" if backend is None else backend.name
         report.device = f"CPU ({platform.machine()})" if backend is None else backend.device
         report.reason, report.dtype, report.samples = reason, np.asarray(self.coefs_[0]).dtype.name, X.shape[0]
         report.threads = getattr(plan and plan.prepared, "threads", None) or max(blas_threads().now(), default=1)
-        # Every product three times, but for the error of the input, which nobody asks for.
+        # Three products for every layer, except that nobody needs the gradient of the input.
         inputs = X.nnz // X.shape[0] if issparse(X) else X.shape[1]
         first, *others = (np.size(W) for W in self.coefs_)
         report.multiply_adds = 2 * inputs * first // X.shape[1] + 3 * sum(others)
@@ -205,8 +205,8 @@ class BackendMixin(
         work = (activations, deltas, coef_grads, intercept_grads)
         sample_weight = weights.product(self._bpgpu_by_class, sample_weight, X.dtype)
         if reason := overrides.of_the_loop():
-            self._bpgpu_refuse_what_is_only_here(reason)
-            self._bpgpu_begin(X, None, reason, None)
+            self._bpgpu_refuse_own_parameters(reason)
+            self._bpgpu_report_begin(X, None, reason, None)
             super()._fit_stochastic(X, y, sample_weight, *work, layer_units, incremental)
             return
         resumes = self._bpgpu_before is not None and hasattr(self, "_optimizer")
@@ -214,32 +214,32 @@ class BackendMixin(
             self._random_state = self._bpgpu_before
         if not (incremental or resumes) or not hasattr(self, "_optimizer"):
             self._optimizer = self._bpgpu_new_optimizer()
-            if value(self, "dropout"):  # drawn from a copy, so that dropout leaves the order of the samples alone
+            if value(self, "dropout"):  # drawn from a copy, so that dropout does not change the order of the samples
                 self._bpgpu_dropout_seed = int(copy.deepcopy(self._random_state).randint(2**31))
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         (X, y, weight), held_out = self._bpgpu_split(X, y, sample_weight, resumes)
-        self._bpgpu_go_on_from_the_last_epoch(resumes)
+        self._bpgpu_restore_last_epoch(resumes)
         if held_out is not None and not (self.warm_start and hasattr(self, "validation_loss_curve_")):
             self.validation_loss_curve_: list[float] = []
-        if held_out is not None:  # with the targets that scores are of
+        if held_out is not None:  # with the targets that scores are computed from
             y_val = held_out[1]
             held_out = (*held_out, self._label_binarizer.inverse_transform(y_val) if is_classifier(self) else y_val)
         listeners = Listeners(self, X, y, held_out is not None)
-        batch_size = self._bpgpu_rows_of_a_batch(X.shape[0])
-        backend, reason = self._bpgpu_where(X, y, weight, layer_units)
-        # With a backend on a GPU, what is done here is in the order of its own work.
+        batch_size = self._bpgpu_batch_size(X.shape[0])
+        backend, reason = self._bpgpu_choose_backend(X, y, weight, layer_units)
+        # On a GPU, everything done here is ordered with the backend's own work.
         with nullcontext() if backend is None else backend.ordered(), in_given_arrays(self):
             steps: BackendSteps | ReferenceSteps
             if backend is None:
                 steps = ReferenceSteps(self, X, y, weight, batch_size, work)
-                self._bpgpu_begin(X, None, reason, None)
+                self._bpgpu_report_begin(X, None, reason, None)
             else:
                 steps = BackendSteps(self, X, y, weight, batch_size, backend)
-                self._bpgpu_begin(X, backend, reason, steps.plan)
+                self._bpgpu_report_begin(X, backend, reason, steps.plan)
             self._bpgpu_train(steps, (X, y, weight, batch_size, work), held_out, listeners, resumes, incremental)
         if self.early_stopping:
-            self._bpgpu_take_the_best_epoch()
+            self._bpgpu_take_best_epoch()
         self._bpgpu_report.lap("validation")
 
     def _bpgpu_train(
@@ -251,7 +251,7 @@ class BackendMixin(
         resumes: bool,
         incremental: bool,
     ) -> None:
-        """Train epoch by epoch, until one of many has a reason to end."""
+        """Train epoch by epoch until there is a reason to end."""
         n_samples = data[0].shape[0]
         order = self._bpgpu_order if resumes and len(getattr(self, "_bpgpu_order", ())) == n_samples else None
         order = np.arange(n_samples, dtype=np.int32) if order is None else order
@@ -266,10 +266,10 @@ class BackendMixin(
                 taken = order if self.shuffle else None
                 try:
                     self.loss_ = steps.epoch(taken)
-                except NonFiniteError as error:  # scikit-learn trains on
-                    if networks.only_here(self):
+                except NonFiniteError as error:  # scikit-learn would continue
+                    if networks.untrainable_in_sklearn(self):
                         raise ValueError(f"{NON_FINITE} {error}") from error
-                    log.info("%s; scikit-learn itself goes on from the epoch before", error)
+                    log.info("%s; scikit-learn itself continues from the previous epoch", error)
                     steps.download()
                     steps = ReferenceSteps(self, *data)
                     self._bpgpu_report.backend, self._bpgpu_report.reason = "scikit-learn", str(error)
@@ -299,7 +299,7 @@ class BackendMixin(
     def _bpgpu_new_optimizer(self) -> Any:
         parameters = self.coefs_ + self.intercepts_
         if value(self, "optimizer") is not None:
-            return networks.RuleOptimizer(parameters, networks.given_rule(self))
+            return networks.RuleOptimizer(parameters, networks.given_optimizer(self))
         if self.solver == "sgd":
             return perceptron.SGDOptimizer(
                 parameters,
@@ -311,11 +311,11 @@ class BackendMixin(
             )
         return perceptron.AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
 
-    def _bpgpu_rows_of_a_batch(self, n_samples: int) -> Any:
+    def _bpgpu_batch_size(self, n_samples: int) -> Any:
         if self.batch_size == "auto":
             return min(200, n_samples)
         if not isinstance(self.batch_size, (int, np.integer)):  # partial_fit does not check parameters again
-            raise TypeError(f"batch_size must be an integer or 'auto', got {shown(self.batch_size)}")
+            raise TypeError(f"batch_size must be an integer or 'auto', got {short_repr(self.batch_size)}")
         if self.batch_size > n_samples:
             warn(
                 perceptron.BaseMultilayerPerceptron._fit_stochastic,
@@ -324,7 +324,7 @@ class BackendMixin(
         return np.clip(self.batch_size, 1, n_samples)  # NumPy's integer makes scikit-learn's loss float64
 
     def _bpgpu_epoch_ends(self, steps: Any, n_samples: int, held_out: Any, listeners: Listeners) -> bool:
-        """Do what scikit-learn does after an epoch, and more; return whether training ends."""
+        """Do what scikit-learn does after an epoch, and more; return whether training should end."""
         self.n_iter_ += 1
         self.t_ += n_samples
         self.loss_curve_.append(self.loss_)
@@ -354,7 +354,7 @@ class BackendMixin(
             self._no_improvement_count = 0
         return False
 
-    def _fit_lbfgs(  # with the parameters that scikit-learn's has
+    def _fit_lbfgs(  # with scikit-learn's parameters
         self,
         X: Any,
         y: Any,
@@ -368,9 +368,9 @@ class BackendMixin(
         self._bpgpu_report.lap("checks")
         checks.shapes_for_lbfgs(self, layer_units)
         sample_weight = weights.product(self._bpgpu_by_class, sample_weight, X.dtype)
-        backend, reason = self._bpgpu_where(X, y, sample_weight, layer_units)
+        backend, reason = self._bpgpu_choose_backend(X, y, sample_weight, layer_units)
         self._bpgpu_objective = None if backend is None else Objective(self, X, y, sample_weight, backend)
-        self._bpgpu_begin(X, backend, reason, None)
+        self._bpgpu_report_begin(X, backend, reason, None)
         try:
             super()._fit_lbfgs(X, y, sample_weight, activations, deltas, coef_grads, intercept_grads, layer_units)
         finally:

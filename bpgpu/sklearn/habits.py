@@ -1,4 +1,4 @@
-"""What scikit-learn's users rely on beside the results: its warnings, its pickles, and the types of its numbers."""
+"""Behaviour of scikit-learn, apart from results, that users rely on: its warnings, pickles and types of numbers."""
 
 import functools
 import warnings
@@ -16,7 +16,7 @@ from bpgpu.sklearn.report import FitReport
 
 
 def warn(function: Any, message: str | Warning, category: type[Warning] = UserWarning) -> None:
-    """Warn as if `function`, one of scikit-learn's, did it, because users filter warnings by its module."""
+    """Warn as if scikit-learn's `function` did, because users filter warnings by its module."""
     warnings.warn_explicit(
         message,
         category,
@@ -28,16 +28,16 @@ def warn(function: Any, message: str | Warning, category: type[Warning] = UserWa
 
 
 class StateMixin(BaseEstimator):
-    """An estimator whose state, what is pickled, copied and hashed, is what scikit-learn's would be."""
+    """An estimator whose state, which is pickled, copied and hashed, is the same as scikit-learn's."""
 
     @property
     def fit_report_(self) -> FitReport:
-        """Where the last fit ran, and how fast; a copy or an unpickled estimator lacks it."""
+        """Where the last fit ran, and how fast; a copied or unpickled estimator does not have it."""
         try:
             return _reports[id(self)]
         except KeyError:
             raise AttributeError(
-                f"{type(self).__name__} has no fit_report_: it is not fitted, or a copy, or it was unpickled",
+                f"{type(self).__name__} has no fit_report_: it is not fitted, is a copy, or was unpickled",
                 name="fit_report_",
                 obj=self,
             ) from None
@@ -52,9 +52,9 @@ class StateMixin(BaseEstimator):
         return {**state, "_sklearn_version": sklearn.__version__} if _is_ours(self) else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take scikit-learn's state too, as `bpgpu.accel` needs it: the parameters it lacks get their defaults."""
+        """Accept scikit-learn's state too, as `bpgpu.accel` needs: parameters that it lacks get their defaults."""
         state = dict(parameters.completed(self, state))
-        version = state.pop("_sklearn_version", "pre-0.18")  # scikit-learn's own words
+        version = state.pop("_sklearn_version", "pre-0.18")  # scikit-learn's own default
         if _is_ours(self) and version != sklearn.__version__:
             warning = InconsistentVersionWarning(
                 estimator_name=type(self).__name__,
@@ -65,17 +65,17 @@ class StateMixin(BaseEstimator):
         super().__setstate__(state)
 
 
-# By id. A report in the `__dict__` of its estimator would be pickled with it: its times differ between equal fits.
+# By id. A report in the estimator's `__dict__` would be pickled with it, and its times differ between equal fits.
 _reports: dict[int, FitReport] = {}
 
 
 def _is_ours(estimator: Any) -> bool:
-    """As scikit-learn, whose subclasses elsewhere do not have its version in their pickles either."""
+    """Return whether the class is ours: as in scikit-learn, pickles of subclasses elsewhere have no version."""
     return type(estimator).__module__.startswith("bpgpu.")
 
 
 def loss_type(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any], batch_size: Any = 1) -> Any:
-    """Return the type that scikit-learn's losses have with parameters of `dtype`, np.float32 or np.float64."""
+    """Return the type of scikit-learn's losses with parameters of `dtype`, np.float32 or np.float64."""
     name = "binary_log_loss" if estimator.out_activation_ == "logistic" else estimator.loss
     if not isinstance(name, str) or name not in LOSS_FUNCTIONS:
         return np.float64
@@ -91,7 +91,7 @@ def loss_type(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any],
 
 @functools.lru_cache(typed=True)
 def _loss_type(name: str, several: bool, y: Any, weight: Any, output: Any, penalty: Any, rows: Any) -> Any:
-    """Try it: the promotions of its formula are not for us to repeat."""
+    """Find the type by computing a loss, so that we need not repeat the type promotions of its formula."""
     targets, ones = np.ones((1, 1 + several), y), None if weight is None else np.ones(1, weight)
     value = LOSS_FUNCTIONS[name](targets, np.full(targets.shape, 0.5, output), ones)
     value += penalty / (1 if ones is None else ones.sum())

@@ -17,18 +17,18 @@ try:
 except ImportError:  # scikit-learn before 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Nothing: this scikit-learn has no callbacks."""
+        """Empty, because this scikit-learn has no callbacks."""
 
 
 class Listeners:
-    """All who listen to one fit.
+    """The callbacks of one fit.
 
     Attributes
     ----------
     training : Training
-        What bpgpu's callbacks see; its network has the parameters that are trained.
+        The fit as bpgpu's callbacks see it; its network has the parameters in training.
     stopped : str
-        Why one of them has ended training, if so.
+        Why a callback has ended training, if one has.
     """
 
     def __init__(self, estimator: Any, X: Any, y: Any, has_validation: bool) -> None:
@@ -45,9 +45,9 @@ class Listeners:
         """Before the first epoch."""
         estimator = self.estimator
         if self.bpgpus:
-            net = network(estimator, steps)
-            rule = networks.rule(estimator._optimizer)
-            training = Training(net, rule, History(), estimator.max_iter, self.X.shape[0])
+            net = _network_in_training(estimator, steps)
+            optimizer = networks.optimizer_of(estimator._optimizer)
+            training = Training(net, optimizer, History(), estimator.max_iter, self.X.shape[0])
             for callback in self.bpgpus:
                 callback.check(training, has_validation=self.has_validation)
             self.training = training
@@ -98,8 +98,8 @@ class Listeners:
             )
 
 
-def network(estimator: Any, steps: BackendSteps | ReferenceSteps) -> MLP:
-    """Return a network on the parameters that are being trained."""
+def _network_in_training(estimator: Any, steps: BackendSteps | ReferenceSteps) -> MLP:
+    """Return a network whose parameters are those in training."""
     if isinstance(steps, BackendSteps):
         return MLP.of(steps.plan.architecture, steps.backend, steps.parameters, len(estimator.loss_curve_))
     net = networks.architecture(estimator, estimator.coefs_[0].dtype)

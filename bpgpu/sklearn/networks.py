@@ -1,4 +1,4 @@
-"""What a scikit-learn estimator is to bpgpu: its network, with its losses as costs, and its rule."""
+"""A scikit-learn estimator in bpgpu's terms: its network, its loss as a cost, and its optimizer."""
 
 import dataclasses
 import math
@@ -21,14 +21,14 @@ from bpgpu.sparse import compressed_rows
 
 Array = np.ndarray[Any, Any]
 
-# The derivatives of this activation and this cost are those of the pair, dC/dz = a - y; each alone is none.
+# The derivatives of this activation and this cost are correct only as a pair, where dC/dz = a - y.
 EXP = unchecked(Activation, name="exp", value="exp(z)", derivative="1")
 POISSON = unchecked(
     Cost, name="poisson", value="where(y == 0, 0, y * log(y / a)) - y + a", gradient="a - y", reduction="sum"
 )
-# The same of the log-loss.
+# The same holds for the log-loss.
 LOGISTIC = unchecked(Activation, name="logistic", value=get_activation("logistic").value, derivative="1")
-# Losses of a regression beside scikit-learn's, for one output; q is the quantile, d the delta of Huber's.
+# Regression losses that scikit-learn does not have, for one output; q is the quantile, d the delta of Huber's.
 LOSSES = {
     "absolute_error": ("abs(a - y)", "where(a > y, 1, where(a < y, -1, 0))"),
     "huber": (
@@ -43,8 +43,8 @@ LOSSES = {
 def cost(estimator: Any, outputs: int) -> Cost:
     """Return the cost of a regression.
 
-    scikit-learn descends along the sum over the outputs and reports their mean, so that value and gradient disagree
-    by the number of outputs.
+    scikit-learn descends the sum over the outputs and reports their mean, so value and gradient differ by a factor of
+    the number of outputs.
     """
     loss = estimator.loss
     if isinstance(loss, Cost):
@@ -95,9 +95,9 @@ def architecture(estimator: Any, dtype: np.dtype[Any]) -> Architecture:
 
 
 def log_loss(dtype: np.dtype[Any]) -> Cost:
-    """Return scikit-learn's log-loss of logistic outputs, which takes no probability for less than eps.
+    """Return scikit-learn's log-loss of logistic outputs, in which probabilities are at least eps.
 
-    With softmax, where one class of a row is right, that is a largest cost of a row.
+    With softmax, where each row has one class, the same limit is a largest cost per row.
     """
     eps = repr(float(np.finfo(dtype).eps))
     value = f"-(y * log(max(a, {eps})) + (1 - y) * log(max(1 - a, {eps})))"
@@ -105,7 +105,7 @@ def log_loss(dtype: np.dtype[Any]) -> Cost:
 
 
 def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> Data:
-    """Return what scikit-learn has checked as the backends take it."""
+    """Return data that scikit-learn has checked in the form that backends take."""
     return Data(
         compressed_rows("X", X, dtype) if issparse(X) else np.ascontiguousarray(X, dtype),
         targets(estimator, y, dtype),
@@ -113,8 +113,8 @@ def data(estimator: Any, X: Any, y: Any, weight: Any, dtype: np.dtype[Any]) -> D
     )
 
 
-def only_here(estimator: Any) -> list[str]:
-    """Return the parameters whose values scikit-learn cannot train with."""
+def untrainable_in_sklearn(estimator: Any) -> list[str]:
+    """Return the parameters with whose values scikit-learn cannot train."""
     found = {
         "activation": not isinstance(estimator.activation, str) or estimator.activation not in perceptron.DERIVATIVES,
         "dropout": parameters.value(estimator, "dropout") > 0,
@@ -126,23 +126,23 @@ def only_here(estimator: Any) -> list[str]:
 
 
 def is_own_loss(estimator: Any) -> bool:
-    """Return whether the loss is one that scikit-learn lacks."""
+    """Return whether scikit-learn lacks the loss."""
     return isinstance(estimator.loss, Cost) or estimator.loss in LOSSES
 
 
 def are_distributions(y: Any) -> bool:
-    """Return whether the targets of a row sum to 1, as softmax is computed with its cross-entropy."""
+    """Return whether the targets of each row sum to 1, which softmax with cross-entropy assumes."""
     sums = y.sum(axis=1)
     return bool((sums == 1).all() if y.dtype == bool else (abs(sums - 1) <= 4 * np.finfo(sums.dtype).eps).all())
 
 
 def smoothing(estimator: Any) -> float:
-    """Return how much of a label's probability goes to all labels alike."""
+    """Return the part of a label's probability that is shared equally among all labels."""
     return float(parameters.value(estimator, "label_smoothing") or 0.0)
 
 
 def targets(estimator: Any, y: Any, dtype: np.dtype[Any]) -> Array:
-    """Return targets as the backends take them: labels if each row is one class, floats else."""
+    """Return targets in the form that backends take: labels if each row is one class, otherwise floats."""
     part, softmax = smoothing(estimator), estimator.out_activation_ == "softmax"
     if part:
         y = np.asarray(y, dtype) * (1 - part) + part / (y.shape[1] if softmax else 2)
@@ -196,7 +196,7 @@ def input_gradients(estimator: Any, X: Array) -> Array:
 
 
 class RuleOptimizer(BaseOptimizer):
-    """A rule of bpgpu, with its state, where scikit-learn keeps its optimizer."""
+    """An optimizer of bpgpu with its state, in the place of scikit-learn's optimizer."""
 
     def __init__(self, parameters: list[Array], rule: Optimizer) -> None:
         super().__init__(rule.rate(0))
@@ -204,18 +204,18 @@ class RuleOptimizer(BaseOptimizer):
         self.states = [[np.zeros_like(x) for x in parameters] for _ in range(rule.n_state)]
 
 
-def given_rule(estimator: Any) -> Optimizer:
-    """Return the rule that the parameter `optimizer` names, at scikit-learn's learning rate, or is."""
+def given_optimizer(estimator: Any) -> Optimizer:
+    """Return the parameter `optimizer`; if it is a name, that optimizer at scikit-learn's learning rate."""
     chosen = parameters.value(estimator, "optimizer")
     if isinstance(chosen, Optimizer):
         return chosen
     return dataclasses.replace(get_optimizer(chosen), learning_rate=float(estimator.learning_rate_init))
 
 
-def rule(optimizer: Any) -> Optimizer:
-    """Return the rule of an optimizer object.
+def optimizer_of(optimizer: Any) -> Optimizer:
+    """Return bpgpu's optimizer for an optimizer object of a fit.
 
-    The numbers of scikit-learn's have been checked there, and may be what is refused here, such as a momentum of 1.
+    scikit-learn has checked its own optimizers' numbers, and allows some that bpgpu refuses, such as a momentum of 1.
     """
     if isinstance(optimizer, RuleOptimizer):
         return optimizer.rule

@@ -1,8 +1,8 @@
-"""Whether a fit is what the backends compute: scikit-learn's own training, of a network as scikit-learn makes it.
+"""Whether backends compute the same as a fit: scikit-learn's own training, of a network as scikit-learn makes it.
 
-A backend takes the place of methods, functions and tables of scikit-learn. Where a program has put others in their
-place, or has given the estimator arrays that scikit-learn would not, scikit-learn itself trains: so the program gets
-the result that it expects, or the error.
+A backend replaces methods, functions and tables of scikit-learn. If a program has replaced them too, or has given the
+estimator arrays that scikit-learn would not, scikit-learn itself trains: the program gets the result, or the error,
+that it expects.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from bpgpu.sklearn import networks
 
 Array = np.ndarray[Any, Any]
 
-# Where the code lies that the backends stand for: files, or the folders of them.
+# Where the code lies that backends replace: files or folders.
 METHODS_IN = (perceptron.__file__, str(Path(__file__).parent))
 OPTIMIZERS_IN = (_stochastic_optimizers.__file__,)
 TABLES_IN = (_base.__file__,)
@@ -31,22 +31,25 @@ UTILITIES_IN = (str(Path(sklearn.utils.__file__).parent),)
 
 STEP = ("_forward_pass", "_compute_loss_grad", "_backprop")
 METHODS = {"lbfgs": (*STEP, "_unpack", "_loss_grad_lbfgs")}
-AFTER_AN_EPOCH = "_update_no_improvement_count"  # which may change the network
+AFTER_AN_EPOCH = "_update_no_improvement_count"  # an override may change the network
 UTILITIES = ("safe_sparse_dot", "gen_batches", "_safe_indexing", "_pack")
-# What a backend reads once and scikit-learn in every step, so that a property could change in between.
+# Attributes that a backend reads once but scikit-learn reads in every step, so a property could change in between.
 READ = ("coefs_", "intercepts_", "n_layers_", "out_activation_", "activation", "alpha", "loss")
 PAIRS = {("identity", "squared_error"), ("exp", "poisson"), ("softmax", "log_loss"), ("logistic", "log_loss")}
-LOSSES = {"squared_error": "squared_loss", "poisson": "poisson_loss"}  # the others' functions bear their names
+LOSSES = {
+    "squared_error": "squared_loss",
+    "poisson": "poisson_loss",
+}  # the other functions have the names of their losses
 
 
 def of_the_loop() -> str:
-    """Return why scikit-learn's own loop over the epochs has to run, or nothing."""
+    """Return why scikit-learn's own loop over the epochs must run, or an empty string."""
     function = vars(perceptron.BaseMultilayerPerceptron)["_fit_stochastic"]
     return "" if _is_original(function, "_fit_stochastic", METHODS_IN) else _not_original("_fit_stochastic")
 
 
 def obstacle(estimator: Any, X: Any, y: Any, layer_units: Sequence[int]) -> str:
-    """Return the first reason why scikit-learn has to take the steps, or nothing.
+    """Return the first reason why scikit-learn must take the steps, or an empty string.
 
     Parameters
     ----------
@@ -55,13 +58,13 @@ def obstacle(estimator: Any, X: Any, y: Any, layer_units: Sequence[int]) -> str:
     X : array, shape (n, n_0), or sparse
     y : array, shape (n, outputs), or sparse
     layer_units : sequence of int
-        The sizes of the layers by the parameters of the estimator and by X and y.
+        The sizes of the layers according to the estimator's parameters, X and y.
     """
     return next(_obstacles(estimator, X, y, layer_units), "")
 
 
 def shuffled(order: Array, random_state: Any) -> Array:
-    """Return the next order, as sklearn.utils.shuffle does, which checks more than it shuffles."""
+    """Return the next order, as from sklearn.utils.shuffle, which spends more time on checks than on shuffling."""
     if not _is_original(perceptron.shuffle, "shuffle", UTILITIES_IN):
         return np.asarray(perceptron.shuffle(order, random_state=random_state))
     places = np.arange(len(order), dtype=np.int32)
@@ -72,7 +75,7 @@ def shuffled(order: Array, random_state: Any) -> Array:
 def _obstacles(estimator: Any, X: Any, y: Any, layer_units: Sequence[int]) -> Iterator[str]:
     lbfgs = estimator.solver == "lbfgs"
     names = METHODS.get(estimator.solver, STEP)
-    if not (lbfgs or networks.only_here(estimator)):
+    if not (lbfgs or networks.untrainable_in_sklearn(estimator)):
         names = (*names, AFTER_AN_EPOCH)
     for name in _replaced(estimator, names, METHODS_IN):
         yield _not_original(f"{type(estimator).__name__}.{name}")
@@ -88,7 +91,7 @@ def _obstacles(estimator: Any, X: Any, y: Any, layer_units: Sequence[int]) -> It
     if (estimator.out_activation_, estimator.loss) not in PAIRS and not (
         estimator.out_activation_ == "identity" and networks.is_own_loss(estimator)
     ):
-        yield f"the loss {estimator.loss!r} goes with another output than {estimator.out_activation_!r}"
+        yield f"the loss {estimator.loss!r} does not go with the output {estimator.out_activation_!r}"
     yield from _strange_network(estimator, X, y, layer_units, exactly=lbfgs)
     if estimator.out_activation_ == "softmax" and not networks.are_distributions(y):
         yield "targets of softmax do not sum to 1"
@@ -127,9 +130,9 @@ def _strange_network(estimator: Any, X: Any, y: Any, layer_units: Sequence[int],
     if [array.shape for array in arrays] != shapes or estimator.n_layers_ != len(sizes):
         yield "coefs_ and intercepts_ do not have the shapes of a network for X"
     if sizes[-1] != y.shape[1]:
-        yield f"y has {y.shape[1]} columns and the network {sizes[-1]} outputs"
+        yield f"y has {y.shape[1]} columns, but the network {sizes[-1]} outputs"
     if exactly and list(layer_units) != sizes:
-        yield "the layers are not those of hidden_layer_sizes"
+        yield "the layers do not have the sizes in hidden_layer_sizes"
     if not all(array.flags.writeable for array in arrays):
         yield "coefs_ or intercepts_ are read-only"
     if len({id(array) for array in arrays}) < len(arrays) or (
@@ -155,13 +158,13 @@ def _strange_optimizer(estimator: Any) -> Iterator[str]:
     if any([getattr(array, "shape", None) for array in state] != shapes for state in states):
         yield "the state of the optimizer does not have the shapes of coefs_ and intercepts_"
     if kind is SGDOptimizer and hasattr(optimizer, "t"):
-        yield "the optimizer has a t, which scikit-learn's has not"
+        yield "the optimizer has a t, which scikit-learn's does not have"
     if not (isinstance(getattr(optimizer, "t", 0), Integral) and 0 <= getattr(optimizer, "t", 0) <= MAX_STEPS // 2):
         yield "the optimizer's t is not a number of steps"
 
 
 def _replaced(owner: Any, names: Iterable[str], places: tuple[str, ...]) -> Iterator[str]:
-    """Yield the methods that the object has from elsewhere."""
+    """Yield the methods of the object that come from elsewhere."""
     own, kind = vars(owner), type(owner)
     for name in names:
         if name in own or not _is_original(getattr(kind, name), name, places):
@@ -169,7 +172,7 @@ def _replaced(owner: Any, names: Iterable[str], places: tuple[str, ...]) -> Iter
 
 
 def _is_original(function: Any, name: str, places: tuple[str, ...]) -> bool:
-    """Return whether this is the function of this name, and its code from one of the files or folders."""
+    """Return whether a function has this name and its code comes from one of the files or folders."""
     return (
         type(function) is FunctionType
         and function.__name__ == name

@@ -1,7 +1,7 @@
-"""The parameters that scikit-learn lacks, and whose they are in a subclass: ours, or its own of the same name.
+"""The parameters that scikit-learn lacks, and whether a name in a subclass means ours or its own.
 
 A subclass that was written for scikit-learn's estimators may use any of these names for itself. So a class with an
-``__init__`` of its own has our parameter only where it passes it on to ours.
+``__init__`` of its own has our parameter only if it passes it on to ours.
 """
 
 import functools
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind", bound=type)
-TAKEN = "_bpgpu_taken"  # attribute of an estimator: the names of ours that are not ours in it
+TAKEN = "_bpgpu_taken"  # attribute of an estimator: our names that its class uses for itself
 
 
-def beside(theirs: type) -> Callable[[Kind], Kind]:
-    """Decorate our estimator, beside scikit-learn's: see which of the parameters that it adds a subclass passes on."""
+def added_to(theirs: type) -> Callable[[Kind], Kind]:
+    """Decorate our version of scikit-learn's estimator: note which of our added parameters a subclass passes on."""
 
     def decorate(ours: Kind) -> Kind:
         inherited, init = inspect.signature(theirs).parameters, vars(ours)["__init__"]
@@ -39,16 +39,16 @@ def beside(theirs: type) -> Callable[[Kind], Kind]:
 
 
 def keep(estimator: Any, **values: Any) -> None:
-    """Set parameters of ours, in ``__init__``, where the class does not use their names for itself."""
+    """Set our parameters in ``__init__``, unless the class uses their names for itself."""
     for name, given in values.items():
         if name not in _taken(estimator):
             setattr(estimator, name, given)
 
 
 def value(estimator: Any, name: str) -> Any:
-    """Return a parameter of ours, its default where the name is not ours, or None where there is no such parameter.
+    """Return one of our parameters: its default if the class uses the name for itself, None if it does not exist.
 
-    Estimators of scikit-learn itself have none.
+    Estimators of scikit-learn itself have none of them.
     """
     added = getattr(estimator, "_bpgpu_added", {})
     default = added.get(name)
@@ -56,7 +56,7 @@ def value(estimator: Any, name: str) -> Any:
 
 
 def constraints(estimator: Any) -> dict[str, Any]:
-    """Return what scikit-learn is to check of the parameters: of names that are not ours, what others say of them."""
+    """Return the constraints that scikit-learn must check, without ours for names that the class uses for itself."""
     ours = next(vars(cls) for cls in type(estimator).__mro__ if "_bpgpu_added" in vars(cls))["_parameter_constraints"]
     return {
         name: allowed
@@ -66,22 +66,22 @@ def constraints(estimator: Any) -> dict[str, Any]:
 
 
 def completed(estimator: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a pickled state with all that an estimator of ours has: scikit-learn's own lacks our parameters.
+    """Return a pickled state completed with our parameters, which scikit-learn's own lacks.
 
-    In one of a subclass with an ``__init__`` of its own that was made without bpgpu, none of the names is ours.
+    In the state of a subclass with its own ``__init__`` that was pickled without bpgpu, none of the names is ours.
     """
     kind = type(estimator)
     missing = kind._bpgpu_added.keys() - state.keys() - set(state.get(TAKEN, ()))
     if not missing:
         return state
-    # Of the class, because the function of an instance is a bound method.
+    # Read from the class, because reading it from an instance gives a bound method.
     taken = _of_its_classes(kind) if kind.__init__ is kind._bpgpu_constructor else set(kind._bpgpu_added)
     defaults = {name: kind._bpgpu_added[name] for name in missing - taken}
     return {**defaults, **state, **({TAKEN: tuple(sorted(taken))} if taken else {})}
 
 
 def _of_its_classes(kind: Any) -> set[str]:
-    """Return the names that the classes below ours, such as a stranger's subclass, have as attributes."""
+    """Return our names that classes derived from ours, such as a user's subclass, have as attributes."""
     below = itertools.takewhile(lambda cls: "_bpgpu_added" not in vars(cls), kind.__mro__)
     return {name for cls in below for name in kind._bpgpu_added.keys() & vars(cls).keys()}
 

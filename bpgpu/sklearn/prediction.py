@@ -1,4 +1,4 @@
-"""What the estimators compute with a fitted network."""
+"""Computations with a fitted network."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from bpgpu.sklearn import checks, networks
 
 
 class PredictionMixin(perceptron.BaseMultilayerPerceptron):
-    """Predictions with any activation, and what goes on inside."""
+    """Predictions with any activation, hidden activations and input gradients."""
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
         if check_input:
@@ -33,11 +33,11 @@ class PredictionMixin(perceptron.BaseMultilayerPerceptron):
         y : {array-like, sparse matrix}, shape (n_samples,) or (n_samples, n_outputs)
         sample_weight : array-like, shape (n_samples,), optional
         """
-        checks.undamaged(y=y)  # which the metrics believe
+        checks.undamaged(y=y)  # the metrics do not check it
         return super().score(X, y, sample_weight)  # type: ignore[no-any-return]
 
     def hidden_activations(self, X: Any) -> list[np.ndarray[Any, Any]]:
-        """Return what the hidden layers make of X.
+        """Return the activations of the hidden layers for X.
 
         Parameters
         ----------
@@ -51,7 +51,7 @@ class PredictionMixin(perceptron.BaseMultilayerPerceptron):
         return networks.forward(self, self._bpgpu_checked_input(X))[1][1:-1]
 
     def input_gradients(self, X: Any) -> np.ndarray[Any, Any]:
-        """Return the derivatives of the outputs (of a classifier: of its probabilities) with respect to the inputs.
+        """Return the derivatives of the outputs (a classifier's probabilities) with respect to the inputs.
 
         Parameters
         ----------
@@ -60,7 +60,7 @@ class PredictionMixin(perceptron.BaseMultilayerPerceptron):
         Returns
         -------
         array, shape (n_samples, n_outputs, n_features)
-            Of a binary classifier, whose only output is the probability of its second class, as of a regression with
-            one target, n_outputs is 1.
+            n_outputs is 1 for a regression with one target, and for a binary classifier, whose only output is the
+            probability of its second class.
         """
         return networks.input_gradients(self, self._bpgpu_checked_input(X))

@@ -1,4 +1,4 @@
-"""What a fit did, and how fast."""
+"""The report of a fit: where it ran, and how fast."""
 
 import functools
 import time
@@ -9,22 +9,22 @@ import numpy as np
 
 @dataclass
 class FitReport:
-    """Where a fit ran, why there, and what took how long.
+    """Where a fit ran, why there, and how long each phase took.
 
     Attributes
     ----------
     backend : str
-        Name of the backend; "scikit-learn" if that took the steps itself.
+        Name of the backend; "scikit-learn" if scikit-learn took the steps itself.
     device : str
     reason : str
-        Why there.
+        Why it ran there.
     threads : int
     dtype : str
     samples, epochs, multiply_adds : int
-        Samples of an epoch; epochs; multiply-adds of the matrix products for one sample, forward and back.
+        Samples in an epoch; epochs; multiply-adds of the matrix products for one sample, forward and backward.
     seconds : dict of str to float
-        "checks" of the input and initial weights; "prepare": memory, and compiling where it is the first time;
-        "epochs"; "validation", with the rest of what is done after each epoch. Together the whole fit.
+        "checks" of the input and initial weights; "prepare": memory, and compiling if it is the first time;
+        "epochs"; "validation" and other work after each epoch. Together they are the whole fit.
     """
 
     backend: str = ""
@@ -39,21 +39,21 @@ class FitReport:
     _since: float = field(default_factory=time.perf_counter, repr=False, compare=False)
 
     def lap(self, phase: str) -> None:
-        """Add the time since the last lap, or since the report was begun, to a phase."""
+        """Add the time since the last lap, or since the report was created, to a phase."""
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self._since = now
 
     @property
     def samples_per_second(self) -> float:
-        """In the epochs."""
+        """The speed of the epochs."""
         return self.samples * self.epochs / max(self.seconds.get("epochs", 0.0), 1e-9)
 
     @property
     def gemm_share(self) -> float | None:
-        """What the epochs did of the multiply-adds that a large matrix product does in the same time, on this CPU.
+        """The epochs' multiply-adds as a share of those that a large matrix product does in the same time on this CPU.
 
-        The product is measured when it is first asked for, with the threads that BLAS then has. None on a GPU.
+        The product is measured on first use, with the threads that BLAS has then. None on a GPU.
         """
         if not self.device.startswith("CPU"):
             return None
@@ -72,7 +72,7 @@ class FitReport:
 
 @functools.cache
 def gemm_rate(dtype: str) -> float:
-    """Return the multiply-adds a second of a product of two square matrices, the best of three."""
+    """Return the multiply-adds per second of a product of two square matrices, the best of four runs."""
     n = 768
     A, seconds = np.ones((n, n), dtype), np.inf
     for _ in range(4):

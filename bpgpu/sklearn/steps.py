@@ -1,4 +1,4 @@
-"""Who takes the steps of an epoch: a backend of bpgpu or, for what no backend can do, scikit-learn itself."""
+"""The steps of an epoch, by a backend of bpgpu or, where no backend can, by scikit-learn itself."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ Array = np.ndarray[Any, Any]
 
 
 def flatten(arrays: list[Array], net: Architecture) -> tuple[Array, list[Array], list[Array]]:
-    """Copy weights and biases of all layers into one buffer; return it with its views, weights and biases apart."""
+    """Copy the weights and biases of all layers into one buffer; return it and its views: weights, and biases."""
     flat = np.concatenate([np.ravel(x) for x in arrays]).astype(net.dtype, copy=False)
     return flat, *net.views(flat)
 
 
 @contextmanager
 def in_given_arrays(estimator: Any) -> Iterator[None]:
-    """Train in buffers of a backend's own; at the end, the arrays that training began with have the values.
+    """Train in a backend's own buffers; at the end, copy the values to the arrays that training began with.
 
-    scikit-learn trains those arrays in place, so that users see in a reference to one what training does.
+    scikit-learn trains those arrays in place, so users who hold a reference to one see the trained values.
     """
     coefs, intercepts = estimator.coefs_, estimator.intercepts_
     given = coefs + intercepts
@@ -41,7 +41,7 @@ def in_given_arrays(estimator: Any) -> Iterator[None]:
 
 
 def _written(given: Array, trained: Array) -> Array:
-    """Return the given array with the trained values, or the trained one where the given one cannot take them."""
+    """Return the given array with the trained values, or the trained array if the given one cannot take them."""
     if given is trained or not given.flags.writeable or not np.can_cast(trained.dtype, given.dtype, "same_kind"):
         return trained
     given[...] = trained
@@ -67,17 +67,17 @@ class BackendSteps:
     Attributes
     ----------
     learning_rate : float or None
-        If set, it takes the place of the optimizer's.
+        If set, it replaces the optimizer's.
     """
 
     def __init__(self, estimator: Any, X: Any, y: Array, weight: Array | None, batch_size: int, backend: Backend):
         self.estimator, self.backend, self.optimizer = estimator, backend, estimator._optimizer
         self.learning_rate: float | None = None
         dtype = estimator.coefs_[0].dtype
-        data, rule = networks.data(estimator, X, y, weight, dtype), networks.rule(self.optimizer)
+        data, optimizer = networks.data(estimator, X, y, weight, dtype), networks.optimizer_of(self.optimizer)
         self.loss_type = loss_type(estimator, X, y, weight, dtype, batch_size)
         net = networks.architecture(estimator, dtype)
-        self.plan = Plan(net, int(batch_size), backend, rule, nonzeros=data.nonzeros).allocate()
+        self.plan = Plan(net, int(batch_size), backend, optimizer, nonzeros=data.nonzeros).allocate()
         self.steps_of_an_epoch = -(-len(data) // self.plan.batch_size)
         self._flatten()
         self.weight = data.weight
@@ -86,7 +86,7 @@ class BackendSteps:
         backend.prepare(self.plan, self.data, self.parameters)
 
     def _flatten(self) -> None:
-        """Lay parameters and state out in flat buffers, on the host and on the device: one if that is the same."""
+        """Lay out parameters and state in flat buffers, on the host and on the device; the same ones on the CPU."""
         estimator, optimizer, net, backend = self.estimator, self.optimizer, self.plan.architecture, self.backend
         flat, estimator.coefs_, estimator.intercepts_ = flatten(estimator.coefs_ + estimator.intercepts_, net)
         self.host = [flat]
@@ -95,7 +95,7 @@ class BackendSteps:
                 flat, weights, biases = flatten(arrays, net)
                 optimizer.states[i] = weights + biases
                 self.host.append(flat)
-        elif self.plan.state:  # without momentum there is a velocity, which nothing reads
+        elif self.plan.state:  # without momentum, nothing reads the velocity
             for name in ("velocities",) if hasattr(optimizer, "velocities") else ("ms", "vs"):
                 flat, weights, biases = flatten(getattr(optimizer, name), net)
                 setattr(optimizer, name, weights + biases)
@@ -146,7 +146,7 @@ class BackendSteps:
         return [float(optimizer.learning_rate_init if hasattr(optimizer, "ms") else optimizer.learning_rate)] * steps
 
     def _count(self) -> None:
-        """Tell the optimizer how far it is; scikit-learn's Adam has its corrections in its learning rate."""
+        """Set the optimizer's step count; scikit-learn's Adam has its corrections in its learning rate."""
         optimizer, t = self.optimizer, self.plan.steps
         if hasattr(optimizer, "t") and t:
             optimizer.t = t
@@ -159,10 +159,10 @@ class BackendSteps:
     def _check_weights(self, order: Array | None) -> None:
         weight = self.weight if order is None else self.weight[order]
         if not np.add.reduceat(weight, range(0, len(weight), self.plan.batch_size)).all():
-            raise ZeroDivisionError("Weights sum to zero, can't be normalized")  # NumPy's words, of a batch
+            raise ZeroDivisionError("Weights sum to zero, can't be normalized")  # NumPy's message for a batch
 
     def download(self) -> None:
-        """Bring parameters and state to where scikit-learn reads them."""
+        """Copy parameters and state to where scikit-learn reads them."""
         for host, device in zip(self.host, self.device, strict=True):
             if device is not host:
                 host[...] = self.backend.to_numpy(device)
@@ -174,9 +174,9 @@ class ReferenceSteps:
     Parameters
     ----------
     estimator, X, y, weight, batch_size
-        As of `BackendSteps`, of any kind that scikit-learn itself takes.
+        As in `BackendSteps`, of any kind that scikit-learn itself takes.
     work : list of list
-        activations, deltas, coef_grads and intercept_grads as scikit-learn's `_fit` makes them.
+        activations, deltas, coef_grads and intercept_grads, as scikit-learn's `_fit` creates them.
     """
 
     learning_rate: float | None = None
@@ -189,7 +189,7 @@ class ReferenceSteps:
         self.parameters: list[Any] = []
 
     def epoch(self, order: Array | None) -> Any:
-        """Train one epoch and return its loss, of the type that it has in scikit-learn."""
+        """Train one epoch and return its loss, in scikit-learn's type."""
         estimator, n, loss = self.estimator, self.X.shape[0], 0.0
         if self.learning_rate is not None:  # scikit-learn's Adam computes its rate from the initial one
             estimator._optimizer.learning_rate = estimator._optimizer.learning_rate_init = self.learning_rate
@@ -206,11 +206,11 @@ class ReferenceSteps:
         return loss / n
 
     def download(self) -> None:
-        """Everything is where scikit-learn reads it."""
+        """Do nothing: everything is where scikit-learn reads it."""
 
 
 class Objective:
-    """The loss and the gradient of all data at once, for L-BFGS."""
+    """The loss and the gradient on all data at once, for L-BFGS."""
 
     def __init__(self, estimator: Any, X: Any, y: Array, weight: Array | None, backend: Backend) -> None:
         self.estimator, self.X, self.y, self.weight, self.backend = estimator, X, y, weight, backend

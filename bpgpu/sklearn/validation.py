@@ -1,4 +1,4 @@
-"""What the estimators validate on, and the score that early stopping goes by."""
+"""The validation data of the estimators, and the score for early stopping."""
 
 import copy
 import warnings
@@ -20,7 +20,7 @@ from bpgpu.sklearn import checks, parameters, weights
 
 
 class ValidationMixin(perceptron.BaseMultilayerPerceptron):
-    """Data to validate on: those that `fit` got, or a part of X."""
+    """Validation data: those that `fit` got, or a part of X."""
 
     coefs_: list[Any]
     intercepts_: list[Any]
@@ -28,7 +28,7 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
     _random_state: Any
 
     def _bpgpu_split(self, X: Any, y: Any, weight: Any, resumes: bool) -> tuple[Any, Any]:
-        """Return (X, y, weight) to train on, and those to validate on, or None."""
+        """Return (X, y, weight) for training, and the same for validation or None."""
         if getattr(self, "_bpgpu_given_validation", None) is not None:
             return (X, y, weight), self._bpgpu_checked_validation(X.dtype)
         if not self.early_stopping:
@@ -58,7 +58,7 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
         return (X, y, weight), (X_val, y_val, weight_val)
 
     def _bpgpu_checked_validation(self, dtype: Any) -> tuple[Any, Any, Any]:
-        """Return what `fit` got as X_val, y_val and sample_weight_val as X, y and sample_weight are inside."""
+        """Return X_val, y_val and sample_weight_val in the form that X, y and sample_weight have inside a fit."""
         X, y, weight = self._bpgpu_given_validation
         checks.undamaged(X_val=X)
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
@@ -68,32 +68,32 @@ class ValidationMixin(perceptron.BaseMultilayerPerceptron):
             y = column_or_1d(y)
         if is_classifier(self):
             if self._label_binarizer.y_type_ != "multilabel-indicator" and len(np.setdiff1d(y, self.classes_)):
-                raise ValueError(f"y_val has classes that y has not: {np.setdiff1d(y, self.classes_)}")
+                raise ValueError(f"y_val has classes that y does not have: {np.setdiff1d(y, self.classes_)}")
             y = self._label_binarizer.transform(y).astype(bool)
         elif y.ndim == 1:
             y = y.reshape(-1, 1)
         if y.shape[1] != self.n_outputs_:
-            raise ValueError(f"y_val must have {self.n_outputs_} outputs as y has, got shape {y.shape}")
+            raise ValueError(f"y_val must have {self.n_outputs_} outputs, like y, got shape {y.shape}")
         if weight is not None:
             weight = _check_sample_weight(weight, X, dtype=dtype)
             weight = weights.not_too_large("sample_weight_val", weight, dtype)
         return X, y, weight
 
-    def _bpgpu_take_the_best_epoch(self) -> None:
-        """Set the weights of the epoch with the best score, and keep those of the last for a fit that resumes."""
+    def _bpgpu_take_best_epoch(self) -> None:
+        """Set the weights of the epoch with the best score, and keep those of the last epoch for a fit that resumes."""
         if self.warm_start == "resume":
             self._bpgpu_last_epoch = self.coefs_, self.intercepts_
         self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
 
-    def _bpgpu_go_on_from_the_last_epoch(self, resumes: bool) -> None:
-        """Take back the weights that training ended with, unless others have been set since."""
+    def _bpgpu_restore_last_epoch(self, resumes: bool) -> None:
+        """Restore the weights that training ended with, unless others have been set since."""
         last = self.__dict__.pop("_bpgpu_last_epoch", None)
         if last and resumes and self.early_stopping:
             untouched = self.coefs_ is self._best_coefs and self.intercepts_ is self._best_intercepts
             self.coefs_, self.intercepts_ = last if untouched else (self.coefs_, self.intercepts_)
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the score that early stopping goes by."""
+        """Return the score for early stopping."""
         scoring = parameters.value(self, "scoring")
         if scoring is None:
             return float(super()._score(X, y, sample_weight))

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
-from bpgpu.errors import shown
+from bpgpu.errors import short_repr
 from bpgpu.sklearn import parameters
 
 
 def by_class(estimator: Any, y: Any) -> Any:
     """Return the weights of encoded targets, or None without `class_weight`.
 
-    A class that a dict does not name weighs 1. Which classes there are is not for a batch of `partial_fit` to say.
+    A class that a dict does not name weighs 1. A batch of `partial_fit` does not determine which classes there are.
     """
     class_weight = parameters.value(estimator, "class_weight")
     if class_weight is None:
@@ -24,13 +24,13 @@ def by_class(estimator: Any, y: Any) -> Any:
     weight = compute_class_weight(class_weight, classes=classes, y=classes[index])[index]
     if not weight.any():
         raise ValueError(
-            f"class_weight must give some sample a weight, got 0 for each class in y: {shown(class_weight)}"
+            f"class_weight must give some sample a weight, got 0 for each class in y: {short_repr(class_weight)}"
         )
     return weight
 
 
 def product(by_class: Any, sample_weight: Any, dtype: Any) -> Any:
-    """Return the product of both weights, either of which may be None; check that one can train with it in `dtype`."""
+    """Return the product of both weights, either of which may be None; check that training in `dtype` can use it."""
     if by_class is None:
         return None if sample_weight is None else not_too_large("sample_weight", sample_weight, dtype)
     if sample_weight is None:
@@ -45,7 +45,7 @@ def product(by_class: Any, sample_weight: Any, dtype: Any) -> Any:
 
 
 def not_too_large(name: str, weight: Any, dtype: Any) -> Any:
-    """Return weights whose sum a dtype can hold, by which losses are divided; raise ``ValueError`` for others."""
+    """Return weights; raise ``ValueError`` if the dtype cannot hold their sum, by which losses are divided."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = weight.astype(dtype).sum()
     if not np.isfinite(total):

@@ -1,4 +1,4 @@
-"""Callbacks: what a user hangs on the training loop."""
+"""Callbacks: user code that the training loop calls."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 from bpgpu import checks
 from bpgpu.checks import not_negative, positive
-from bpgpu.errors import shown, unknown_name
+from bpgpu.errors import short_repr, unknown_name
 from bpgpu.files import saving
 from bpgpu.training.history import Training
 
@@ -20,7 +20,7 @@ class Callback:
     """Base class: override what you need. Each method gets the running `Training`."""
 
     def check(self, training: Training, *, has_validation: bool) -> None:
-        """Raise if the callback cannot do its work in this fit; nothing has changed yet."""
+        """Raise if the callback cannot work in this fit; nothing has changed yet."""
 
     def on_train_begin(self, training: Training) -> None:
         """Before the first epoch."""
@@ -32,7 +32,7 @@ class Callback:
         """After each epoch; ``training.history`` has its numbers, ``training.stop(reason)`` ends training."""
 
     def on_train_end(self, training: Training) -> None:
-        """After training, also if it was interrupted or failed."""
+        """After training, even if it was interrupted or failed."""
 
 
 class _Monitor(Callback):
@@ -47,7 +47,7 @@ class _Monitor(Callback):
     def check(self, training: Training, *, has_validation: bool) -> None:
         if self.monitor == "validation_loss" and not has_validation:
             raise ValueError(
-                f"{type(self).__name__} monitors 'validation_loss', but fit got no validation_data; pass them, or "
+                f"{type(self).__name__} monitors 'validation_loss', but fit got no validation_data; pass it, or "
                 "monitor='loss'"
             )
 
@@ -65,15 +65,15 @@ class _Monitor(Callback):
 class EarlyStopping(_Monitor):
     """Stop when a loss no longer falls, and restore the weights of its best epoch.
 
-    The best weights are restored whenever training ends by itself, also after the last epoch; after Ctrl-C the
-    weights of the last finished step are kept.
+    The best weights are restored whenever training ends by itself, even after the last epoch. After Ctrl-C, the weights
+    of the last finished step are kept.
 
     Parameters
     ----------
     patience : int
         Epochs without improvement after which training stops, at least 1.
     min_delta : float
-        By how much the loss must fall to count as improved.
+        The least decrease of the loss that counts as an improvement.
     monitor : {"validation_loss", "loss"}
     restore_best : bool
 
@@ -126,7 +126,7 @@ class EarlyStopping(_Monitor):
 
 
 class Checkpoint(_Monitor):
-    """Save the network after every epoch, or after each that is the best so far.
+    """Save the network after every epoch, or after each epoch that is the best so far.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class Checkpoint(_Monitor):
         self.path = checks.file_name("path", path)
         if "{epoch}" in str(self.path.parent) or re.search(r"\{\w+[:}]", self.path.name.replace("{epoch}", "")):
             raise ValueError(
-                f"path must have no placeholder but {{epoch}}, and that in the name of the file only, got {str(path)!r}"
+                f"path must have no placeholder but {{epoch}}, and only in the file name, got {str(path)!r}"
             )
         self.every_epoch = monitor is None
 
@@ -149,10 +149,10 @@ class Checkpoint(_Monitor):
         if not self.every_epoch:
             super().check(training, has_validation=has_validation)
         if not self.path.parent.is_dir():
-            raise ValueError(f"the folder of the Checkpoint {self.path} must exist; make it first")
-        checks.file_name("path", self.path)  # once more: only now there need be a folder
+            raise ValueError(f"the folder of the Checkpoint {self.path} must exist; create it first")
+        checks.file_name("path", self.path)  # again, because the folder need not have existed before
         if self.path.is_dir():
-            raise ValueError(f"the path of the Checkpoint must be that of a file, but {self.path} is a folder")
+            raise ValueError(f"the path of the Checkpoint must name a file, but {self.path} is a folder")
 
     def on_epoch_end(self, training: Training) -> None:
         if self.improved(training) or self.every_epoch:
@@ -161,28 +161,28 @@ class Checkpoint(_Monitor):
 
 
 class LearningRateSchedule(Callback):
-    """Set the learning rate of each epoch. For one that changes with the step see `bpgpu.CosineDecay` and others.
+    """Set the learning rate of each epoch. For a rate that changes with the step, see `bpgpu.CosineDecay` and others.
 
     Parameters
     ----------
     schedule : function
-        Takes the epochs finished in this fit and the history, returns the learning rate of the next epoch.
+        Takes the number of epochs finished in this fit and the history; returns the learning rate of the next epoch.
 
     Raises
     ------
     TypeError
-        If the schedule does not take these two.
+        If the schedule does not take these two arguments.
     """
 
     def __init__(self, schedule: Callable[[int, Any], float]) -> None:
-        hint = "; a schedule by step, such as bpgpu.StepDecay, is the learning_rate of an optimizer"
+        hint = "; pass a schedule by step, such as bpgpu.StepDecay, as the learning_rate of an optimizer"
         self.schedule = checks.function("schedule", schedule, ["the epoch", "the history"], hint)
 
     def check(self, training: Training, *, has_validation: bool) -> None:
         if callable(training.optimizer.learning_rate):
             raise ValueError(
                 "LearningRateSchedule would override the optimizer's own schedule, "
-                f"{training.optimizer.learning_rate!r}; pass one of the two"
+                f"{training.optimizer.learning_rate!r}; pass only one of the two"
             )
 
     def on_epoch_begin(self, training: Training) -> None:
@@ -191,23 +191,23 @@ class LearningRateSchedule(Callback):
 
 
 def checked(callbacks: Any) -> Sequence[Callback]:
-    """Return `callbacks`, or raise if they are no sequence of callbacks, or if one would override another."""
+    """Return `callbacks`; raise if it is not a sequence of callbacks, or if one would override another."""
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
-        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {shown(callbacks)}")
+        raise TypeError(f"callbacks must be a list of bpgpu.Callback objects, got {short_repr(callbacks)}")
     if sum(isinstance(callback, LearningRateSchedule) for callback in callbacks) > 1:
-        raise ValueError("callbacks must have one LearningRateSchedule at most: the last would override the others")
+        raise ValueError("callbacks must have at most one LearningRateSchedule: the last would override the others")
     return callbacks
 
 
 class ProgressBar(Callback):
     """Show epochs, losses and samples per second on standard error while training; needs the package rich.
 
-    Where standard error is no terminal it shows nothing.
+    It shows nothing if standard error is not a terminal.
     """
 
     def check(self, training: Training, *, has_validation: bool) -> None:
         try:
-            import rich.progress  # noqa: F401  # asked for here, before anything has changed
+            import rich.progress  # noqa: F401  # checked here, before anything changes
         except ImportError as error:
             raise ImportError('progress needs the package rich: pip install "bpgpu[cli]"') from error
 
@@ -234,7 +234,7 @@ class ProgressBar(Callback):
         if history.validation_loss:
             numbers += f"  validation {history.validation_loss[-1]:.4g}"
         numbers += f"  {training.samples / max(history.seconds[-1], 1e-9):,.0f} samples/s"
-        with suppress(OSError):  # the terminal was closed, which must not cost the training
+        with suppress(OSError):  # a closed terminal must not end the training
             self._progress.update(self._task, completed=training.epoch, numbers=numbers)
 
     def on_train_end(self, training: Training) -> None:

@@ -1,4 +1,4 @@
-"""What happened in a fit, and the running fit itself, as callbacks see it."""
+"""The history of a fit, and the running fit as callbacks see it."""
 
 from dataclasses import dataclass, field
 
@@ -8,21 +8,21 @@ from bpgpu.network import Network
 
 @dataclass
 class History:
-    """What happened in a call of `fit`; the lists have one entry for each finished epoch.
+    """The history of a call to `fit`; the lists have one entry for each finished epoch.
 
     Attributes
     ----------
     loss : list of float
-        Mean of C over the batches of the epoch, each taken before its update, with dropout and the penalty: what
+        Mean of C over the batches of the epoch, each before its update, with dropout and the penalty: the function that
         training descends.
     validation_loss : list of float
-        ``net.loss(X, y, penalty=False)`` of the validation data after the epoch: without the penalty, which depends on
-        the number of rows, so it is the same however often the rows are repeated. Empty without validation data, NaN
-        where Ctrl-C came in between.
+        ``net.loss(X, y, penalty=False)`` of the validation data after the epoch. Without the penalty, which depends on
+        the number of rows, it stays the same if the rows are repeated. Empty without validation data; NaN if Ctrl-C
+        came in between.
     learning_rate : list of float
-        Of the first step of the epoch.
+        The rate of the first step of the epoch.
     seconds : list of float
-        Of training; validation and callbacks are not counted.
+        Time of training, without validation and callbacks.
     stop_reason : str
         Why training ended.
     """
@@ -44,11 +44,11 @@ class Training:
     optimizer : Optimizer
     history : History
     epochs : int
-        How many are planned.
+        The number of epochs planned.
     samples : int
-        In an epoch.
+        Samples in an epoch.
     learning_rate : float or None
-        If a callback sets it, the coming epochs use it in place of the optimizer's.
+        If a callback sets it, the coming epochs use it instead of the optimizer's.
     """
 
     net: Network
@@ -61,11 +61,11 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """Epochs finished in this fit, whatever a callback does to the history."""
+        """The number of epochs finished in this fit, whatever a callback does to the history."""
         return self._finished
 
     def _epoch_ends(self, loss: float, learning_rate: float, seconds: float, validation_loss: float | None) -> None:
-        """Count an epoch that is in the weights, and enter it in the history."""
+        """Count an epoch that has changed the weights, and add it to the history."""
         self.net.epoch += 1
         self._finished += 1
         self.history.loss.append(loss)

@@ -7,7 +7,7 @@
         ...
         assert fake.counters.synchronisations == 1
 
-It has only names and keyword arguments that CuPy has (`tests/test_simgpu_cupy.py` compares them with the real one),
+It has only names and keyword arguments that CuPy has (`test_simgpu_cupy.py` compares them with the real one),
 never converts to or mixes with NumPy arrays, fills fresh memory with NaN, and counts what costs time. What CuPy would
 do but no code here should rely on, it refuses.
 """
