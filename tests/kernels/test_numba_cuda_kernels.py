@@ -302,7 +302,7 @@ def test_update_of_a_fault(name):
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("name", checks.RULES)
+@pytest.mark.parametrize("name", checks.LISTED)
 def test_update_that_overflows(name):
     checks.test_update_that_overflows(name)
 
