@@ -227,7 +227,7 @@ needs_stub = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("gcc") is None, reason="the stub driver needs Linux and gcc"
 )
 PRINT_REASON = """
-from bpgpu.backends.cuda_probe import probe
+from bpgpu.backends.cuda.probe import probe
 try:
     print("works:", probe())
 except Exception as error:

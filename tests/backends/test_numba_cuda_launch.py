@@ -68,7 +68,7 @@ def test_steps_make_launches_of_either_language(launcher):
 
     out, y, scale, weight = (up(np.zeros(shape, F32)) for shape in ((2, 3), (2, 1), (2,), (2,)))
     sizes = (2, 3, 1, 2, 0)
-    arguments = (out, y, scale, weight, up(x), up(x[:, :1].copy()), None, None, None, up(np.ones((3, 4), F32)), *sizes)
+    arguments = (out, y, scale, weight, up(x), up(x[:, :1].copy()), None, None, None, up(np.ones(3, F32)), *sizes)
     gather = launcher.bind("gather", F32, (1,), (*arguments, control))
     at_step(gather, 1)()
     np.testing.assert_array_equal(out.copy_to_host(), x[2:4])

@@ -656,7 +656,8 @@ from bpgpu.__main__ import main; main()
 def test_ctrl_c_saves_the_model_and_exits_with_130(tmp_path):
     announce = """
 import signal, sys
-from bpgpu import __main__, callbacks
+from bpgpu import __main__
+from bpgpu.training import callbacks
 def on_epoch_end(self, training):
     print("finished", training.epoch, file=sys.stderr, flush=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored

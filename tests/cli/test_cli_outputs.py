@@ -336,7 +336,8 @@ def test_closed_outputs_cost_neither_the_model_nor_the_predictions(tables):
 
 ANNOUNCE = """
 import os, signal, sys
-from bpgpu import __main__, callbacks
+from bpgpu import __main__
+from bpgpu.training import callbacks
 def on_epoch_end(self, training):
     if training.epoch == 3:
         (SEND)

@@ -133,9 +133,9 @@ import warnings
 import numpy as np
 import bpgpu
 from numba.core.event import install_recorder
-from bpgpu.activations import ACTIVATIONS
-from bpgpu.costs import COSTS
-from bpgpu.optimizers import OPTIMIZERS
+from bpgpu.model.activations import ACTIVATIONS
+from bpgpu.model.costs import COSTS
+from bpgpu.model.optimizers import OPTIMIZERS
 warnings.simplefilter("ignore")
 X = np.random.default_rng(0).uniform(0.1, 0.9, (40, 5))
 cases = [((5, 3), "tanh", "squared_error", "sgd", 7), ((5, 4, 4, 2, 1), "tanh", "squared_error", "sgd", 1)]
@@ -163,7 +163,7 @@ import numpy as np
 import bpgpu
 from numba.core.event import install_recorder
 from bpgpu import cli
-from bpgpu.gradcheck import check_table
+from bpgpu.proof.gradcheck import check_table
 
 class SignDescent(bpgpu.Optimizer):
     def apply(self, p, g, state, *, t, eta, n_weights, xp):
