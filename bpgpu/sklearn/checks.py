@@ -34,7 +34,9 @@ def shapes_for_lbfgs(estimator: Any, layer_units: Any) -> None:
             "with warm_start=False to begin anew"
         )
     if given != wanted:
-        raise ValueError(f"coefs_ and intercepts_ must have the shapes {shown(wanted)}, got {shown(given)}")
+        raise ValueError(
+            f"coefs_ and intercepts_ of the fitted network must have the shapes {shown(wanted)}, got {shown(given)}"
+        )
 
 
 def numbers(estimator: Any) -> None:
