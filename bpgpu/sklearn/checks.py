@@ -34,7 +34,9 @@ def shapes_for_lbfgs(estimator: Any, layer_units: Any) -> None:
             "with warm_start=False to start again"
         )
     if given != wanted:
-        raise ValueError(f"coefs_ and intercepts_ must have the shapes {short_repr(wanted)}, got {short_repr(given)}")
+        raise ValueError(
+            f"coefs_ and intercepts_ of the fitted network must have the shapes {short_repr(wanted)}, got {short_repr(given)}"
+        )
 
 
 def numbers(estimator: Any) -> None:

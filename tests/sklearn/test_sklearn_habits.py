@@ -548,6 +548,16 @@ def test_partial_fit_refuses_a_batch_size_that_became_no_integer():
         np.testing.assert_array_equal(model.coefs_[0], coefs[0])
 
 
+@pytest.mark.filterwarnings("ignore")  # of an optimizer that has not converged
+@pytest.mark.parametrize("what", ["coefs_", "intercepts_"])
+def test_lbfgs_refuses_weights_of_other_shapes(what):
+    """Scikit-learn lets SciPy write beyond the arrays that it has made for the layers."""
+    model = make(ours, "number", solver="lbfgs", warm_start=True).fit(X, Y["number"])
+    getattr(model, what)[0] = getattr(model, what)[0][:-1]
+    with pytest.raises(ValueError, match="coefs_ and intercepts_ of the fitted network must have the shapes"):
+        model.fit(X, Y["number"])
+
+
 @pytest.mark.filterwarnings("ignore")  # of an optimizer that has not converged, and of overflow
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
 def test_targets_that_float32_does_not_hold(solver):
