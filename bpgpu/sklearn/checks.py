@@ -35,7 +35,8 @@ def shapes_for_lbfgs(estimator: Any, layer_units: Any) -> None:
         )
     if given != wanted:
         raise ValueError(
-            f"coefs_ and intercepts_ of the fitted network must have the shapes {short_repr(wanted)}, got {short_repr(given)}"
+            f"coefs_ and intercepts_ of the fitted network must have the shapes {short_repr(wanted)}, got "
+            f"{short_repr(given)}"
         )
 
 
