@@ -10,26 +10,11 @@ from bpgpu.data import load_digits
 from bpgpu.model.activations import ACTIVATIONS
 from bpgpu.model.costs import COSTS
 from bpgpu.proof import gradcheck
-from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
 pytestmark = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
 GEMMS = ["cublas", "fused"]
 TOLERANCE = {"float32": 2e-4, "float64": 1e-11}  # of parameters of size 1, after three epochs
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """The simulated GPU, installed as cupy."""
-    return simulated.install(monkeypatch)
-
-
-@pytest.fixture
-def backend(gpu):
-    """Return a function that makes a CuPy backend on it."""
-    from bpgpu.backends.cuda.cupy_backend import CupyBackend
-
-    return CupyBackend
 
 
 def data(n=50, inputs=5, outputs=3, seed=0):

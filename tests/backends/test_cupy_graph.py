@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import bpgpu
-from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
 pytestmark = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
@@ -22,20 +21,6 @@ MISH = bpgpu.Activation(
     "mish", "z * tanh(softplus(z))", "tanh(softplus(z)) + z * sigmoid(z) * (1 - tanh(softplus(z)) ** 2)"
 )
 LOG_COSH = bpgpu.Cost("log_cosh", "abs(a - y) + log1p(exp(-2 * abs(a - y)))", "tanh(a - y)", "mean")
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """The simulated GPU, installed as cupy."""
-    return simulated.install(monkeypatch)
-
-
-@pytest.fixture
-def backend(gpu):
-    """Return a function that makes a CuPy backend on it."""
-    from bpgpu.backends.cuda.cupy_backend import CupyBackend
-
-    return CupyBackend
 
 
 @pytest.fixture

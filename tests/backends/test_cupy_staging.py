@@ -5,7 +5,6 @@ import pytest
 
 import bpgpu
 from bpgpu.backends.cuda import staging as cuda_memory
-from tests.simgpu import cupy as simulated
 from tests.simgpu import device
 
 pytestmark = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
@@ -13,18 +12,6 @@ WIDE = 300  # columns of X: the data take far more room than the network
 SAMPLES = 150
 BATCH = 16  # ten steps, the last of six rows
 ROOM = 114_000  # bytes: for the network and two batches, not for the data
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return simulated.install(monkeypatch)
-
-
-@pytest.fixture
-def backend(gpu):
-    from bpgpu.backends.cuda.cupy_backend import CupyBackend
-
-    return CupyBackend
 
 
 def data(targets="labels"):

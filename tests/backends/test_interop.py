@@ -8,22 +8,9 @@ import pytest
 
 import bpgpu
 from bpgpu.interop import on_gpu, same_kind
-from tests.simgpu import cupy as simulated
 from tests.simgpu import device, numba_device
 
 simulates = pytest.mark.skipif(not device.available(), reason="the simulated GPU needs Linux and g++")
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return simulated.install(monkeypatch)
-
-
-@pytest.fixture
-def backend(gpu):
-    from bpgpu.backends.cuda.cupy_backend import CupyBackend
-
-    return CupyBackend
 
 
 @pytest.fixture
