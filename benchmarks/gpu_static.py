@@ -209,7 +209,7 @@ def compile_all(folder: Path | None = None) -> list[Row]:
     Parameters
     ----------
     folder : Path
-        Keeps the rows of each compilation, for the next time.
+        Keeps the rows of each compilation, so that the next call need not repeat it.
     """
     workers = min(WORKERS, os.cpu_count() or 1)
     every = [*jobs(), *numba_static.jobs(ARCHITECTURES, ALL_FORMULAS_ON, LONGEST)]
@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--write", action="store_true", help=f"update tests/{TABLE.name}")
     parser.add_argument("--step-only", action="store_true", help="compile nothing")
-    parser.add_argument("--cache", type=Path, help="a folder that keeps what is found, for the next time")
+    parser.add_argument("--cache", type=Path, help="a folder that keeps the results between runs")
     arguments = parser.parse_args()
     sizes = tuple(int(size) for size in arguments.sizes.split(","))
     if len(sizes) < 2 or min(*sizes, arguments.batch) < 1:

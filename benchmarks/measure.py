@@ -18,9 +18,9 @@ from bpgpu.model.optimizers import SGD
 
 SECONDS = 0.15  # of timed calls for a case, but at least 3 and at most 50 calls
 CALLS = (3, 50)
-OVERHEAD = 1e-2  # seconds of a case in addition to its calls, for the estimate
+OVERHEAD = 1e-2  # estimated seconds of a case in addition to its calls
 EFFICIENCY = 0.5  # share of the ceiling that the estimate expects
-HOST_BYTES = 5e8  # bytes per second at which input is drawn and results are checked, for the estimate
+HOST_BYTES = 5e8  # estimated bytes per second at which input is drawn and results are checked
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def path(name: str, value: Any) -> Path:
 
 
 def file_name(name: str, value: Any) -> Path:
-    """Return what `path` does, for a file that is opened only after long work.
+    """Return what `path` does; use it if the file is opened only after long work.
 
     Raises
     ------

@@ -31,7 +31,7 @@ def ordered(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def in_order(*args: P.args, **kwargs: P.kwargs) -> R:
-        net: Network = args[0]  # type: ignore[assignment]
+        net: Network = args[0]  # type: ignore[assignment]  # P cannot say that it begins with self
         with net.backend.ordered():
             return method(*args, **kwargs)
 

@@ -37,7 +37,7 @@ from bpgpu.mlp import MLP
 from bpgpu.model.optimizers import SGD, Adam
 from bpgpu.proof import gradcheck
 from bpgpu.proof.accuracy_cases import CASES, measure
-from bpgpu.proof.bench import DTYPES, PROMISED, Bench
+from bpgpu.proof.bench import DTYPES, Bench
 
 __all__ = ["CHECKS", "Check", "check_backend"]
 
@@ -129,11 +129,7 @@ def _accuracy(case: Any, dtype: str) -> Callable[[Backend, int, bool], None]:
     def run(backend: Backend, largest: int, crossed: bool) -> None:
         found = measure(Bench(backend, dtype, largest, crossed), case)
         assert found, "nothing was measured; give a larger `largest`"
-        wrong = [
-            f"{each.operation}, {each.case}: {each.error:.3g}, promised {PROMISED[each.operation]}"
-            for each in found
-            if not each.ok
-        ]
+        wrong = [str(each) for each in found if not each.ok]
         assert not wrong, "; ".join(wrong)
 
     return run

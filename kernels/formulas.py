@@ -331,9 +331,13 @@ def numpy_function(
         If the expression holds anything but whitelisted names, numbers, operators and functions.
     """
     source, _ = emitted(expression, names, "numpy")
-    # SciPy is loaded only for the formulas that need it.
+    return _function(source, names, **numpy_globals(source, dtype))
+
+
+def numpy_globals(source: str, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return the globals of source for "numpy" that computes in a dtype; SciPy is loaded only where it is needed."""
     special = importlib.import_module("scipy.special") if "special." in source else None
-    return _function(source, names, np=np, special=special, T=dtype.type)
+    return {"np": np, "special": special, "T": dtype.type}
 
 
 def traced_function(

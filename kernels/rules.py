@@ -13,7 +13,6 @@ p is the parameter and g its gradient, s0 ... s3 are the rule's state and n0 ...
 
 import ast
 import functools
-import importlib
 import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -248,8 +247,7 @@ def numbers_source(text: str) -> str:
 def numpy_function(text: str, dtype: np.dtype[Any]) -> Callable[..., Any]:
     """Return the function of `python_source` for arrays of a dtype."""
     source = python_source(text, "numpy")
-    special = importlib.import_module("scipy.special") if "special." in source else None
-    namespace: dict[str, Any] = {"__builtins__": {}, "np": np, "special": special, "T": dtype.type}
+    namespace: dict[str, Any] = {"__builtins__": {}, **compiler.numpy_globals(source, dtype)}
     exec(source, namespace)
     function: Callable[..., Any] = namespace["rule"]
     return function

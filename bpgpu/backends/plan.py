@@ -6,6 +6,7 @@ from typing import Any
 from bpgpu import checks
 from bpgpu.backends.data import Batch, Data
 from bpgpu.backends.memory import Memory
+from bpgpu.kernels.rules import Rule
 from bpgpu.model.architecture import Architecture
 from bpgpu.model.optimizers import Optimizer
 
@@ -105,6 +106,11 @@ class Plan:
         }
 
     @property
+    def compiled(self) -> Rule | None:
+        """The optimizer as the kernels take it; None without one, or if it is written in Python."""
+        return None if self.rule is None else self.rule.compiled
+
+    @property
     def products(self) -> list[float]:
         """Multiply-adds of the product of each layer with a full batch, in one direction."""
         net = self.architecture
@@ -124,7 +130,7 @@ class Plan:
         Raises
         ------
         MemoryError
-            If the backend has not that much memory free; before anything is allocated.
+            If the backend does not have that much memory free; nothing has been allocated then.
         """
         backend, dtype = self.backend, self.architecture.dtype
         available = backend.free_memory()

@@ -56,7 +56,7 @@ def numbers_everywhere(what: str, steps: Sequence[tuple[str, str, str]], **argum
     Parameters
     ----------
     what : str
-        The owner of the formulas, for the error.
+        The owner of the formulas, which the error names.
     steps : sequence of (name of the result, its name in the error, expression)
     **arguments : array of float64, or a number
         Variables of the formulas, in addition to earlier results. The error gives its place by the first of them.
@@ -202,7 +202,7 @@ def optimizer(what: str, given: tuple[tuple[str, str], ...], rule: rules.Rule) -
     Parameters
     ----------
     what : str
-        Its name, for the error.
+        Its name, which the error gives.
     given : tuple of (name, expression)
         Its formulas, as the user wrote them.
     rule : Rule

@@ -73,7 +73,7 @@ def measure_all(name: str, say: Callable[[str], Any]) -> Errors:
 def broken_promises(errors: Errors) -> list[str]:
     """Return a line for each error larger than promised."""
     return [
-        f"{way}, {dtype}: {each.operation}, {each.case}: {each.error:.3g}, promised {PROMISED[each.operation]}"
+        f"{way}, {dtype}: {each}"
         for way, of_way in errors.items()
         for dtype, found in of_way.items()
         for each in found.values()

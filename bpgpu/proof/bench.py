@@ -74,6 +74,9 @@ class Measurement:
     case: str
     error: float
 
+    def __str__(self) -> str:
+        return f"{self.operation}, {self.case}: {self.error:.3g}, promised {PROMISED[self.operation]}"
+
     @property
     def ok(self) -> bool:
         """Whether the promise is kept."""

@@ -28,7 +28,7 @@ POISSON = unchecked(
 )
 # The same holds for the log-loss.
 LOGISTIC = unchecked(Activation, name="logistic", value=get_activation("logistic").value, derivative="1")
-# Regression losses that scikit-learn does not have, for one output; q is the quantile, d the delta of Huber's.
+# Regression losses of one output that scikit-learn does not have; q is the quantile, d the delta of Huber's.
 LOSSES = {
     "absolute_error": ("abs(a - y)", "where(a > y, 1, where(a < y, -1, 0))"),
     "huber": (

@@ -118,7 +118,7 @@ class NumbaBackend(Backend):
         return max(1, min(busy, plan.batch_size, self._blas.allowed_threads(), allowed_threads()))
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
-        if plan.rule is not None and plan.rule.compiled is not None:
+        if plan.compiled is not None:
             with forks.whole:
                 plan.prepared = self._prepare(plan)
 
@@ -132,7 +132,7 @@ class NumbaBackend(Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-        if plan.rule is None or plan.rule.compiled is None:  # a rule that is written in Python
+        if plan.compiled is None:  # an optimizer that is written in Python
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )
@@ -206,8 +206,7 @@ class NumbaBackend(Backend):
 
     def _prepare(self, plan: Plan) -> Prepared:
         """Return the tables of a plan, and the addresses of its formulas, compiled if they are new."""
-        net, batch = plan.architecture, plan.batch(plan.batch_size)
-        rule = None if plan.rule is None else plan.rule.compiled
+        net, batch, rule = plan.architecture, plan.batch(plan.batch_size), plan.compiled
         L, dtype, threads = len(net.activations), net.dtype, self._threads(plan)
         if plan.batch_size > MAX_SIZE:
             raise ValueError(

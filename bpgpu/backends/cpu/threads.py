@@ -57,7 +57,7 @@ def allowed_threads() -> int:
 
 
 class Helpers:
-    """Threads that are kept from one epoch to the next, for to start one takes as long as a step."""
+    """Threads that are kept from one epoch to the next, because starting one takes as long as a step."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()

@@ -67,7 +67,7 @@ class CudaBackend(Device, Backend):
         return cuda_epoch.workspace_nbytes(plan)
 
     def prepare(self, plan: Plan, data: Data, parameters: Array) -> None:
-        if plan.rule is not None and plan.rule.compiled is not None:
+        if plan.compiled is not None:
             with self.memory.current():
                 cuda_epoch.Epoch.of(plan, self, parameters, contract.samples(plan, data))
 
@@ -251,8 +251,7 @@ class CudaBackend(Device, Backend):
         learning_rates: list[float],
         epoch: int,
     ) -> float:
-        compiled = plan.rule is not None and plan.rule.compiled is not None
-        if not compiled or (plan.architecture.by_weight and data.weight is not None):
+        if plan.compiled is None or (plan.architecture.by_weight and data.weight is not None):
             return super().run_epoch(
                 plan, data, order, parameters=parameters, learning_rates=learning_rates, epoch=epoch
             )

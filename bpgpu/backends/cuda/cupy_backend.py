@@ -64,7 +64,8 @@ class CupyBackend(CudaBackend):
     graph : bool
         Capture the step of a full batch once, as a CUDA graph, and replay it: one call from the host for all of its
         kernels, with the same result to the bit. Takes the fused GEMM for every product, as CuPy cannot capture
-        cuBLAS; a rule that is written as `apply` runs without graphs. Off by default, for no hardware has run it yet.
+        cuBLAS; an optimizer that is written as `apply` runs without graphs. Off by default, because no hardware has run
+        it yet.
 
     Raises
     ------

@@ -41,7 +41,7 @@ class Memory(Protocol):
         """Return a stream that is in no order with any other."""
 
     def new_event(self) -> Any:
-        """Return an event, with ``record(stream)`` and, for the host to wait for it, ``synchronize()``."""
+        """Return an event, with ``record(stream)``, and ``synchronize()``, which lets the host wait for it."""
 
     def wait(self, stream: Any, event: Any) -> None:
         """Let what is given to a stream from now on come after an event."""

@@ -40,7 +40,7 @@ class Program:
 def _upload_shapes(plan: Plan, n: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return what goes up before an epoch of n samples, what comes down after it first."""
     dtype, B = plan.architecture.dtype, plan.batch_size
-    rule = None if plan.rule is None else plan.rule.compiled
+    rule = plan.compiled
     return {
         "control": ((8,), np.int32),
         "result": ((1,), dtype),
@@ -107,9 +107,8 @@ class Epoch:
         return prepared
 
     def __init__(self, plan: Plan, gpu: Device, parameters: Array, data: Data) -> None:
-        assert plan.rule is not None
-        assert plan.rule.compiled is not None
-        self.rule = plan.rule.compiled
+        assert plan.compiled is not None
+        self.rule = plan.compiled
         self.plan, self.gpu, self.parameters, self.data = plan, gpu, parameters, data
         self.steps, memory, n, B = gpu.steps, gpu.memory, len(data), plan.batch_size
         self.n_steps = -(-n // B)
